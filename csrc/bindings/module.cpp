@@ -1,0 +1,23 @@
+// The Python module fastigpt._C. Each part binds itself in a file of its own; nothing here links torch.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "fastigpt/isa.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "C++ and CUDA kernels of fastigpt";
+  m.def("supported_isas", [] {
+    std::vector<std::string> names;
+    for (auto isa : fastigpt::supported_isas()) names.emplace_back(fastigpt::isa_name(isa));
+    return names;
+  }, "Instruction sets this processor runs, slowest first.");
+#ifdef FASTIGPT_WITH_CUDA
+  m.attr("has_cuda") = true;
+#else
+  m.attr("has_cuda") = false;
+#endif
+  fastigpt::bind_quantize(m);
+}

@@ -1,0 +1,5 @@
+"""The one exception of our own; everything else that is wrong with an argument is a ValueError or a TypeError."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, hostile or inconsistent. Names the file, what was found, what was expected."""

@@ -1,0 +1,135 @@
+"""Builds the extension `fastigpt._C` from csrc/ and maps kernels/ to `fastigpt.kernels`.
+
+Never imports torch: the extension knows pointers and sizes only. Source files carry their instruction set in their
+name (`*_avx2.cpp`, `*_avx512.cpp`, `*_avx512vnni.cpp`); each is compiled with just those flags and is only called after
+the processor has been asked, so one wheel serves every machine of an architecture.
+
+FASTIGPT_CUDA=auto|0|1   compile csrc/cuda with nvcc: when found, never, or fail without it.
+"""
+
+import os
+import platform
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+X86 = platform.machine().lower() in {"x86_64", "amd64"}
+MSVC = os.name == "nt"
+
+# Instruction sets by file-name suffix, for gcc and clang / for MSVC.
+ISA_FLAGS = {
+    "_avx2": (["-mavx2", "-mfma", "-mf16c"], ["/arch:AVX2"]),
+    "_avx512": (["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"], ["/arch:AVX512"]),
+    "_avx512vnni": (
+        ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mavx2", "-mfma", "-mf16c"],
+        ["/arch:AVX512"],
+    ),
+}
+CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
+
+
+def isa_suffix(source: str) -> str | None:
+    stem = Path(source).stem
+    return next((suffix for suffix in ISA_FLAGS if stem.endswith(suffix)), None)
+
+
+def sources() -> list[str]:
+    found = sorted(p.relative_to(ROOT).as_posix() for folder in ("cpu", "bindings") for p in (ROOT / "csrc" / folder).glob("*.cpp"))
+    return [s for s in found if X86 or isa_suffix(s) is None]
+
+
+def nvcc() -> str | None:
+    """Path of the CUDA compiler to use, or None to build for the CPU alone."""
+    wish = os.environ.get("FASTIGPT_CUDA", "auto")
+    if wish not in {"auto", "0", "1"}:
+        raise SystemExit(f"FASTIGPT_CUDA must be auto, 0 or 1, not {wish!r}")
+    if wish == "0":
+        return None
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    path = shutil.which("nvcc", path=os.path.join(home, "bin") if home else None) or shutil.which("nvcc")
+    if path is None and wish == "1":
+        raise SystemExit("FASTIGPT_CUDA=1 but nvcc was not found: put it on PATH or set CUDA_HOME")
+    return path
+
+
+def cuda_library_dir(compiler: str) -> str:
+    """Folder of libcudart_static.a, as the compiler itself would link it."""
+    dry = subprocess.run([compiler, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True, check=False)
+    top = next((line.split("=", 1)[1].strip() for line in dry.stderr.splitlines() if line.startswith("#$ TOP=")), None)
+    root = Path(top) if top else Path(compiler).resolve().parents[1]
+    for folder in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
+        if (root / folder / "libcudart_static.a").exists():
+            return str(root / folder)
+    raise SystemExit(f"{compiler} was found, but no libcudart_static.a beside it in {root}")
+
+
+class BuildExtension(build_ext):
+    """Compiles all files at once, each with the flags of its instruction set, and .cu files with nvcc."""
+
+    def build_extension(self, ext):
+        compile_one, postargs = self.compiler.compile, list(ext.extra_compile_args or [])
+
+        def compile_parallel(files, **kwargs):
+            def task(source):
+                suffix = isa_suffix(source)
+                flags = ISA_FLAGS[suffix][1 if MSVC else 0] if suffix else []
+                return compile_one([source], **{**kwargs, "extra_postargs": postargs + flags})
+
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                cpu = [pool.submit(task, source) for source in files]
+                gpu = [pool.submit(self.compile_cuda, source) for source in self.cuda_sources()]
+                return [obj for job in cpu for obj in job.result()] + [job.result() for job in gpu]
+
+        self.compiler.compile = compile_parallel
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler.compile = compile_one
+
+    def cuda_sources(self) -> list[Path]:
+        return sorted((ROOT / "csrc" / "cuda").glob("*.cu")) if nvcc() else []
+
+    def compile_cuda(self, source: Path) -> str:
+        target = Path(self.build_temp) / "cuda" / (source.stem + ".o")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        host = ["-Xcompiler=/O2"] if MSVC else ["-Xcompiler=-fPIC,-fvisibility=hidden"]
+        command = [nvcc(), "-O3", "-std=c++17", *CUDA_TARGETS, *host, f"-I{ROOT / 'csrc' / 'include'}", "-c", str(source), "-o", str(target)]
+        subprocess.run(command, check=True)
+        return str(target)
+
+
+def extension() -> Pybind11Extension:
+    # -ffp-contract=off: a product and a sum are fused only where the code says so, else results would depend on the
+    # compiler and on the instruction set. Links are from measured need only: no torch, no BLAS.
+    flags = ["/O2"] if MSVC else ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    ext = Pybind11Extension(
+        "fastigpt._C",
+        sources(),
+        include_dirs=["csrc/include", "csrc/cpu"],
+        depends=[p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.h")],
+        extra_compile_args=flags,
+        extra_link_args=[] if MSVC else ["-pthread"],
+        cxx_std=17,
+    )
+    compiler = nvcc()
+    if compiler and sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+        ext.define_macros.append(("FASTIGPT_WITH_CUDA", "1"))
+        ext.library_dirs.append(cuda_library_dir(compiler))
+        ext.libraries += ["cudart_static"] if MSVC else ["cudart_static", "dl", "rt", "pthread"]
+    return ext
+
+
+setup(
+    packages=["fastigpt", "fastigpt.engine", "fastigpt.integrations", "fastigpt.training", "fastigpt.data", "fastigpt.kernels"],
+    package_dir={"fastigpt": "fastigpt", "fastigpt.kernels": "kernels"},
+    package_data={"fastigpt": ["py.typed", "data/**/*"], "fastigpt.kernels": ["*.json", "**/*.json"]},
+    ext_modules=[extension()],
+    cmdclass={"build_ext": BuildExtension},
+    zip_safe=False,
+)
