@@ -27,7 +27,17 @@ ISA_FLAGS = {
     "_avx2": (["-mavx2", "-mfma", "-mf16c"], ["/arch:AVX2"]),
     "_avx512": (["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"], ["/arch:AVX512"]),
     "_avx512vnni": (
-        ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mavx512bf16", "-mavx2", "-mfma", "-mf16c"],
+        [
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mavx512vnni",
+            "-mavx512bf16",
+            "-mavx2",
+            "-mfma",
+            "-mf16c",
+        ],
         ["/arch:AVX512"],
     ),
 }
@@ -40,7 +50,9 @@ def isa_suffix(source: str) -> str | None:
 
 
 def sources() -> list[str]:
-    found = sorted(p.relative_to(ROOT).as_posix() for folder in ("cpu", "bindings") for p in (ROOT / "csrc" / folder).glob("*.cpp"))
+    found = sorted(
+        p.relative_to(ROOT).as_posix() for folder in ("cpu", "bindings") for p in (ROOT / "csrc" / folder).glob("*.cpp")
+    )
     return [s for s in found if X86 or isa_suffix(s) is None]
 
 
@@ -99,7 +111,18 @@ class BuildExtension(build_ext):
         target = Path(self.build_temp) / "cuda" / (source.stem + ".o")
         target.parent.mkdir(parents=True, exist_ok=True)
         host = ["-Xcompiler=/O2"] if MSVC else ["-Xcompiler=-fPIC,-fvisibility=hidden"]
-        command = [nvcc(), "-O3", "-std=c++17", *CUDA_TARGETS, *host, f"-I{ROOT / 'csrc' / 'include'}", "-c", str(source), "-o", str(target)]
+        command = [
+            nvcc(),
+            "-O3",
+            "-std=c++17",
+            *CUDA_TARGETS,
+            *host,
+            f"-I{ROOT / 'csrc' / 'include'}",
+            "-c",
+            str(source),
+            "-o",
+            str(target),
+        ]
         subprocess.run(command, check=True)
         return str(target)
 
@@ -107,7 +130,11 @@ class BuildExtension(build_ext):
 def extension() -> Pybind11Extension:
     # -ffp-contract=off: a product and a sum are fused only where the code says so, else results would depend on the
     # compiler and on the instruction set. Links are from measured need only: no torch, no BLAS.
-    flags = ["/O2"] if MSVC else ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    flags = (
+        ["/O2"]
+        if MSVC
+        else ["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", "-Wno-unused-parameter"]
+    )
     ext = Pybind11Extension(
         "fastigpt._C",
         sources(),
@@ -126,7 +153,14 @@ def extension() -> Pybind11Extension:
 
 
 setup(
-    packages=["fastigpt", "fastigpt.engine", "fastigpt.integrations", "fastigpt.training", "fastigpt.data", "fastigpt.kernels"],
+    packages=[
+        "fastigpt",
+        "fastigpt.engine",
+        "fastigpt.integrations",
+        "fastigpt.training",
+        "fastigpt.data",
+        "fastigpt.kernels",
+    ],
     package_dir={"fastigpt": "fastigpt", "fastigpt.kernels": "kernels"},
     package_data={"fastigpt": ["py.typed", "data/**/*"], "fastigpt.kernels": ["*.json", "**/*.json"]},
     ext_modules=[extension()],

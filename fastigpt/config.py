@@ -206,9 +206,7 @@ class ImageGPTConfig:
     def differences(self, other: ImageGPTConfig) -> list[str]:
         """Names of the fields in which two configurations differ, with both values."""
         mine, theirs = asdict(self), asdict(other)
-        return [
-            f"{f.name}: {mine[f.name]} / {theirs[f.name]}" for f in fields(self) if mine[f.name] != theirs[f.name]
-        ]
+        return [f"{f.name}: {mine[f.name]} / {theirs[f.name]}" for f in fields(self) if mine[f.name] != theirs[f.name]]
 
 
 def _check_int(name: str, value: object, minimum: int) -> None:

@@ -70,7 +70,7 @@ class Engine(Protocol):
     kv_dtype: torch.dtype
 
     def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 [B, T, n_colors]: [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ n_pixels."""
+        """[B, T, n_colors], float32 (the reference engine: its dtype): [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ n_pixels."""
         ...
 
     def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:

@@ -1,0 +1,159 @@
+"""How a token is drawn: the noise contract, the filters, the draw. Plain PyTorch, the twin of every fused sampler.
+
+The noise of (seed, image index, position, token) is fixed: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
+as 1, 2, 3", 2011) counts to it directly, so a draw does not depend on batch size, order, device or threads. Adding Gumbel
+noise to logits and taking the argmax draws from their softmax (Gumbel, 1954).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fastigpt.engine import Drawing
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """Philox4x32-10. counter: four int64 tensors of one shape holding 32-bit words; returns four like them."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        # A 32 × 32 bit product wraps in int64, but its low and high halves come out right with a mask.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        high0, high1 = (p0 >> 32) & _MASK, (p1 >> 32) & _MASK
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, p1 & _MASK, high0 ^ c3 ^ k1, p0 & _MASK
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def noise_bits(seed: int, index: torch.Tensor, position: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """int64 [..., n_tokens]: the 32 random bits of every token. index, position: int64, broadcast against each other.
+
+    key = the 64-bit seed, counter = (token // 4, position, index low, index high), word token % 4.
+    """
+    index, position = torch.broadcast_tensors(index, position)
+    shape = (*index.shape, (n_tokens + 3) // 4)
+    block = torch.arange(shape[-1], device=index.device).expand(shape)
+    words = philox4x32(
+        (
+            block,
+            position.unsqueeze(-1).expand(shape),
+            (index & _MASK).unsqueeze(-1).expand(shape),
+            ((index >> 32) & _MASK).unsqueeze(-1).expand(shape),
+        ),
+        (seed & _MASK, seed >> 32),
+    )
+    return torch.stack(words, dim=-1).flatten(-2)[..., :n_tokens]
+
+
+def gumbel_noise(seed: int, index: torch.Tensor, position: torch.Tensor, n_tokens: int) -> torch.Tensor:
+    """float32 [..., n_tokens]: g = −log(−log u), u = (bits >> 8 + 0.5) · 2⁻²⁴, in float64 and then rounded.
+
+    float64 because u has 25 significant bits: in float32 the largest u would be 1 and its g infinite.
+    """
+    device = index.device
+    if device.type == "mps":  # has no float64
+        return gumbel_noise(seed, index.cpu(), position.cpu(), n_tokens).to(device)
+    uniform = ((noise_bits(seed, index, position, n_tokens) >> 8).double() + 0.5) * 2.0**-24
+    return (-torch.log(-torch.log(uniform))).float()
+
+
+def filter_logits(logits: torch.Tensor, drawing: Drawing) -> torch.Tensor:
+    """float32 [..., n]: logits / temperature, −inf where top-k or top-p forbid a token.
+
+    Temperature, then top-k, then top-p, each with the semantics of transformers' processors: tokens as good as the k-th
+    stay; top-p removes the least likely while their probabilities sum to at most 1 − top_p and keeps at least one. Of
+    equally likely tokens the lower goes first. Temperature 0 leaves the logits as they are: the draw is then their argmax.
+    """
+    scores = logits.float()
+    if drawing.temperature not in (0.0, 1.0):
+        scores = scores / drawing.temperature
+    if drawing.top_k is not None and drawing.top_k < scores.shape[-1]:
+        kth = scores.topk(drawing.top_k, dim=-1).values[..., -1:]
+        scores = scores.masked_fill(scores < kth, -math.inf)
+    if drawing.top_p is not None and drawing.top_p < 1.0:
+        ascending, order = scores.sort(dim=-1, stable=True)
+        remove = ascending.softmax(-1).cumsum(-1) <= 1.0 - drawing.top_p
+        remove[..., -1] = False
+        scores = scores.masked_fill(torch.zeros_like(remove).scatter(-1, order, remove), -math.inf)
+    return scores
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance: u + s·(c − u) on logits (Ho and Salimans, 2022)."""
+    return unconditional + scale * (conditional - unconditional)
+
+
+def draw(logits: torch.Tensor, index: torch.Tensor, position: torch.Tensor, drawing: Drawing) -> torch.Tensor:
+    """int64 [...]: one token for each row of logits [..., n]. index, position: int64, broadcast to [...]."""
+    scores = filter_logits(logits, drawing)
+    if drawing.temperature > 0:
+        scores = scores + gumbel_noise(drawing.seed, index, position, logits.shape[-1])
+    return scores.argmax(-1)
+
+
+def fresh_seed() -> int:
+    """A seed from the operating system, for callers who gave none. Below 2⁶³, so that it fits every file format."""
+    return int(torch.randint(0, 2**63 - 1, (), generator=_system_generator()))
+
+
+def _system_generator() -> torch.Generator:
+    generator = torch.Generator()
+    generator.seed()
+    return generator
+
+
+def checked_drawing(
+    seed: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance_scale: float | None = None,
+) -> Drawing:
+    """A Drawing, or a TypeError or ValueError that names the argument, what was given and what is allowed."""
+    if not _is_int(seed):
+        raise TypeError(f"seed must be an int, not {seed!r}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")
+    if not _is_number(temperature):
+        raise TypeError(f"temperature must be a number, not {temperature!r}")
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ValueError(f"temperature must be finite and at least 0, not {temperature}")
+    if top_k is not None:
+        if not _is_int(top_k):
+            raise TypeError(f"top_k must be an int or None, not {top_k!r}")
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None:
+        if not _is_number(top_p):
+            raise TypeError(f"top_p must be a number or None, not {top_p!r}")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+    if guidance_scale is not None:
+        if not _is_number(guidance_scale):
+            raise TypeError(f"guidance_scale must be a number or None, not {guidance_scale!r}")
+        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
+            raise ValueError(f"guidance_scale must be finite and at least 0, not {guidance_scale}")
+    return Drawing(
+        seed=int(seed),
+        temperature=float(temperature),
+        top_k=None if top_k is None else int(top_k),
+        top_p=None if top_p is None else float(top_p),
+        guidance_scale=None if guidance_scale is None else float(guidance_scale),
+    )
+
+
+def _is_int(value: object) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return (isinstance(value, float) or hasattr(value, "__index__") or hasattr(value, "__float__")) and not isinstance(
+        value, (bool, str, torch.Tensor)
+    )
