@@ -1,0 +1,287 @@
+"""The engine for any torch device: a static key-value cache and scaled_dot_product_attention, driven from Python.
+
+Where nothing better runs it does the work, and it is the honest baseline of the engines that are better. Its one step
+scores a window of tokens per image, each image at its own position: prefill, scoring, plain decoding and fixed-point
+sampling are that step with different windows.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.engine import Filled, Job, OnRow
+from fastigpt.engine.memory import free_memory
+from fastigpt.engine.window import WIDTHS, WindowTuner
+from fastigpt.sampling import draw, filter_logits, gumbel_noise, guide
+
+_PREFILL_WINDOW = 256  # tokens per prefill pass: bounds the score matrix to 256 × context per head
+_MEMORY_SHARE = 0.6  # of the free memory, for the cache and the activations of a wave
+
+
+@dataclass
+class Cache:
+    """Keys and values of every layer: [B, slots, n_head, head_dim]. Slot s holds the s-th input of the sequence."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+
+    def rows(self, index: torch.Tensor) -> Cache:
+        """A copy with the given images only."""
+        return Cache([k[index] for k in self.keys], [v[index] for v in self.values])
+
+
+class PortableEngine:
+    """float32, bfloat16 or float16; the cache has the same dtype. Weights as in ReferenceEngine."""
+
+    name = "portable"
+
+    def __init__(
+        self,
+        config: ImageGPTConfig,
+        weights: dict[str, torch.Tensor],
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.config, self.device = config, torch.device(device)
+        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
+        if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(f"the portable engine runs in float32, bfloat16 or float16, not {self.dtype}")
+        self.kv_dtype = kv_dtype or self.dtype
+        if self.kv_dtype != self.dtype:
+            raise ValueError(f"the portable engine keeps its cache in its own dtype: {self.dtype}, not {kv_dtype}")
+        # F.linear wants [out, in]; embeddings, norms and the head already are as stored.
+        self.weights = {
+            name: (tensor.T if ".h." in name and tensor.ndim == 2 else tensor).to(self.device, self.dtype).contiguous()
+            for name, tensor in weights.items()
+        }
+
+    # --- the model -----------------------------------------------------------------------------------------------
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.rms_norm(x, x.shape[-1:], self.weights[name], self.config.layer_norm_epsilon)
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, self.weights[name + ".weight"], self.weights.get(name + ".bias"))
+
+    def _embed(self, ids: torch.Tensor, slots: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+        """ids: [B, W], a word where the slot is before the image's `offset`, else a colour or the start token."""
+        w = self.weights
+        pixel = (slots - offset[:, None]).clamp(0, self.config.n_pixels - 1)
+        words = slots < offset[:, None]
+        x = w["transformer.wte.weight"][ids.masked_fill(words, 0)] + w["transformer.wpe.weight"][pixel]
+        if self.config.prompt_length and bool(words.any()):
+            word = ids.masked_fill(~words, 0)
+            position = slots.clamp(max=self.config.prompt_length - 1)
+            x = torch.where(words[..., None], w["prompt.wte.weight"][word] + w["prompt.wpe.weight"][position], x)
+        return x
+
+    def _step(
+        self,
+        ids: torch.Tensor,
+        first: torch.Tensor,
+        offset: torch.Tensor,
+        cache: Cache | None,
+        n_layer: int | None = None,
+    ) -> torch.Tensor:
+        """Hidden states [B, W, n_embd] of a window: ids [B, W] at slots first … first + W − 1 of each image.
+
+        offset: [B], slots of the prompt (0 = none). cache=None: the window is the whole sequence, nothing is kept.
+        """
+        config = self.config
+        batch, width = ids.shape
+        slots = first[:, None] + torch.arange(width, device=self.device)
+        x = self._embed(ids, slots, offset)
+        # Image b may look at slots up to its own; those beyond hold nothing yet, or stale guesses.
+        end = width if cache is None else int(first.max()) + width
+        mask = None
+        if cache is not None:
+            mask = (torch.arange(end, device=self.device) <= slots[..., None])[:, None]  # [B, 1, W, end]
+        image = torch.arange(batch, device=self.device)[:, None]
+        for i in range(config.n_layer if n_layer is None else n_layer):
+            block = f"transformer.h.{i}"
+            qkv = self._linear(self._norm(x, block + ".ln_1.weight"), block + ".attn.c_attn")
+            q, k, v = qkv.view(batch, width, 3, config.n_head, config.head_dim).unbind(2)
+            if cache is not None:
+                cache.keys[i][image, slots] = k
+                cache.values[i][image, slots] = v
+                k, v = cache.keys[i][:, :end], cache.values[i][:, :end]
+            y = F.scaled_dot_product_attention(
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=cache is None
+            )
+            x = x + self._linear(y.transpose(1, 2).reshape(batch, width, config.n_embd), block + ".attn.c_proj")
+            h = self._linear(self._norm(x, block + ".ln_2.weight"), block + ".mlp.c_fc")
+            x = x + self._linear(h * torch.sigmoid(1.702 * h), block + ".mlp.c_proj")
+        return x
+
+    def _head(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(self._norm(x, "transformer.ln_f.weight"), self.weights["lm_head.weight"]).float()
+
+    # --- scoring -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
+        x = self._whole(tokens, prompt, layer)
+        last = layer == self.config.n_layer
+        return self._norm(x, "transformer.ln_f.weight" if last else f"transformer.h.{layer}.ln_1.weight").float()
+
+    @torch.inference_mode()
+    def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
+        return self._head(self._whole(tokens, prompt, self.config.n_layer))
+
+    def _whole(self, tokens: torch.Tensor, prompt: torch.Tensor | None, n_layer: int) -> torch.Tensor:
+        ids, offset = self._sequence(tokens, prompt)
+        x = self._step(ids[:, :-1], torch.zeros_like(offset), offset, None, n_layer)
+        return x[:, x.shape[1] - tokens.shape[1] :]
+
+    def _sequence(self, tokens: torch.Tensor, prompt: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B, (prompt_length +) 1 + T]: words, start token, tokens; and the number of words of each image."""
+        tokens = tokens.to(self.device)
+        start = torch.full_like(tokens[:, :1], self.config.start_token)
+        parts = [start, tokens] if prompt is None else [prompt.to(self.device), start, tokens]
+        words = 0 if prompt is None else prompt.shape[1]
+        return torch.cat(parts, 1), torch.full((len(tokens),), words, device=self.device)
+
+    # --- filling -------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
+        tuner = WindowTuner(job.window)
+        wave = _Wave(self, job, widest=max(WIDTHS) if job.window == "auto" else int(job.window))
+        rows_done = 0
+        while True:
+            done = wave.finished_rows()
+            for row in range(rows_done, done):
+                if on_row is not None:
+                    columns = slice(row * self.config.width, (row + 1) * self.config.width)
+                    on_row(range(len(job.tokens)), row, wave.tokens[:, columns].cpu())
+            rows_done = done
+            if done == self.config.height:
+                return Filled(wave.tokens.cpu(), wave.pass_starts.cpu())
+            width = tuner.width()
+            started = time.perf_counter()
+            kept = wave.advance(width)
+            tuner.record(width, time.perf_counter() - started, kept)
+
+    def max_batch(self, job: Job) -> int:
+        lanes = 1 if job.drawing.guidance_scale is None else 2
+        slots = self.config.context + max(WIDTHS)
+        cache = 2 * self.config.n_layer * slots * self.config.n_embd * self.dtype.itemsize
+        # Compaction holds a second copy of the images that are left, at most half of them.
+        activations = 8 * max(WIDTHS) * (self.config.inner + slots * self.config.n_head) * 4
+        return max(1, int(_MEMORY_SHARE * free_memory(self.device) / (lanes * (1.5 * cache + activations))))
+
+
+class _Wave:
+    """The images of one job while they are drawn: tokens, guesses, caches, and how far each image has come."""
+
+    def __init__(self, engine: PortableEngine, job: Job, widest: int) -> None:
+        config, device = engine.config, engine.device
+        self.engine, self.drawing = engine, job.drawing
+        self.tokens = job.tokens.to(device, copy=True)
+        self.index = job.index.to(device)
+        self.known = self.tokens >= 0
+        self.pass_starts = torch.zeros_like(self.known)
+        # position: the next one of each image to decide. Everything before it is in `tokens`; inputs up to the one
+        # before the last decided token are in the cache.
+        self.position = _leading_known(self.known)
+        self.alive = torch.arange(len(self.tokens), device=device)  # images that have a lane in the caches
+        self.guesses = torch.cat([self.tokens.clamp(min=0), self.tokens.new_zeros(len(self.tokens), widest)], 1)
+        # With guidance every image has two lanes: with its prompt and without.
+        prompts = [job.prompt] if job.drawing.guidance_scale is None else [job.prompt, None]
+        self.lanes = [_prefill(engine, job, prompt, self.position, config.context + widest) for prompt in prompts]
+        self._drop_finished()
+
+    def finished_rows(self) -> int:
+        return int(self.position.min()) // self.engine.config.width
+
+    def advance(self, width: int) -> float:
+        """One pass: scores a window of every unfinished image and keeps the guesses that agree with the draw.
+        Returns how many tokens each image kept, on average."""
+        engine, n_pixels = self.engine, self.engine.config.n_pixels
+        alive = self.alive
+        position = self.position[alive]
+        window = position[:, None] + torch.arange(width, device=engine.device)  # may run past the last pixel
+        inside = window < n_pixels
+        before = torch.where(position > 0, self.tokens[alive, (position - 1).clamp(min=0)], engine.config.start_token)
+        ids = torch.cat([before[:, None], self.guesses[alive[:, None], window[:, :-1]]], 1)
+        logits = [engine._head(engine._step(ids, position + offset, offset, cache)) for cache, offset in self.lanes]
+        scores = logits[0] if len(logits) == 1 else guide(*logits, self.drawing.guidance_scale or 0.0)
+        index = self.index[alive]
+        drawn = draw(scores, index[:, None], window, self.drawing)
+        at = window.clamp(max=n_pixels - 1)
+        drawn = torch.where(self.known[alive[:, None], at], self.tokens[alive[:, None], at], drawn)
+        # Slot j is decided if all guesses before it were right; the first always is.
+        right = (self.guesses[alive[:, None], window] == drawn)[:, :-1] & inside[:, 1:]
+        kept = (1 + right.long().cumprod(1).sum(1)) * (position < n_pixels)
+        decided = torch.arange(width, device=engine.device) < kept[:, None]
+        image = alive[:, None].expand_as(window)
+        self.tokens[image[decided], window[decided]] = drawn[decided]
+        self.guesses[image, window] = torch.where(self.known[image, at], self.guesses[image, window], drawn)
+        unfinished = position < n_pixels
+        self.pass_starts[alive[unfinished], position[unfinished]] = True
+        self.position[alive] = position + kept
+        if width > 1:
+            self._guess_ahead(alive, position + width, kept, scores[:, -1])
+        self._drop_finished()
+        return float(kept.sum() / unfinished.sum())
+
+    def _guess_ahead(self, alive: torch.Tensor, first: torch.Tensor, kept: torch.Tensor, logits: torch.Tensor) -> None:
+        """Guesses for slots no pass has scored: the last position's logits with each slot's own noise."""
+        n_pixels = self.engine.config.n_pixels
+        ahead = torch.arange(int(kept.max()), device=self.engine.device)
+        slots = first[:, None] + ahead
+        scores = filter_logits(logits, self.drawing)[:, None]
+        if self.drawing.temperature > 0:
+            seed, index = self.drawing.seed, self.index[alive][:, None]
+            scores = scores + gumbel_noise(seed, index, slots, logits.shape[-1])
+        guess = scores.argmax(-1).expand_as(slots)
+        image = alive[:, None].expand_as(slots)
+        unknown = (slots < n_pixels) & ~self.known[image, slots.clamp(max=n_pixels - 1)]
+        self.guesses[image[unknown], slots[unknown]] = guess[unknown]
+
+    def _drop_finished(self) -> None:
+        """Finished images keep their lane, unused, until half of the lanes are: compacting copies the caches."""
+        still = self.position[self.alive] < self.engine.config.n_pixels
+        if 2 * int(still.sum()) > len(still):
+            return
+        keep = torch.nonzero(still).flatten()
+        self.alive = self.alive[keep]
+        self.lanes = [(cache.rows(keep), offset[keep]) for cache, offset in self.lanes]
+
+
+def _leading_known(known: torch.Tensor) -> torch.Tensor:
+    """[n]: how many leading tokens of each image are known."""
+    return known.long().cumprod(1).sum(1)
+
+
+def _prefill(
+    engine: PortableEngine, job: Job, prompt: torch.Tensor | None, position: torch.Tensor, slots: int
+) -> tuple[Cache, torch.Tensor]:
+    """A cache [n, slots] that holds all inputs before each image's first unknown token but one, computed once for each
+    source, and the prompt offsets [n]. The last input before a position is fed by the pass that decides it."""
+    config, device = engine.config, engine.device
+    # A source's images are neighbours with the same prefix: its first image stands for all.
+    firsts = torch.nonzero(torch.cat([torch.tensor([True]), job.source[1:] != job.source[:-1]])).flatten()
+    ids, offset = engine._sequence(job.tokens[firsts].clamp(min=0), None if prompt is None else prompt[firsts])
+    shape = (len(firsts), slots, config.n_head, config.head_dim)
+    cache = Cache(
+        [torch.zeros(shape, dtype=engine.dtype, device=device) for _ in range(config.n_layer)],
+        [torch.zeros(shape, dtype=engine.dtype, device=device) for _ in range(config.n_layer)],
+    )
+    # Shorter prefixes are padded by what follows: those slots are overwritten before anything looks at them.
+    longest = int((position[firsts.to(device)] + offset).max())
+    for first in range(0, longest, _PREFILL_WINDOW):
+        window = ids[:, first : min(first + _PREFILL_WINDOW, longest)]
+        engine._step(window, torch.full_like(offset, first), offset, cache)
+    member = torch.searchsorted(firsts, torch.arange(len(job.tokens)), right=True) - 1
+    member = member.to(device)
+    if len(firsts) == len(job.tokens):
+        return cache, offset
+    return cache.rows(member), offset[member]
