@@ -1,0 +1,91 @@
+"""The words a model reads: text to word ids, and what to say when a word is not among them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """words: all of them, lower case; word 0 fills the slots behind a short prompt. max_words: slots of a prompt.
+    examples: prompts the model is good at. Raises ValueError for a vocabulary no prompt could be read with."""
+
+    words: tuple[str, ...]
+    max_words: int
+    examples: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("words", "examples"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not all(isinstance(v, str) for v in values):
+                raise ValueError(f"{name} must be a list of strings")
+            object.__setattr__(self, name, tuple(values))
+        if len(self.words) < 2:
+            raise ValueError(f"words must hold the padding and at least one word, found {len(self.words)}")
+        if len(set(self.words)) < len(self.words):
+            twice = sorted({w for w in self.words if self.words.count(w) > 1})
+            raise ValueError(f"words holds {', '.join(twice)} more than once")
+        if not isinstance(self.max_words, int) or isinstance(self.max_words, bool) or self.max_words < 1:
+            raise ValueError(f"max_words must be a whole number of at least 1, not {self.max_words!r}")
+
+    @property
+    def n_words(self) -> int:
+        return len(self.words)
+
+    def encode(self, text: str) -> list[int]:
+        """max_words word ids: the text's words in lower case without punctuation, then padding (0).
+
+        Raises ValueError for a text without words, with more than max_words, or with a word that is not known (the
+        message lists near ones); TypeError for anything but a string.
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"prompt must be a string, not {type(text).__name__}")
+        found = _WORD.findall(text.lower())
+        if not found:
+            raise ValueError(f"prompt {text!r} has no words; try {self._example()}")
+        if len(found) > self.max_words:
+            raise ValueError(f"prompt has {len(found)} words, the model reads at most {self.max_words}: {text!r}")
+        ids = {word: i for i, word in enumerate(self.words) if i}
+        unknown = [word for word in dict.fromkeys(found) if word not in ids]
+        if unknown:
+            raise ValueError(f"prompt: {self._advice(unknown)}")
+        return [ids[word] for word in found] + [0] * (self.max_words - len(found))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The words of these ids, padding left out."""
+        return " ".join(self.words[i] for i in ids if i)
+
+    def _advice(self, unknown: Sequence[str]) -> str:
+        known = self.words[1:]
+        parts = []
+        for word in unknown:
+            near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+            parts.append(f"unknown word {word!r}" + (f" (near: {', '.join(near)})" if near else ""))
+        if not any("near" in part for part in parts):
+            parts.append(f"the model knows {', '.join(sorted(known))}")
+        return "; ".join(parts)
+
+    def _example(self) -> str:
+        return repr(self.examples[0] if self.examples else self.words[1])
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {"words": list(self.words), "max_words": self.max_words, "examples": list(self.examples)}, indent=2
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Vocabulary:
+        """Raises ValueError for anything but what to_json writes; other keys are passed over."""
+        data = json.loads(text)
+        if not isinstance(data, dict) or not {"words", "max_words"} <= data.keys():
+            raise ValueError('must be a JSON object with "words" and "max_words"')
+        examples = data.get("examples", [])
+        if not isinstance(data["words"], list) or not isinstance(examples, list):
+            raise ValueError('"words" and "examples" must be lists of strings')
+        return cls(tuple(data["words"]), data["max_words"], tuple(examples))
