@@ -1,8 +1,8 @@
 """What a model is made of: the sizes of an Image GPT, the published presets, and the names and shapes of its tensors.
 
-The tensor names are those of transformers' ImageGPT, so that checkpoints pass through unrenamed. A model may also read a
-prompt: `prompt_length` slots of words in front of the start token, with embeddings and positions of their own, so that
-without a prompt the same checkpoint is a plain Image GPT.
+The tensor names are those of transformers' ImageGPT, so that checkpoints pass through unrenamed. A model may also read
+a prompt: `prompt_length` slots of words in front of the start token, with embeddings and positions of their own, so
+that without a prompt the same checkpoint is a plain Image GPT.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class ImageGPTConfig:
 
     @classmethod
     def preset(cls, name: str, *, resolution: int = 32) -> ImageGPTConfig:
-        """A published size ("small", "medium", "large", "xl") on a resolution × resolution canvas (32, 48, 64 were published)."""
+        """A published size ("small", "medium", "large", "xl") on a resolution × resolution canvas (32, 48, 64 were
+        published)."""
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {name!r}")
         n_layer, n_head, n_embd = PRESETS[name]
@@ -117,7 +118,8 @@ class ImageGPTConfig:
         return shapes
 
     def bias_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every tensor a checkpoint may hold besides: OpenAI's models have no biases, transformers' class has."""
+        """Shape of every tensor a checkpoint may hold besides: OpenAI's models have no biases, transformers' class
+        has."""
         return {
             name.removesuffix("weight") + "bias": shape[1:]
             for name, shape in self.tensor_shapes().items()

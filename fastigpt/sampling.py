@@ -1,8 +1,8 @@
 """How a token is drawn: the noise contract, the filters, the draw. Plain PyTorch, the twin of every fused sampler.
 
-The noise of (seed, image index, position, token) is fixed: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
-as 1, 2, 3", 2011) counts to it directly, so a draw does not depend on batch size, order, device or threads. Adding Gumbel
-noise to logits and taking the argmax draws from their softmax (Gumbel, 1954).
+The noise of (seed, image index, position, token) is fixed: Philox4x32-10 (Salmon et al., "Parallel random numbers: as
+easy as 1, 2, 3", 2011) counts to it directly, so a draw does not depend on batch size, order, device or threads. Adding
+Gumbel noise to logits and taking the argmax draws from their softmax (Gumbel, 1954).
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def filter_logits(logits: torch.Tensor, drawing: Drawing) -> torch.Tensor:
 
     Temperature, then top-k, then top-p, each with the semantics of transformers' processors: tokens as good as the k-th
     stay; top-p removes the least likely while their probabilities sum to at most 1 − top_p and keeps at least one. Of
-    equally likely tokens the lower goes first. Temperature 0 leaves the logits as they are: the draw is then their argmax.
+    equally likely tokens the lower goes first. Temperature 0 leaves the logits as they are: the draw is then their
+    argmax.
     """
     scores = logits.float()
     if drawing.temperature not in (0.0, 1.0):

@@ -16,7 +16,8 @@ import torch
 from fastigpt.config import ImageGPTConfig
 
 OnRow = Callable[[range, int, torch.Tensor], None]
-"""on_row(images, row, tokens): canvas row `row` of these images of the job is final; tokens int64 [len(images), width]."""
+"""on_row(images, row, tokens): canvas row `row` of these images of the job is final; tokens int64 [len(images),
+width]."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,13 @@ class Engine(Protocol):
     kv_dtype: torch.dtype
 
     def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, T, n_colors], float32 (the reference engine: its dtype): [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ n_pixels."""
+        """[B, T, n_colors], float32 (the reference engine: its dtype): [:, i] scores token i given tokens[:, :i].
+        tokens: int64 [B, T], T ≤ n_pixels."""
         ...
 
     def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        """float32 [B, T, n_embd]: the hidden state after `layer` blocks at the positions that score x₀ … x_{T−1}, normed
-        by the norm that reads it (ln_1 of block `layer`, ln_f for layer = n_layer)."""
+        """float32 [B, T, n_embd]: the hidden state after `layer` blocks at the positions that score x₀ … x_{T−1},
+        normed by the norm that reads it (ln_1 of block `layer`, ln_f for layer = n_layer)."""
         ...
 
     def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:

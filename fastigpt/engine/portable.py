@@ -17,7 +17,7 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Filled, Job, OnRow
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.window import WIDTHS, WindowTuner
-from fastigpt.sampling import draw, filter_logits, gumbel_noise, guide
+from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
 
 _PREFILL_WINDOW = 256  # tokens per prefill pass: bounds the score matrix to 256 × context per head
 _MEMORY_SHARE = 0.6  # of the free memory, for the cache and the activations of a wave
@@ -188,9 +188,12 @@ class _Wave:
         self.index = job.index.to(device)
         self.known = self.tokens >= 0
         self.pass_starts = torch.zeros_like(self.known)
+        # After its last unknown token nothing of an image has to be looked at.
+        places = torch.arange(1, config.n_pixels + 1, device=device)
+        self.end = (~self.known * places).amax(1)
         # position: the next one of each image to decide. Everything before it is in `tokens`; inputs up to the one
         # before the last decided token are in the cache.
-        self.position = _leading_known(self.known)
+        self.position = self._skip_tail(_leading_known(self.known), torch.arange(len(self.tokens), device=device))
         self.alive = torch.arange(len(self.tokens), device=device)  # images that have a lane in the caches
         self.guesses = torch.cat([self.tokens.clamp(min=0), self.tokens.new_zeros(len(self.tokens), widest)], 1)
         # With guidance every image has two lanes: with its prompt and without.
@@ -226,11 +229,14 @@ class _Wave:
         self.guesses[image, window] = torch.where(self.known[image, at], self.guesses[image, window], drawn)
         unfinished = position < n_pixels
         self.pass_starts[alive[unfinished], position[unfinished]] = True
-        self.position[alive] = position + kept
+        self.position[alive] = self._skip_tail(position + kept, alive)
         if width > 1:
             self._guess_ahead(alive, position + width, kept, scores[:, -1])
         self._drop_finished()
         return float(kept.sum() / unfinished.sum())
+
+    def _skip_tail(self, position: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        return torch.where(position >= self.end[images], self.engine.config.n_pixels, position)
 
     def _guess_ahead(self, alive: torch.Tensor, first: torch.Tensor, kept: torch.Tensor, logits: torch.Tensor) -> None:
         """Guesses for slots no pass has scored: the last position's logits with each slot's own noise."""
@@ -276,7 +282,8 @@ def _prefill(
         [torch.zeros(shape, dtype=engine.dtype, device=device) for _ in range(config.n_layer)],
     )
     # Shorter prefixes are padded by what follows: those slots are overwritten before anything looks at them.
-    longest = int((position[firsts.to(device)] + offset).max())
+    needed = torch.where(position[firsts.to(device)] < config.n_pixels, position[firsts.to(device)] + offset, 0)
+    longest = int(needed.max())
     for first in range(0, longest, _PREFILL_WINDOW):
         window = ids[:, first : min(first + _PREFILL_WINDOW, longest)]
         engine._step(window, torch.full_like(offset, first), offset, cache)

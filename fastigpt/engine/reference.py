@@ -1,7 +1,7 @@
 """The truth: an Image GPT in plain PyTorch, without a cache, that every other engine is tested against.
 
-Follows OpenAI's src/model.py (github.com/openai/image-gpt): pre-norm blocks, norm without mean or bias, no causal look at
-the last pixel. Slow on purpose: each token is drawn after running the whole sequence again.
+Follows OpenAI's src/model.py (github.com/openai/image-gpt): pre-norm blocks, norm without mean or bias, no causal look
+at the last pixel. Slow on purpose: each token is drawn after running the whole sequence again.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class ReferenceEngine:
         return self.linear(h * torch.sigmoid(1.702 * h), name + ".c_proj")
 
     def embed(self, tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
-        """[B, (prompt_length +) T, n_embd]: prompt words, then start, x₀ … x_{T−2}: the inputs that score x₀ … x_{T−1}."""
+        """[B, (prompt_length +) T, n_embd]: prompt words, then start, x₀ … x_{T−2}: the inputs that score x₀ …
+        x_{T−1}."""
         start = torch.full_like(tokens[:, :1], self.config.start_token)
         inputs = torch.cat([start, tokens[:, :-1]], dim=1)
         x = self.weights["transformer.wte.weight"][inputs] + self.weights["transformer.wpe.weight"][: tokens.shape[1]]

@@ -1,0 +1,83 @@
+"""Checks what users hand over, before any work starts. Each error names the argument, what was found, what was
+expected."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.prompts import Vocabulary
+
+OUTPUT_TYPES = ("pil", "np", "pt", "tokens")
+
+
+def whole(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
+    """`value` as an int in [minimum, maximum]."""
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, not {value!r}")
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {value!r}") from None
+    if number < minimum or (maximum is not None and number > maximum):
+        allowed = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise ValueError(f"{name} must be {allowed}, not {number}")
+    return number
+
+
+def window_size(window: int | str) -> int | Literal["auto"]:
+    if isinstance(window, str):
+        if window != "auto":
+            raise ValueError(f'window must be "auto" or an int of at least 1, not {window!r}')
+        return "auto"
+    return whole("window", window, 1)
+
+
+def output_kind(output_type: str) -> str:
+    if output_type not in OUTPUT_TYPES:
+        raise ValueError(f"output_type must be one of {', '.join(OUTPUT_TYPES)}, not {output_type!r}")
+    return output_type
+
+
+def token_array(
+    name: str, tokens: Any, config: ImageGPTConfig, *, unknown: bool = False, whole_canvas: bool = False
+) -> torch.Tensor:
+    """int64 [B, T] on the CPU, contiguous. `unknown`: −1 is allowed. `whole_canvas`: T must be height · width."""
+    if isinstance(tokens, np.ndarray):
+        tokens = torch.from_numpy(np.ascontiguousarray(tokens))
+    if not isinstance(tokens, torch.Tensor):
+        raise TypeError(f"{name} must be an int64 tensor [B, T], not {type(tokens).__name__}")
+    if tokens.dtype != torch.int64:
+        raise TypeError(f"{name} must be of dtype int64, not {tokens.dtype}")
+    if tokens.ndim != 2 or len(tokens) == 0:
+        raise ValueError(f"{name} must have shape [B, T] with B at least 1, not {list(tokens.shape)}")
+    length, pixels = tokens.shape[1], config.n_pixels
+    if whole_canvas and length != pixels:
+        raise ValueError(f"{name} must have {pixels} tokens per image ({config.height} × {config.width}), not {length}")
+    if not 1 <= length <= pixels:
+        raise ValueError(f"{name} must have 1 to {pixels} tokens per image, not {length}")
+    low, high = int(tokens.min()), int(tokens.max())
+    lowest = -1 if unknown else 0
+    if low < lowest or high >= config.n_colors:
+        raise ValueError(f"{name} must be between {lowest} and {config.n_colors - 1}; found {low} to {high}")
+    return tokens.cpu().contiguous()
+
+
+def prompt_ids(prompt: str | Sequence[str] | None, count: int, vocabulary: Vocabulary | None) -> torch.Tensor | None:
+    """int64 [count, prompt_length] from one prompt for all images or one for each."""
+    if prompt is None:
+        return None
+    if vocabulary is None:
+        raise ValueError("prompt was given, but this model reads no text")
+    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    if not all(isinstance(text, str) for text in prompts):
+        raise TypeError("prompt must be a string or a sequence of strings")
+    if len(prompts) != count:
+        raise ValueError(f"prompt has {len(prompts)} entries for {count} images")
+    encoded = {text: vocabulary.encode(text) for text in dict.fromkeys(prompts)}
+    return torch.tensor([encoded[text] for text in prompts], dtype=torch.int64)

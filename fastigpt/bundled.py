@@ -1,0 +1,21 @@
+"""The checkpoint that comes with the package: a small model of drawn scenes. It is used when no model is named, and
+never stands in for one that was."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from fastigpt import checkpoint
+from fastigpt.config import ImageGPTConfig
+from fastigpt.palette import Palette
+
+BUNDLED = Path(__file__).parent / "data" / "scenes"
+
+
+@lru_cache(maxsize=1)
+def bundled_palette() -> Palette:
+    config = ImageGPTConfig.from_json((BUNDLED / checkpoint.CONFIG).read_bytes(), source=checkpoint.CONFIG)
+    palette = checkpoint.read_palette(BUNDLED, config)
+    assert palette is not None
+    return palette

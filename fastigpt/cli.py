@@ -1,0 +1,297 @@
+"""The command line: `fastigpt sample | complete | info | convert | …`. Errors are one line and exit status 2."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from PIL import Image, PngImagePlugin
+from rich.console import Console
+from rich.table import Table
+
+from fastigpt.files import check_writable, replacing, write_folder
+
+app = typer.Typer(
+    name="fastigpt",
+    help="Draws images from autoregressive image transformers, fast and exactly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_err = Console(stderr=True, highlight=False)
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Directory or hub id. Default: the bundled scenes.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed draws the same images. Default: a new one.")]
+Prompt = Annotated[str | None, typer.Option(help="What to draw, for models that read text.")]
+Guidance = Annotated[float | None, typer.Option(help="How strongly to follow the prompt: logits u + s·(c − u).")]
+Temperature = Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")]
+TopK = Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")]
+TopP = Annotated[float | None, typer.Option(help="Draw among the likeliest tokens that make up this probability.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: CUDA if there is one.")]
+Backend = Annotated[str, typer.Option(help="auto, or one that `fastigpt info` lists.")]
+Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, … Default: the backend's best.")]
+KvDtype = Annotated[str | None, typer.Option(help="Of the key-value cache.")]
+BatchSize = Annotated[int | None, typer.Option(help="Images at a time. Default: what fits memory.")]
+Window = Annotated[str, typer.Option(help="Tokens per pass (fixed-point sampling): auto, 1, 2, … Same images.")]
+Scale = Annotated[int, typer.Option(min=1, max=64, help="Each pixel becomes this many, squared, in a grid.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
+
+
+@app.command()
+def sample(
+    n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
+    out: Annotated[Path, typer.Option(help="A grid (.png), an array (.npz, arr_0 uint8 NHWC), or a folder.")] = Path(
+        "samples.png"
+    ),
+    model: Model = None,
+    prompt: Prompt = None,
+    guidance_scale: Guidance = None,
+    seed: Seed = None,
+    first_index: Annotated[int, typer.Option(help="Number of the first image: the job goes on from there.")] = 0,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    device: Device = None,
+    backend: Backend = "auto",
+    dtype: Dtype = None,
+    kv_dtype: KvDtype = None,
+    batch_size: BatchSize = None,
+    window: Window = "auto",
+    scale: Scale = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Draw images: `fastigpt sample -n 64 --seed 0 --out samples.png`."""
+    from fastigpt.api import load
+
+    save = _writer(out, scale)
+    loaded = load(model, device=device, backend=backend, dtype=dtype, kv_dtype=kv_dtype)
+    pixels, stats = loaded.sample(
+        n,
+        prompt=prompt,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        first_index=first_index,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        batch_size=batch_size,
+        window=_window(window),
+        output_type="np",
+        return_stats=True,
+    )
+    save(pixels, {"model": loaded.name, "seed": str(stats.seed), "first_index": str(first_index)})
+    _report(as_json, f"{n} images", loaded, stats, n, out)
+
+
+@app.command()
+def complete(
+    images: Annotated[list[Path], typer.Argument(help="Photographs, of any size.")],
+    n: Annotated[int, typer.Option("-n", help="Results for each image.")] = 8,
+    rows: Annotated[int | None, typer.Option(help="Keep this many rows from the top.")] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="Picture of what to draw anew (white), canvas or image size.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="A grid: original, what was kept, results; or .npz, or a folder.")] = Path(
+        "completed.png"
+    ),
+    model: Model = None,
+    prompt: Prompt = None,
+    guidance_scale: Guidance = None,
+    seed: Seed = None,
+    temperature: Temperature = 1.0,
+    top_k: TopK = None,
+    top_p: TopP = None,
+    device: Device = None,
+    backend: Backend = "auto",
+    dtype: Dtype = None,
+    kv_dtype: KvDtype = None,
+    batch_size: BatchSize = None,
+    window: Window = "auto",
+    scale: Scale = 4,
+    as_json: AsJson = False,
+) -> None:
+    """Complete photographs: `fastigpt complete photo.jpg -n 8 --rows 16 --out grid.png`.
+
+    Without --rows and --mask the transparent parts of the images are drawn anew.
+    """
+    from fastigpt.api import load
+
+    pictures = [_open(path) for path in images]
+    drawn_mask = None if mask is None else _open(mask)
+    save = _writer(out, scale, columns=n + 2)
+    loaded = load(model, device=device, backend=backend, dtype=dtype, kv_dtype=kv_dtype)
+    results, stats = loaded.complete(
+        pictures,
+        n,
+        rows=rows,
+        mask=drawn_mask,
+        prompt=prompt,
+        guidance_scale=guidance_scale,
+        seed=seed,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        batch_size=batch_size,
+        window=_window(window),
+        output_type="np",
+        return_stats=True,
+    )
+    if out.suffix.lower() in _PICTURES:
+        results = _beside_originals(loaded, pictures, rows, drawn_mask, results, n)
+    save(results, {"model": loaded.name, "seed": str(stats.seed)})
+    _report(as_json, f"{n} completions of {len(pictures)} image(s)", loaded, stats, len(stats.passes), out)
+
+
+@app.command()
+def info(as_json: AsJson = False) -> None:
+    """Show devices, backends and why each is or isn't available, versions, and the bundled model."""
+    from fastigpt.info import collect
+
+    facts = collect()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    cpu, bundled = facts["cpu"], facts["bundled_model"]
+    table.add_row("versions", ", ".join(f"{k} {v or '–'}" for k, v in facts["versions"].items()))
+    table.add_row("python", f"{facts['python']} on {facts['platform']}")
+    free = cpu["free_memory_bytes"] / 2**30
+    table.add_row("cpu", f"{cpu['cores']} cores, {', '.join(cpu['instruction_sets'])}, {free:.1f} GiB free")
+    table.add_row("gpus", ", ".join(facts["gpus"]) or "none that torch sees")
+    table.add_row("extension", f"fastigpt._C, {'with' if facts['extension']['cuda'] else 'without'} CUDA kernels")
+    for name, state in facts["backends"].items():
+        chosen = "  ← auto" if name == facts["auto"] else ""
+        table.add_row(f"backend {name}", f"{state}{chosen}")
+    table.add_row("bundled model", f"{bundled['size']}, {bundled['parameters'] / 1e6:.2f} M parameters")
+    table.add_row("", f"weights {bundled['dtype']}, cache {bundled['kv_dtype']}")
+    Console(highlight=False, soft_wrap=not sys.stdout.isatty()).print(table)
+
+
+@app.command()
+def convert(
+    tf_checkpoint: Annotated[str, typer.Argument(help="Prefix of OpenAI's checkpoint: …/model.ckpt-1000000")],
+    palette: Annotated[Path, typer.Option(help="OpenAI's kmeans_centers.npy.")],
+    out: Annotated[Path, typer.Option(help="Directory to write.")],
+    n_head: Annotated[int | None, typer.Option(help="Attention heads, where the file doesn't tell.")] = None,
+) -> None:
+    """Convert OpenAI's TensorFlow checkpoint to a directory that fastigpt and transformers open."""
+    from fastigpt.openai_checkpoint import convert as convert_checkpoint
+
+    print(f"wrote {convert_checkpoint(tf_checkpoint, palette, out, n_head=n_head)}")
+
+
+def _window(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ValueError(f"cannot read the image {path}: {error}") from None
+    return image
+
+
+def _writer(out: Path, scale: int, columns: int | None = None) -> Callable[[np.ndarray, dict[str, str]], None]:
+    """A function that saves images to `out`. Raises now, not after the work, if `out` can't be written."""
+    from fastigpt.images import grid
+
+    suffix = out.suffix.lower()
+    if suffix == ".npz" or suffix in _PICTURES:
+        check_writable(out)
+    elif suffix:
+        raise ValueError(f"--out {out}: write a picture (.png, .jpg, …), an array (.npz) or a folder (no suffix)")
+    elif out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out}: a file of that name exists, and no suffix means a folder")
+
+    def save(pixels: np.ndarray, facts: dict[str, str]) -> None:
+        if suffix == ".npz":
+            with replacing(out) as path, path.open("wb") as file:
+                np.savez_compressed(file, pixels)
+        elif suffix in _PICTURES:
+            with replacing(out) as path:
+                _save_picture(grid(pixels, columns, scale=scale, gap=max(2, scale // 2)), path, facts)
+        else:
+            write_folder(out, lambda folder: _save_each(pixels, folder, facts))
+
+    return save
+
+
+def _save_each(pixels: np.ndarray, folder: Path, facts: dict[str, str]) -> None:
+    for i, image in enumerate(pixels):
+        _save_picture(Image.fromarray(image), folder / f"{i:05d}.png", facts)
+
+
+def _save_picture(picture: Image.Image, path: Path, facts: dict[str, str]) -> None:
+    if path.suffix.lower() != ".png":
+        picture.save(path)
+        return
+    text = PngImagePlugin.PngInfo()
+    for key, value in facts.items():
+        text.add_text(key, value)
+    picture.save(path, pnginfo=text)
+
+
+def _beside_originals(
+    model: Any, pictures: list[Image.Image], rows: int | None, mask: Any, results: np.ndarray, n: int
+) -> np.ndarray:
+    """For each image: as the model sees it, what was kept of it (the rest grey), then its n results."""
+    known, _ = model._known(pictures, rows, mask)
+    originals = model.decode(model.encode(pictures))
+    kept = np.where(known.view(*originals.shape[:3], 1).numpy(), originals, np.uint8(128))
+    lines = [
+        np.concatenate([o[None], k[None], r]) for o, k, r in zip(originals, kept, np.split(results, len(pictures)))
+    ]
+    return np.concatenate(lines)
+
+
+def _report(as_json: bool, what: str, model: Any, stats: Any, count: int, out: Path) -> None:
+    passes = float(stats.passes.double().mean())
+    facts = {
+        "out": str(out),
+        "model": model.name,
+        "backend": model.backend,
+        "device": str(model.device),
+        "dtype": str(model.dtype),
+        "seed": stats.seed,
+        "images": count,
+        "seconds": round(stats.seconds, 4),
+        "images_per_second": round(count / stats.seconds, 4),
+        "passes_per_image": round(passes, 2),
+    }
+    if as_json:
+        print(json.dumps(facts))
+        return
+    print(
+        f"{out}: {what} from {model.name}, seed {stats.seed}, in {stats.seconds:.1f} s "
+        f"({count / stats.seconds:.2f} images/s, {passes:.0f} passes per image, {model.backend} on {model.device})"
+    )
+
+
+def main() -> None:
+    """Entry point. What is wrong with the user's input or files is told in one line, exit status 2."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        _err.print(f"[bold red]error:[/] {_one_line(error)}", soft_wrap=True, markup=True)
+        sys.exit(2)
+
+
+def _one_line(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()) or type(error).__name__)
+
+
+if __name__ == "__main__":
+    main()

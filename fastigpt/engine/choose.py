@@ -1,0 +1,80 @@
+"""Which backends there are, which of them run here, and how one is made. The choice is made once, when a model is
+built."""
+
+from __future__ import annotations
+
+import torch
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.engine import Engine
+from fastigpt.engine.portable import PortableEngine
+from fastigpt.engine.reference import ReferenceEngine
+
+BACKENDS = ("portable", "reference")
+
+DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "fp8": torch.float8_e4m3fn,
+}
+
+
+def as_device(device: torch.device | str | None) -> torch.device:
+    """A torch device that exists here; None: CUDA if there is one, else the CPU."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', not {device!r}") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(found)!r}, but torch {torch.__version__} sees no CUDA device here")
+    return found
+
+
+def as_dtype(dtype: torch.dtype | str | None, name: str = "dtype") -> torch.dtype | None:
+    if dtype is None or isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"{name} must be one of {', '.join(DTYPES)} or a torch.dtype, not {dtype!r}")
+    return DTYPES[dtype]
+
+
+def why_unavailable(backend: str, device: torch.device) -> str | None:
+    """A sentence that says why a backend can't run on a device, or None if it can."""
+    return None
+
+
+def choose(device: torch.device) -> str:
+    """What "auto" means: the first backend of BACKENDS that runs on this device."""
+    return next(name for name in BACKENDS if why_unavailable(name, device) is None)
+
+
+def build(
+    config: ImageGPTConfig,
+    weights: dict[str, torch.Tensor],
+    *,
+    backend: str = "auto",
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | str | None = None,
+    kv_dtype: torch.dtype | str | None = None,
+) -> Engine:
+    """An engine with these weights. Raises ValueError if the backend that was named can't run; only "auto" chooses."""
+    place, number, cache = as_device(device), as_dtype(dtype), as_dtype(kv_dtype, "kv_dtype")
+    if backend == "auto":
+        backend = choose(place)
+    elif backend not in BACKENDS:
+        raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}, not {backend!r}")
+    reason = why_unavailable(backend, place)
+    if reason is not None:
+        raise ValueError(f"backend {backend!r} cannot run on {place}: {reason}")
+    if backend == "reference":
+        return ReferenceEngine(config, weights, device=place, dtype=number, kv_dtype=cache)
+    return PortableEngine(config, weights, device=place, dtype=number, kv_dtype=cache)
