@@ -1,0 +1,76 @@
+"""What tests share: small random models, and the engines that every suite runs on."""
+
+from __future__ import annotations
+
+import os
+
+# Tests must not reach for the network; the hub is only ever asked for what is in its local cache.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers import ImageGPTConfig as HfConfig
+from transformers import ImageGPTForCausalImageModeling
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.engine import Engine
+from fastigpt.engine.choose import BACKENDS, build, why_unavailable
+
+CPU = torch.device("cpu")
+CACHED = [name for name in BACKENDS if name != "reference" and why_unavailable(name, CPU) is None]
+
+TINY = ImageGPTConfig(n_layer=2, n_head=2, n_embd=16, height=4, width=4, n_colors=9)
+ODD = ImageGPTConfig(n_layer=3, n_head=3, n_embd=15, n_inner=37, height=3, width=5, n_colors=7)
+PROMPTED = ImageGPTConfig(n_layer=2, n_head=2, n_embd=16, height=4, width=4, n_colors=9, n_words=5, prompt_length=3)
+HEAD_DIM_96 = ImageGPTConfig(n_layer=2, n_head=2, n_embd=192, height=8, width=8)
+
+
+def random_weights(
+    config: ImageGPTConfig, seed: int = 0, *, biases: bool = False, scale: float = 1.0
+) -> dict[str, torch.Tensor]:
+    """Weights whose logits spread over several nats, so that a wrong one shows."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = {**config.tensor_shapes(), **(config.bias_shapes() if biases else {})}
+    weights = {}
+    for name, shape in shapes.items():
+        noise = torch.randn(shape, generator=generator)
+        if name.endswith(("ln_1.weight", "ln_2.weight", "ln_f.weight")):
+            weights[name] = 1 + 0.2 * noise
+        elif name.endswith("bias"):
+            weights[name] = 0.3 * noise
+        elif ".h." in name:
+            weights[name] = noise * shape[0] ** -0.5
+        else:
+            weights[name] = noise * (shape[-1] ** -0.5 if name == "lm_head.weight" else 0.5)
+    return {name: tensor * scale for name, tensor in weights.items()}
+
+
+def huggingface_model(config: ImageGPTConfig, weights: dict[str, torch.Tensor]) -> ImageGPTForCausalImageModeling:
+    """transformers' own model with these weights; biases that are absent are zero."""
+    theirs = HfConfig(
+        vocab_size=config.n_colors + 1,
+        n_positions=config.n_pixels,
+        n_embd=config.n_embd,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        n_inner=config.n_inner,
+    )
+    model = ImageGPTForCausalImageModeling(theirs).eval()
+    zeros = {name: torch.zeros(shape) for name, shape in config.bias_shapes().items()}
+    missing, unexpected = model.load_state_dict({**zeros, **weights}, strict=False)
+    assert not missing and not unexpected
+    return model
+
+
+def random_tokens(config: ImageGPTConfig, n: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, config.n_colors, (n, config.n_pixels), generator=torch.Generator().manual_seed(seed))
+
+
+def engine(backend: str, config: ImageGPTConfig, weights: dict[str, torch.Tensor], **kwargs: object) -> Engine:
+    return build(config, weights, backend=backend, device="cpu", **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=CACHED)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every engine with a cache that runs on this machine's CPU."""
+    return request.param

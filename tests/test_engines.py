@@ -1,0 +1,216 @@
+"""What every engine promises, run on each of them: the reference's logits and tokens, whatever the batch or the
+window."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from conftest import HEAD_DIM_96, ODD, PROMPTED, TINY, engine, random_tokens, random_weights
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.engine import Drawing, Job
+
+CONFIGS = {"tiny": TINY, "odd": ODD, "prompted": PROMPTED, "head_dim_96": HEAD_DIM_96}
+SETTINGS = [
+    Drawing(seed=1),
+    Drawing(seed=2**64 - 1, temperature=0.7, top_k=4),
+    Drawing(seed=3, temperature=1.3, top_p=0.8),
+    Drawing(seed=4, top_k=6, top_p=0.9),
+    Drawing(temperature=0.0),
+]
+
+
+def make_job(
+    tokens: torch.Tensor,
+    drawing: Drawing,
+    *,
+    prompt: torch.Tensor | None = None,
+    source: torch.Tensor | None = None,
+    first_index: int = 0,
+    window: int | str = 1,
+) -> Job:
+    n = len(tokens)
+    index = torch.arange(n) + first_index
+    return Job(tokens, index, torch.arange(n) if source is None else source, prompt, drawing, window)
+
+
+def holes(config: ImageGPTConfig, n: int, share: float, seed: int) -> torch.Tensor:
+    """Random tokens of which about this share is unknown."""
+    unknown = torch.rand(n, config.n_pixels, generator=torch.Generator().manual_seed(seed)) < share
+    return random_tokens(config, n, seed).masked_fill(unknown, -1)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("shape", CONFIGS)
+def test_logits_and_hidden_states_equal_the_reference(backend, shape, biases):
+    config = CONFIGS[shape]
+    weights = random_weights(config, seed=11, biases=biases)
+    truth = engine("reference", config, weights)
+    tested = engine(backend, config, weights, dtype="float32", kv_dtype="float32")
+    for n, length in ((1, 1), (2, config.n_pixels - 1), (3, config.n_pixels)):
+        tokens = random_tokens(config, n, seed=length)[:, :length].contiguous()
+        prompts = [None]
+        if config.n_words:
+            prompts.append(torch.randint(0, config.n_words, (n, config.prompt_length)))
+        for prompt in prompts:
+            logits = tested.logits(tokens, prompt)
+            assert logits.dtype == torch.float32 and logits.shape == (n, length, config.n_colors)
+            assert (logits - truth.logits(tokens, prompt)).abs().max() <= 1e-4
+            for layer in range(config.n_layer + 1):
+                hidden = tested.hidden(tokens, layer, prompt)
+                assert hidden.shape == (n, length, config.n_embd)
+                assert (hidden - truth.hidden(tokens, layer, prompt)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("drawing", SETTINGS, ids=str)
+@pytest.mark.parametrize("shape", ["tiny", "odd"])
+def test_samples_equal_the_reference(backend, shape, drawing):
+    config = CONFIGS[shape]
+    weights = random_weights(config, seed=12, biases=True)
+    tokens = torch.full((5, config.n_pixels), -1)
+    truth = engine("reference", config, weights).fill(make_job(tokens, drawing, first_index=2**33))
+    tested = engine(backend, config, weights, dtype="float32", kv_dtype="float32")
+    for window in (1, 2, 5, 33, "auto"):
+        filled = tested.fill(make_job(tokens, drawing, first_index=2**33, window=window))
+        assert torch.equal(filled.tokens, truth.tokens), f"window {window}"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+@pytest.mark.parametrize("window", [1, 3, 8, "auto"])
+def test_known_tokens_stay_and_the_rest_equals_the_reference(backend, window, share):
+    config = ODD
+    weights = random_weights(config, seed=13)
+    tokens = holes(config, 6, share, seed=int(share * 100))
+    tokens[0] = random_tokens(config, 1, seed=9)[0]  # nothing to draw
+    tokens[1, :] = -1
+    tokens[2, -1] = 3  # a known end
+    drawing = Drawing(seed=21)
+    truth = engine("reference", config, weights).fill(make_job(tokens, drawing))
+    filled = engine(backend, config, weights, dtype="float32", kv_dtype="float32").fill(
+        make_job(tokens, drawing, window=window)
+    )
+    known = tokens >= 0
+    assert torch.equal(filled.tokens[known], tokens[known])
+    assert torch.equal(filled.tokens, truth.tokens)
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 7, 15, 16])
+def test_images_of_one_source_share_a_prefix_and_differ_after_it(backend, prefix):
+    weights = random_weights(TINY, seed=14)
+    tokens = torch.full((7, TINY.n_pixels), -1)
+    tokens[:4, :prefix] = random_tokens(TINY, 1, seed=1)[:, :prefix]
+    tokens[4:, :prefix] = random_tokens(TINY, 1, seed=2)[:, :prefix]
+    source = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    drawing = Drawing(seed=31)
+    truth = engine("reference", TINY, weights).fill(make_job(tokens, drawing))
+    tested = engine(backend, TINY, weights, dtype="float32", kv_dtype="float32")
+    for window in (1, 4):
+        filled = tested.fill(make_job(tokens, drawing, source=source, window=window))
+        assert torch.equal(filled.tokens, truth.tokens)
+
+
+@pytest.mark.parametrize("scale", [None, 0.0, 1.0, 2.5])
+def test_prompts_and_guidance_equal_the_reference(backend, scale):
+    weights = random_weights(PROMPTED, seed=15)
+    tokens = holes(PROMPTED, 4, 0.8, seed=3)
+    prompt = torch.tensor([[1, 2, 0], [1, 2, 0], [3, 4, 1], [0, 0, 0]])
+    drawing = Drawing(seed=41, guidance_scale=scale)
+    truth = engine("reference", PROMPTED, weights).fill(make_job(tokens, drawing, prompt=prompt))
+    tested = engine(backend, PROMPTED, weights, dtype="float32", kv_dtype="float32")
+    for window in (1, 3, "auto"):
+        filled = tested.fill(make_job(tokens, drawing, prompt=prompt, window=window))
+        assert torch.equal(filled.tokens, truth.tokens)
+    if scale == 0.0:  # u + 0·(c − u) is the model without a prompt
+        without = tested.fill(make_job(tokens, Drawing(seed=41)))
+        assert torch.equal(without.tokens, truth.tokens)
+
+
+def test_an_image_does_not_depend_on_its_neighbours(backend):
+    weights = random_weights(HEAD_DIM_96, seed=16)
+    tested = engine(backend, HEAD_DIM_96, weights, dtype="float32", kv_dtype="float32")
+    tokens = torch.full((17, HEAD_DIM_96.n_pixels), -1)
+    drawing = Drawing(seed=51)
+    together = tested.fill(make_job(tokens, drawing)).tokens
+    for k in (0, 5, 16):
+        alone = tested.fill(make_job(tokens[:1], drawing, first_index=k)).tokens
+        assert torch.equal(alone[0], together[k])
+    assert len(torch.unique(together, dim=0)) == 17
+
+
+def test_rows_are_reported_once_in_order_and_final(backend):
+    weights = random_weights(ODD, seed=17)
+    tested = engine(backend, ODD, weights)
+    for window in (1, 4, "auto"):
+        rows: list[tuple[range, int, torch.Tensor]] = []
+        tokens = holes(ODD, 3, 0.7, seed=5)
+        filled = tested.fill(
+            make_job(tokens, Drawing(seed=61), window=window),
+            lambda images, row, tokens, rows=rows: rows.append((images, row, tokens.clone())),
+        )
+        assert [row for _, row, _ in rows] == list(range(ODD.height))
+        assert all(images == range(3) for images, _, _ in rows)
+        assert torch.equal(torch.cat([tokens for _, _, tokens in rows], 1), filled.tokens)
+
+
+def test_an_error_in_a_callback_comes_back_and_the_engine_still_works(backend):
+    weights = random_weights(TINY, seed=18)
+    tested = engine(backend, TINY, weights)
+    tokens = torch.full((2, TINY.n_pixels), -1)
+    expected = tested.fill(make_job(tokens, Drawing(seed=1))).tokens
+
+    def fail(images: range, row: int, tokens: torch.Tensor) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tested.fill(make_job(tokens, Drawing(seed=1)), fail)
+    assert torch.equal(tested.fill(make_job(tokens, Drawing(seed=1))).tokens, expected)
+
+
+def test_passes_are_counted(backend):
+    weights = random_weights(TINY, seed=19)
+    tested = engine(backend, TINY, weights)
+    tokens = torch.full((4, TINY.n_pixels), -1)
+    one = tested.fill(make_job(tokens, Drawing(seed=71)))
+    assert one.pass_starts.all()
+    tokens[:, :5] = 1
+    wide = tested.fill(make_job(tokens, Drawing(temperature=0.0), window=8))
+    assert wide.pass_starts[:, 5].all() and not wide.pass_starts[:, :5].any()
+    passes = wide.pass_starts.sum(1)
+    assert ((passes >= -(-(TINY.n_pixels - 5) // 8)) & (passes <= TINY.n_pixels - 5)).all()
+
+
+def test_threads_can_share_an_engine(backend):
+    weights = random_weights(TINY, seed=20)
+    tested = engine(backend, TINY, weights)
+    tokens = torch.full((3, TINY.n_pixels), -1)
+    expected = [tested.fill(make_job(tokens, Drawing(seed=s))).tokens for s in range(4)]
+    results: dict[int, torch.Tensor] = {}
+
+    def work(seed: int) -> None:
+        for _ in range(5):
+            results[seed] = tested.fill(make_job(tokens, Drawing(seed=seed))).tokens
+
+    threads = [threading.Thread(target=work, args=(s,)) for s in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(4):
+        assert torch.equal(results[seed], expected[seed])
+
+
+def test_bfloat16_stays_within_its_contract(backend):
+    """Relative L2 of the logits ≤ 1e-2; the KL bound of the contract is tested on the bundled model."""
+    config = ImageGPTConfig(n_layer=4, n_head=4, n_embd=128, height=8, width=8)
+    weights = {name: tensor.bfloat16() for name, tensor in random_weights(config, seed=22).items()}
+    tokens = random_tokens(config, 2)
+    truth = engine("reference", config, weights).logits(tokens)
+    logits = engine(backend, config, weights, dtype="bfloat16").logits(tokens)
+    assert 0 < (logits - truth).norm() / truth.norm() <= 1e-2
+
+
+def test_impossible_dtypes_are_refused(backend):
+    with pytest.raises(ValueError, match="float64"):
+        engine(backend, TINY, random_weights(TINY), dtype="float64")
