@@ -1,0 +1,33 @@
+// nearest_centroid with AVX-512.
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "quantize.h"
+
+namespace fastigpt::quantize_avx512 {
+namespace {
+
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarm inside gcc 12's own _mm512_min_ps
+
+constexpr int kLanes = 16, kPointVecs = 4;
+using Vec = __m512;
+
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+inline Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline unsigned not_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ); }
+
+namespace kernel {
+#include "quantize_kernel.h"
+}
+
+}  // namespace
+
+void nearest(const Codebook& book, const Block& block) { kernel::nearest(book, block); }
+
+}  // namespace fastigpt::quantize_avx512

@@ -1,0 +1,53 @@
+// Nearest centroid: for every point the index of the closest row of a codebook. Pointers, sizes and strides only.
+//
+// The answer is that of real arithmetic on the stored values, ties to the lowest index, on every instruction set and for
+// any number of threads (csrc/cpu/quantize.cpp says how). No N x K matrix is ever made.
+#pragma once
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "fastigpt/isa.h"
+
+namespace fastigpt {
+
+enum class Scalar { u8, f16, bf16, f32 };
+
+// Points of `dim` coordinates on a grid of any rank. Strides are in bytes and may be zero or negative.
+struct PointsView {
+  const void* data;
+  Scalar type;
+  int64_t dim, dim_stride;
+  std::vector<int64_t> shape, strides;
+
+  int64_t size() const {
+    int64_t n = 1;
+    for (int64_t extent : shape) n *= extent;
+    return n;
+  }
+};
+
+// indices: [points.size()]; distances: the same, squared, or null. centroids: [k, dim], finite, row-major.
+// cosine: points and centroids are divided by their lengths first (a point of length zero gets index 0, distance 1).
+// Returns the position of a point that is not finite (the outputs are then meaningless), else -1.
+int64_t nearest_centroid_cpu(const PointsView& points, const float* centroids, int64_t k, bool cosine, int64_t* indices,
+                             float* distances, Isa isa, int threads);
+
+// The nearest centroid of each of the 2^24 colours, worked out once: 256^3 colours in cells of 4^3; `cells` says where the
+// 64 answers of a cell begin in `blocks`, whose first k blocks are uniform, one for each centroid. About 15 MB, exact.
+// A colour (r, g, b) stands for the point scale * (r, g, b) + offset; k is at most 65536.
+class RgbTable {
+ public:
+  RgbTable(const double* centroids, int64_t k, double scale, double offset, int threads);
+  // points: u8, dim 3.
+  void lookup(const PointsView& points, int64_t* indices, int threads) const;
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  std::unique_ptr<char[]> memory_;
+  uint32_t* cells_;
+  uint16_t* blocks_;
+  int64_t bytes_;
+};
+
+}  // namespace fastigpt
