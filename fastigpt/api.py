@@ -53,7 +53,8 @@ def _model(
     backend: str,
 ) -> ImageGPT:
     if not isinstance(model, ImageGPT):
-        return _kept(model, device=device, dtype=dtype, kv_dtype=kv_dtype, backend=backend)
+        name = None if model is None else os.fspath(model)
+        return _kept(name, device=device, dtype=dtype, kv_dtype=kv_dtype, backend=backend)
     if (device, dtype, kv_dtype, backend) != (None, None, None, "auto"):
         raise ValueError("model is loaded already: device, dtype, kv_dtype and backend were chosen when it was")
     return model

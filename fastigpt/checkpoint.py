@@ -197,7 +197,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is damaged, or holds more than tensors: {reason[0]}") from None
     if not isinstance(data, dict) or not all(
@@ -224,12 +224,10 @@ def read_palette(folder: Path, config: ImageGPTConfig) -> Palette | None:
 def read_palette_array(path: Path, config: ImageGPTConfig) -> Palette:
     """A palette from a .npy file, as OpenAI published it (kmeans_centers.npy)."""
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no .npy file: {error}") from None
-    if not isinstance(array, np.ndarray):
-        raise CheckpointError(f"{path} must hold one array")
-    return _palette(array, config, str(path))
+        palette = Palette.from_file(path)
+    except (ValueError, TypeError, EOFError, OSError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return _matching(palette, config, str(path))
 
 
 def _palette(clusters: Any, config: ImageGPTConfig, source: str) -> Palette:
@@ -237,6 +235,10 @@ def _palette(clusters: Any, config: ImageGPTConfig, source: str) -> Palette:
         palette = Palette(np.asarray(clusters, dtype=np.float32))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{source}: {error}") from None
+    return _matching(palette, config, source)
+
+
+def _matching(palette: Palette, config: ImageGPTConfig, source: str) -> Palette:
     if palette.n_colors != config.n_colors:
         raise CheckpointError(f"{source} has {palette.n_colors} colours, the model has {config.n_colors}")
     return palette

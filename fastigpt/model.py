@@ -406,8 +406,8 @@ class ImageGPT:
         if rows is not None and mask is not None:
             raise ValueError("give rows or mask, not both")
         if rows is not None:
-            kept = np.zeros((len(pictures), height, width), dtype=bool)
-            kept[:, : whole("rows", rows, 0, height)] = True
+            top = np.arange(height) < whole("rows", rows, 0, height)
+            kept = np.broadcast_to(top[:, None], (len(pictures), height, width)).copy()
         elif mask is not None:
             kept = ~images.mask_cells(mask, [picture.size for picture in pictures], height, width)
         else:

@@ -16,6 +16,9 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine
 from fastigpt.engine.choose import BACKENDS, build, why_unavailable
 
+# The models here are tiny: torch's threads would only wait for each other.
+torch.set_num_threads(1)
+
 CPU = torch.device("cpu")
 CACHED = [name for name in BACKENDS if name != "reference" and why_unavailable(name, CPU) is None]
 

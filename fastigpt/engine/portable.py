@@ -215,7 +215,8 @@ class _Wave:
         before = torch.where(position > 0, self.tokens[alive, (position - 1).clamp(min=0)], engine.config.start_token)
         ids = torch.cat([before[:, None], self.guesses[alive[:, None], window[:, :-1]]], 1)
         logits = [engine._head(engine._step(ids, position + offset, offset, cache)) for cache, offset in self.lanes]
-        scores = logits[0] if len(logits) == 1 else guide(*logits, self.drawing.guidance_scale or 0.0)
+        scale = self.drawing.guidance_scale
+        scores = logits[0] if scale is None else guide(logits[0], logits[1], scale)
         index = self.index[alive]
         drawn = draw(scores, index[:, None], window, self.drawing)
         at = window.clamp(max=n_pixels - 1)

@@ -1,0 +1,137 @@
+"""Whatever image a person hands over becomes the right canvas, or a clear error."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from conftest import TINY
+from PIL import Image
+
+from fastigpt.images import as_image_list, grid, mask_cells, to_canvas, transparent_cells
+
+RED, GREEN = (200, 30, 40), (20, 180, 60)
+
+
+def photo(mode: str = "RGB") -> Image.Image:
+    return Image.fromarray(skimage.data.astronaut()).resize((60, 40)).convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "1", "P", "CMYK", "YCbCr", "HSV", "LAB"])
+def test_every_pillow_mode_becomes_rgb(mode):
+    source = photo("RGB")
+    image = source.convert(mode) if mode != "LAB" else Image.new("LAB", (60, 40), (120, 130, 140))
+    (found,) = as_image_list(image)
+    assert found.mode in ("RGB", "RGBA") and found.size == (60, 40)
+    canvas = to_canvas(found, 8, 8)
+    assert canvas.shape == (8, 8, 3) and canvas.dtype == np.uint8
+    if mode in ("RGB", "RGBA", "CMYK", "YCbCr"):
+        difference = canvas.astype(int) - to_canvas(source, 8, 8).astype(int)
+        assert np.abs(difference).max() <= 4
+
+
+def test_16_bit_grey_is_scaled_not_clipped():
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    (found,) = as_image_list(Image.fromarray(values))
+    pixels = np.asarray(found)[..., 0]
+    assert pixels.min() == 0 and pixels.max() == 255
+    assert np.abs(pixels.astype(int) - (values >> 8)).max() <= 1
+
+
+def test_transparent_parts_are_shown_on_white_and_can_be_drawn_anew():
+    array = np.zeros((8, 8, 4), np.uint8)
+    array[:4] = (*RED, 255)
+    (image,) = as_image_list(Image.fromarray(array))
+    canvas = to_canvas(image, 8, 8)
+    assert (canvas[0] == RED).all() and (canvas[7] == 255).all()
+    cells = transparent_cells(image, 4, 4)
+    assert cells is not None and not cells[:2].any() and cells[2:].all()
+    assert transparent_cells(photo(), 4, 4) is None
+
+
+def test_palette_pngs_with_transparency(tmp_path):
+    array = np.full((6, 6, 4), (*GREEN, 255), np.uint8)
+    array[3:, :, 3] = 0
+    path = tmp_path / "p.png"
+    Image.fromarray(array).quantize(4).save(path)
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        (found,) = as_image_list(image)
+    assert found.mode == "RGBA"
+    cells = transparent_cells(found, 6, 6)
+    assert cells is not None and cells[3:].all() and not cells[:3].any()
+
+
+def test_arrays_and_tensors_single_and_batched():
+    array = np.asarray(photo())
+    tensor = torch.from_numpy(array.copy()).movedim(-1, 0)
+    mirrored_twice = array[:, ::-1][:, ::-1]
+    forms = [array, array[None], [array], tensor, tensor[None], [tensor], [Image.fromarray(array)], mirrored_twice]
+    for form in forms:
+        (found,) = as_image_list(form)
+        assert np.array_equal(np.asarray(found), array)
+    assert len(as_image_list(np.stack([array, array]))) == 2
+    grey = as_image_list(array[..., 0])[0]
+    assert (np.asarray(grey) == array[..., :1]).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "word"),
+    [
+        ([], ValueError, "empty"),
+        ("photo.jpg", TypeError, "PIL.Image.open"),
+        (None, TypeError, "NoneType"),
+        (3, TypeError, "int"),
+        (np.zeros((4, 4, 3)), TypeError, "float64"),
+        (torch.zeros(3, 4, 4), TypeError, "float32"),
+        (np.zeros((4, 4, 5), np.uint8), ValueError, "4, 4, 5"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, "4 × 0"),
+        (np.zeros((0, 4, 4, 3), np.uint8), ValueError, "empty"),
+        (torch.zeros(5, 4, 4, dtype=torch.uint8), ValueError, "shape"),
+        (np.zeros((2, 2, 2, 2, 3), np.uint8), ValueError, "shape"),
+    ],
+)
+def test_impossible_images_are_refused(images, error, word):
+    with pytest.raises(error, match=word):
+        as_image_list(images)
+
+
+def test_an_image_without_pixels_is_refused():
+    with pytest.raises(ValueError, match="0 × 5"):
+        as_image_list(Image.new("RGB", (0, 5)))
+
+
+def test_masks_at_the_canvas_size_and_at_the_images_size():
+    small = np.zeros((TINY.height, TINY.width), bool)
+    small[1, 2] = True
+    assert np.array_equal(mask_cells(small, [(8, 8)], 4, 4)[0], small)
+    large = small.repeat(2, 0).repeat(2, 1)
+    for form in (large, torch.from_numpy(large), Image.fromarray(large.astype(np.uint8) * 255)):
+        assert np.array_equal(mask_cells(form, [(8, 8)], 4, 4)[0], small)
+    each = np.stack([small, ~small])
+    assert np.array_equal(mask_cells(each, [(8, 8), (9, 7)], 4, 4), each)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "word"),
+    [
+        (np.zeros((5, 5), bool), ValueError, "5 × 5"),
+        (np.zeros((4, 4), np.uint8), TypeError, "bool"),
+        (np.zeros(4, bool), ValueError, "shape"),
+        (np.zeros((3, 4, 4), bool), ValueError, "3 layers for 1"),
+    ],
+)
+def test_masks_of_the_wrong_kind_are_refused(mask, error, word):
+    with pytest.raises(error, match=word):
+        mask_cells(mask, [(8, 6)], 4, 4)
+
+
+def test_a_grid_shows_every_image_where_it_belongs():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+    sheet = np.asarray(grid(images, 3, scale=2, gap=1))
+    assert sheet.shape == (2 * 9 + 1, 3 * 13 + 1, 3)
+    for i, image in enumerate(images):
+        y, x = 1 + i // 3 * 9, 1 + i % 3 * 13
+        assert np.array_equal(sheet[y : y + 8 : 2, x : x + 12 : 2], image)
+    assert (sheet[0] == 255).all()
