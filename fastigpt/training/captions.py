@@ -33,14 +33,14 @@ EXAMPLES = (
     "a red house on snow at night",
     "a blue house on grass by day",
     "a small white cat on the left on sand at sunset",
-    "a big yellow balloon above a green tree on grass by day",
+    "a yellow balloon above a green tree on grass by day",
     "a purple boat on water in the rain",
-    "an orange rocket right of a pink mountain over snow at night",
+    "an orange rocket right of a pink mountain on snow at night",
 )
 
 
 def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
-    """A sentence for the scene: every fact that fits a sentence, or, with rng, a random part of them (always the kinds)."""
+    """A sentence for the scene: all its facts or, with rng, a random part of them (always the kinds)."""
 
     def said(probability: float) -> bool:
         return rng is None or rng.random() < probability
@@ -64,7 +64,7 @@ def caption(scene: Scene, rng: np.random.Generator | None = None) -> str:
 
 
 def parse(text: str) -> dict[str, str]:
-    """The facts a sentence of the grammar states, named as in `Scene.facts`. Raises ValueError for any other sentence."""
+    """The facts that a sentence of the grammar states, named as in `Scene.facts`. Raises ValueError for others."""
     words = text.lower().replace(",", " ").split()
     facts: dict[str, str] = {}
 

@@ -1,7 +1,7 @@
 """The Image GPT as a trainable torch module.
 
-Parameters carry the names and shapes of `ImageGPTConfig.tensor_shapes()` (linear weights stored [in, out], no biases), so
-that the state dict is the checkpoint. Formulas: OpenAI's image-gpt (norm without mean, x · sigmoid(1.702 x)).
+Parameters carry the names and shapes of `ImageGPTConfig.tensor_shapes()` (linear weights stored [in, out], no biases),
+so that the state dict is the checkpoint. Formulas: OpenAI's image-gpt (norm without mean, x · sigmoid(1.702 x)).
 """
 
 from __future__ import annotations
@@ -21,22 +21,9 @@ class Network(nn.Module):
     def __init__(self, config: ImageGPTConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.n_colors + 1, config.n_embd),
-                "wpe": nn.Embedding(config.n_pixels, config.n_embd),
-                "h": nn.ModuleList([Block(config) for _ in range(config.n_layer)]),
-                "ln_f": Norm(config.n_embd, config.layer_norm_epsilon),
-            }
-        )
+        self.transformer = Trunk(config)
         self.lm_head = nn.Linear(config.n_embd, config.n_colors, bias=False)
-        if config.n_words:
-            self.prompt = nn.ModuleDict(
-                {
-                    "wte": nn.Embedding(config.n_words, config.n_embd),
-                    "wpe": nn.Embedding(config.prompt_length, config.n_embd),
-                }
-            )
+        self.prompt = Embeddings(config.n_words, config.prompt_length, config.n_embd) if config.n_words else None
         self._initialise(seed)
 
     def _initialise(self, seed: int) -> None:
@@ -57,17 +44,34 @@ class Network(nn.Module):
         """
         start = tokens.new_full((tokens.shape[0], 1), self.config.start_token)
         read = torch.cat([start, tokens[:, :-1]], dim=1)
-        x = self.transformer["wte"](read) + self.transformer["wpe"].weight[: read.shape[1]]
+        x = self.transformer.wte(read) + self.transformer.wpe.weight[: read.shape[1]]
         if prompt is not None:
-            x = torch.cat([self.prompt["wte"](prompt) + self.prompt["wpe"].weight, x], dim=1)
-        for block in self.transformer["h"]:
+            assert self.prompt is not None, "the model reads no prompt"
+            x = torch.cat([self.prompt.wte(prompt) + self.prompt.wpe.weight, x], dim=1)
+        for block in self.transformer.h:
             x = block(x)
         x = x[:, -tokens.shape[1] :]
-        return self.lm_head(self.transformer["ln_f"](x))
+        return self.lm_head(self.transformer.ln_f(x))
 
     def loss(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
         """Mean nats per token of a batch, a float32 scalar."""
         return F.cross_entropy(self(tokens, prompt).float().flatten(0, 1), tokens.flatten())
+
+
+class Embeddings(nn.Module):
+    """Learned vectors of tokens and of positions."""
+
+    def __init__(self, n_tokens: int, n_positions: int, width: int) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(n_tokens, width)
+        self.wpe = nn.Embedding(n_positions, width)
+
+
+class Trunk(Embeddings):
+    def __init__(self, config: ImageGPTConfig) -> None:
+        super().__init__(config.n_colors + 1, config.n_pixels, config.n_embd)
+        self.h = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.ln_f = Norm(config.n_embd, config.layer_norm_epsilon)
 
 
 class Block(nn.Module):

@@ -1,6 +1,6 @@
 """Draws scenes: 32 × 32 pixels, painted four times as large and averaged down, so that edges are smooth.
 
-Shapes are given in a subject's own coordinates: x to the right from its centre, y up from its foot, one unit = its height.
+Shapes are in a subject's own coordinates: x to the right from its centre, y up from its foot, one unit = its height.
 """
 
 from __future__ import annotations
@@ -128,15 +128,15 @@ def _sky(draw: ImageDraw.ImageDraw, scene: Scene, horizon: float, rng: np.random
         _disc(draw, x, horizon - 1.0, 3.2, (255, 240, 170))
     elif scene.sky == "night":
         for _ in range(rng.integers(5, 10)):
-            column, row = rng.integers(0, SIDE), rng.integers(0, int(horizon) - 3)
+            column, row = int(rng.integers(0, SIDE)), int(rng.integers(0, int(horizon) - 3))
             box = (column * SCALE, row * SCALE, column * SCALE + SCALE - 1, row * SCALE + SCALE - 1)
             draw.rectangle(box, fill=(232, 228, 190))
         _disc(draw, x, 4.5, 3.0, (250, 244, 206))
         if rng.random() < 0.6:
             _disc(draw, x + 1.4, 3.9, 2.5, (12, 14, 42))
     else:
-        for column in range(-1, 34, 6):
-            _cloud(draw, column + rng.uniform(-1, 1), rng.uniform(0.5, 2.0), (70, 76, 88), rng)
+        for left in range(-1, 34, 6):
+            _cloud(draw, left + rng.uniform(-1, 1), rng.uniform(0.5, 2.0), (70, 76, 88), rng)
 
 
 def _cloud(draw: ImageDraw.ImageDraw, x: float, y: float, color: Color, rng: np.random.Generator) -> None:
@@ -165,7 +165,7 @@ def _ground(draw: ImageDraw.ImageDraw, scene: Scene, horizon: float, rng: np.ran
 
 def _rain(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
     for column in range(1, SIDE, 5):
-        x, y = column + rng.integers(0, 3), rng.integers(4, 26)
+        x, y = column + int(rng.integers(0, 3)), int(rng.integers(4, 26))
         line = [(x + 0.5) * SCALE, y * SCALE, (x - 0.5) * SCALE, (y + 3) * SCALE]
         draw.line(line, fill=(190, 206, 224), width=2)
 
@@ -320,10 +320,8 @@ class _Painter:
         self.outlined([(-0.85, 0), (0.85, 0), (lean, 1.0)], self.base)
         self.polygon([(lean, 0.98), (0.8, 0.02), (lean + 0.1, 0.02), (lean - 0.06, 0.5)], self.dark)
         cap = (250, 252, 255) if self.subject.color != "white" else (200, 222, 250)
-        self.polygon(
-            [(lean, 1.0), (lean * 0.7 + 0.25, 0.7), (lean * 0.7 + 0.08, 0.76), (lean * 0.7 - 0.06, 0.66), (lean * 0.7 - 0.25, 0.7)],
-            cap,
-        )
+        edge = ((0.25, 0.7), (0.08, 0.76), (-0.06, 0.66), (-0.25, 0.7))
+        self.polygon([(lean, 1.0), *((lean * 0.7 + x, y) for x, y in edge)], cap)
 
     def person(self) -> None:
         skin = SKINS[self.rng.integers(len(SKINS))]

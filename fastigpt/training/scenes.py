@@ -55,8 +55,8 @@ class Scene:
     style: int
 
     def facts(self) -> dict[str, str]:
-        """The facts that are scored, by name: sky, ground, kind, color, size, side; for two subjects kind2, color2, size2
-        and relation in place of side."""
+        """The facts that are scored, by name: sky, ground, kind, color, size, side; for two subjects kind2, color2,
+        size2 and relation in place of side."""
         first = self.subjects[0]
         facts = {
             "sky": self.sky,

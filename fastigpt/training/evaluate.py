@@ -1,0 +1,180 @@
+"""How good a model of scenes is: `python -m fastigpt.training.evaluate` prints the table of the model card.
+
+Held-out nats per token, how many of the facts a prompt asks for are in the picture (as describe.py reads it), whether
+completions keep what the given half shows, and whether samples are new and differ from each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+import fastigpt
+from fastigpt.model import ImageGPT
+from fastigpt.training.captions import parse
+from fastigpt.training.data import HELD_OUT_SEED
+from fastigpt.training.describe import confirmed, describe
+from fastigpt.training.scenes import Scene, scenes
+
+GUIDANCE = (1.0, 2.0, 3.0)
+TRAINING_SEED = 0  # of the bundled model
+_FIRST_FRESH = 10_000  # held-out scenes before this one are what training logs its losses on
+_RENDERINGS = 4000
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Held-out scenes. images: uint8 [n, 32, 32, 3]."""
+
+    images: np.ndarray
+    captions: list[str]
+    scenes: list[Scene]
+
+
+def held_out(n: int, first: int = _FIRST_FRESH) -> Drawn:
+    return _draw(HELD_OUT_SEED, first, n)
+
+
+def _draw(seed: int, first: int, n: int) -> Drawn:
+    images, captions, facts = zip(*itertools.islice(scenes(seed, first), n))
+    return Drawn(np.stack(images), list(captions), list(facts))
+
+
+def evaluate(model: ImageGPT, *, n: int = 64, seed: int = 0) -> dict[str, Any]:
+    """All figures, n images for each. Nats are per token; shares lie in [0, 1]; distances are root mean squares of the
+    difference of two pictures in steps of 1/255. Raises ValueError if the model cannot read the scenes' prompts."""
+    if n < 2:
+        raise ValueError(f"n must be at least 2, not {n!r}")
+    if model.vocabulary is None:
+        raise ValueError(f"{model.name!r} reads no prompts")
+    return {
+        "nats": nats(model, held_out(n)),
+        "reader": reader_accuracy(model, 2000),
+        "prompts": {str(scale): prompt_following(model, n, scale, seed) for scale in GUIDANCE},
+        "completion": completion(model, n, seed),
+        "diversity": diversity(model, n, seed),
+    }
+
+
+def nats(model: ImageGPT, drawn: Drawn) -> dict[str, float]:
+    tokens = model.encode(drawn.images)
+    return {
+        "without caption": float(model.nll(tokens).mean()),
+        "with caption": float(model.nll(tokens, prompt=drawn.captions).mean()),
+    }
+
+
+def reader_accuracy(model: ImageGPT, n: int) -> dict[str, float]:
+    """Share of facts that describe() gets right on real renderings in the model's palette, by fact and over all."""
+    drawn = held_out(n)
+    seen = model.decode(model.encode(drawn.images))
+    return _shares([confirmed(scene.facts(), found) for scene, found in zip(drawn.scenes, describe(seen))])
+
+
+def prompt_following(model: ImageGPT, n: int, guidance_scale: float, seed: int) -> dict[str, float]:
+    """Share of the facts stated by n captions that describe() confirms in the images drawn for them."""
+    captions = held_out(n).captions
+    scale = None if guidance_scale == 1.0 else guidance_scale
+    images = model.sample(n, prompt=captions, guidance_scale=scale, seed=seed, output_type="np")
+    return _shares([confirmed(parse(text), found) for text, found in zip(captions, describe(images))])
+
+
+def completion(model: ImageGPT, n: int, seed: int) -> dict[str, float]:
+    """Share of the facts that the top half of a scene shows and that its completion keeps: scenes with one big subject,
+    of which the top half shows the sky, the place, and enough of the subject to tell its kind and colour."""
+
+    def telling(scene: Scene) -> bool:
+        subject = scene.subjects[0]
+        return scene.relation is None and subject.size == "big" and subject.kind not in ("car", "mountain")
+
+    drawn = held_out(20 * n)
+    picked = [k for k, scene in enumerate(drawn.scenes) if telling(scene)][:n]
+    images = model.complete(drawn.images[picked], rows=16, seed=seed, output_type="np")
+    asked = [
+        {name: value for name, value in drawn.scenes[k].facts().items() if name in ("sky", "side", "kind", "color")}
+        for k in picked
+    ]
+    return _shares([confirmed(facts, found) for facts, found in zip(asked, describe(images))])
+
+
+def diversity(model: ImageGPT, n: int, seed: int) -> dict[str, float]:
+    """Mean distance to the nearest of 4,000 training renderings and to the nearest other of the n images: for n samples
+    drawn without a prompt, and beside them for n held-out renderings, which neither memorise nor collapse."""
+    trained = model.decode(model.encode(_draw(TRAINING_SEED, 0, _RENDERINGS).images))
+    real = model.decode(model.encode(held_out(n).images))
+    samples = model.sample(n, seed=seed, output_type="np")
+    return {
+        "samples to training": _nearest(samples, trained),
+        "held-out to training": _nearest(real, trained),
+        "among samples": _nearest(samples, None),
+        "among held-out": _nearest(real, None),
+    }
+
+
+def _nearest(images: np.ndarray, others: np.ndarray | None) -> float:
+    """Mean over the images of the distance to the nearest of the others (None: to the nearest other of themselves)."""
+    a = images.reshape(len(images), -1).astype(np.float32)
+    b = a if others is None else others.reshape(len(others), -1).astype(np.float32)
+    squares = (a * a).sum(1)[:, None] - 2 * a @ b.T + (b * b).sum(1)
+    if others is None:
+        np.fill_diagonal(squares, np.inf)
+    return float(np.sqrt(squares.min(1).clip(0) / a.shape[1]).mean())
+
+
+def _shares(checked: Sequence[dict[str, bool]]) -> dict[str, float]:
+    """Share of facts that hold, "all" first, then by name."""
+    names = dict.fromkeys(name for facts in checked for name in facts)
+    shares = {name: [facts[name] for facts in checked if name in facts] for name in names}
+    every = [held for facts in checked for held in facts.values()]
+    return {"all": float(np.mean(every))} | {name: float(np.mean(held)) for name, held in shares.items()}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    nll, diverse = figures["nats"], figures["diversity"]
+    lines = [
+        "| held-out nats per token | without caption | with caption |",
+        "|---|---|---|",
+        f"| | {nll['without caption']:.4f} | {nll['with caption']:.4f} |",
+        "",
+        "| facts confirmed, % | all | sky | ground | kind | colour | size | side, relation | 2nd kind, colour, size |",
+        "|---|---|---|---|---|---|---|---|---|",
+        _facts_row("reader on renderings", figures["reader"]),
+        *(_facts_row(f"prompts, guidance {scale}", shares) for scale, shares in figures["prompts"].items()),
+        _facts_row("completion of the top half", figures["completion"]),
+        "",
+        "| nearest neighbour, RMS of 255 | to 4,000 training renderings | among themselves |",
+        "|---|---|---|",
+        f"| samples | {diverse['samples to training']:.1f} | {diverse['among samples']:.1f} |",
+        f"| held-out renderings | {diverse['held-out to training']:.1f} | {diverse['among held-out']:.1f} |",
+    ]
+    return "\n".join(lines)
+
+
+def _facts_row(name: str, shares: dict[str, float]) -> str:
+    columns = ("all", "sky", "ground", "kind", "color", "size", "side relation", "kind2 color2 size2")
+    cells = [", ".join(f"{100 * shares[key]:.1f}" for key in keys.split() if key in shares) or "–" for keys in columns]
+    return f"| {name} | {' | '.join(cells)} |"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m fastigpt.training.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a checkpoint directory or hub id (default: the bundled model)")
+    parser.add_argument("-n", type=int, default=64, help="images for each figure (default: 64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args(arguments)
+    model = fastigpt.load(options.model, backend=options.backend)
+    figures = evaluate(model, n=options.n, seed=options.seed)
+    print(json.dumps(figures, indent=2) if options.json else table(figures))
+
+
+if __name__ == "__main__":
+    main()

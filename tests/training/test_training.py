@@ -1,0 +1,235 @@
+"""Training: goes on bit for bit after SIGKILL, refuses another configuration, survives bad files and full disks."""
+
+import csv
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastigpt.errors import CheckpointError
+from fastigpt.model import ImageGPT
+from fastigpt.training import train as training
+from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, quantize
+from fastigpt.training.train import Settings, train
+
+TINY = {
+    "n_layer": 1, "n_head": 2, "n_embd": 16, "batch_size": 5, "warmup": 3, "dtype": "float32", "threads": 1,
+    "log_every": 5, "sample_every": 1000, "save_seconds": 1e-9, "progress": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def palette(tmp_path):
+    """A training folder that has its palette already: k-means takes seconds."""
+
+    def prepare(name):
+        folder = tmp_path / name
+        (folder / "training").mkdir(parents=True)
+        grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, 8)] * 3, indexing="ij"), -1).reshape(-1, 3)
+        np.save(folder / "training" / "clusters.npy", grid.astype(np.float32))
+        return folder
+
+    return prepare
+
+
+@pytest.fixture(autouse=True)
+def no_samples(monkeypatch):
+    """Grids of samples take seconds as well; one test draws them."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(training.Run, "draw_samples", lambda self: None)
+    yield
+    torch.set_num_threads(threads)
+
+
+def weights(folder):
+    state = torch.load(folder / "training" / "state.pt", weights_only=True)
+    return {**state["network"], **{"ema." + name: tensor for name, tensor in state["ema"].items()}}
+
+
+def test_a_killed_training_ends_with_the_same_weights(palette):
+    whole, killed = palette("whole"), palette("killed")
+    settings = TINY | {"steps": 30}
+    train(whole, **settings)
+    code = f"from fastigpt.training.train import train; train({str(killed)!r}, **{settings!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    state = killed / "training" / "state.pt"
+    deadline = time.monotonic() + 60
+    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    step = torch.load(state, weights_only=True)["step"]
+    assert 0 < step < 30
+    train(killed, **settings)
+    expected, found = weights(whole), weights(killed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert [row["step"] for row in csv.DictReader((killed / "training" / "log.csv").open())] == [
+        "5", "10", "15", "20", "25", "30"
+    ]  # fmt: skip
+
+
+def test_what_it_leaves_is_a_checkpoint_that_draws_from_prompts(palette, monkeypatch):
+    monkeypatch.undo()
+    folder = train(palette("run"), **TINY | {"steps": 3})
+    with Image.open(folder / "training" / "samples-000003.png") as grid:
+        assert grid.size == (512, 512)
+    assert (folder / "training" / "loss.png").stat().st_size > 1000
+    model = ImageGPT.from_pretrained(folder)
+    assert model.vocabulary is not None and model.config.n_words == model.vocabulary.n_words
+    tokens = model.encode(Image.new("RGB", (32, 32), "white"))
+    assert model.nll(tokens, prompt="a red house").isfinite().all()
+
+
+def test_another_configuration_is_refused_by_name(palette):
+    folder = palette("run")
+    train(folder, **TINY | {"steps": 2})
+    before = weights(folder)
+    with pytest.raises(ValueError, match=r"n_embd: 16 there, 32 here; .*learning_rate: 0.003 there, 0.001 here"):
+        train(folder, **TINY | {"steps": 2, "n_embd": 32, "learning_rate": 1e-3})
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(folder).items())
+
+
+def test_a_full_disk_leaves_the_last_good_state(palette, monkeypatch):
+    folder = palette("run")
+    saves = []
+    save = torch.save
+
+    def full(state, path):
+        saves.append(path)
+        save(state, path)
+        if len(saves) == 3:
+            path.write_bytes(path.read_bytes()[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(folder, **TINY | {"steps": 10})
+    assert torch.load(folder / "training" / "state.pt", weights_only=True)["step"] == 2
+    assert sorted(p.name for p in (folder / "training").iterdir()) == ["clusters.npy", "log.csv", "state.pt"]
+    monkeypatch.setattr(torch, "save", save)
+    train(folder, **TINY | {"steps": 10})
+    assert torch.load(folder / "training" / "state.pt", weights_only=True)["step"] == 10
+
+
+def test_a_damaged_state_is_named(palette):
+    folder = palette("run")
+    (folder / "training" / "state.pt").write_bytes(b"nonsense")
+    with pytest.raises(CheckpointError, match=r"state\.pt is damaged"):
+        train(folder, **TINY | {"steps": 2})
+
+
+def test_training_lowers_the_loss(palette):
+    folder = train(palette("run"), **TINY | {"steps": 60, "n_embd": 32, "batch_size": 4})
+    losses = [float(row["loss"]) for row in csv.DictReader((folder / "training" / "log.csv").open())]
+    assert losses[0] > 5.5 and losses[-1] < losses[0] - 1
+
+
+# --- a folder of images ----------------------------------------------------------------------------------------------
+
+
+def photos(path, n, side=24):
+    path.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    for k in range(n):
+        pixels = np.full((side, 2 * side, 3), rng.integers(0, 256, 3), np.uint8)
+        Image.fromarray(pixels).save(path / f"{k}.png")
+    return path
+
+
+def test_own_images_train_with_their_own_palette(tmp_path):
+    folder = train(tmp_path / "run", images=photos(tmp_path / "photos", 24), resolution=4, **TINY | {"steps": 4})
+    model = ImageGPT.from_pretrained(folder)
+    assert model.vocabulary is None and (model.config.height, model.config.width) == (4, 4)
+    with Image.open(tmp_path / "photos" / "3.png") as image:
+        color = np.asarray(image)[0, 0]
+        np.testing.assert_allclose(model.decode(model.encode(image))[0, 0, 0], color, atol=1)
+
+
+def test_unreadable_images_are_named_skipped_and_counted(tmp_path):
+    path = photos(tmp_path / "photos", 3)
+    (path / "broken.png").write_bytes((path / "0.png").read_bytes()[:60])
+    (path / "text.jpg").write_text("no image")
+    (path / "notes.txt").write_text("not even called one")
+    said = []
+    data = Folder(path, 4, n_colors=8, seed=0, warn=said.append)
+    assert data.n_skipped == 2 and data.name.startswith("3 images")
+    assert "broken.png" in said[0] and "text.jpg" in said[1] and said[2] == "skipped 2 of 5 files"
+
+
+def test_a_folder_without_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no images in"):
+        train(tmp_path / "run", images=tmp_path / "run", **TINY | {"steps": 2})
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"no images in .*1 could not be read"):
+        train(tmp_path / "run", images=tmp_path / "bad", **TINY | {"steps": 2})
+    with pytest.raises(ValueError, match="must be a folder"):
+        train(tmp_path / "run", images=tmp_path / "missing", **TINY | {"steps": 2})
+
+
+def test_held_out_images_are_never_trained_on(tmp_path):
+    path = photos(tmp_path / "photos", 40)
+    data = Folder(path, 2, n_colors=64, seed=0, warn=print)
+    held = {tuple(row) for row in data.held_out(10).tokens.tolist()}
+    trained = {tuple(row) for step in range(40) for row in data.batch(step, 16).tokens.tolist()}
+    assert len(held) == 2 and len(trained) == 38 and not held & trained
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+
+def test_batches_depend_on_the_step_alone():
+    data = Scenes(5, np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32))
+    a, b = data.batch(2, 6), data.batch(0, 18)
+    assert torch.equal(a.tokens, b.tokens[12:]) and torch.equal(a.prompt, b.prompt[12:])
+    assert a.tokens.shape == (6, 1024) and a.prompt.shape == (6, 16)
+    with pytest.raises(ValueError, match="seed"):
+        Scenes(HELD_OUT_SEED)
+
+
+def test_tokens_are_the_nearest_colours():
+    rng = np.random.default_rng(0)
+    clusters = rng.uniform(-1, 1, (50, 3)).astype(np.float32)
+    pixels = rng.integers(0, 256, (2, 7, 3, 3), dtype=np.uint8)
+    distances = ((pixels.reshape(-1, 1, 3) / 127.5 - 1 - clusters) ** 2).sum(-1)
+    np.testing.assert_array_equal(quantize(pixels, clusters).flatten().numpy(), distances.argmin(1))
+
+
+def test_a_palette_of_few_colours_holds_them_exactly():
+    pixels = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]] * 5, np.uint8)
+    clusters = fit_palette(pixels, 8, seed=0)
+    assert clusters.shape == (8, 3) and clusters.dtype == np.float32 and np.isfinite(clusters).all()
+    decoded = np.rint(127.5 * (clusters[quantize(pixels[None], clusters)[0]] + 1))
+    np.testing.assert_array_equal(decoded, pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("steps", 1.5),
+        ("batch_size", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("ema_decay", 1.0),
+        ("prompt_dropout", -0.1),
+        ("dtype", "int8"),
+        ("seed", -1),
+    ],
+)
+def test_bad_settings_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=name):
+        Settings(**{name: value})
+
+
+def test_scenes_have_one_size(tmp_path):
+    with pytest.raises(ValueError, match="resolution=16 needs a folder"):
+        train(tmp_path, resolution=16)
