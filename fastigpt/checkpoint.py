@@ -223,11 +223,7 @@ def read_palette(folder: Path, config: ImageGPTConfig) -> Palette | None:
 
 def read_palette_array(path: Path, config: ImageGPTConfig) -> Palette:
     """A palette from a .npy file, as OpenAI published it (kmeans_centers.npy)."""
-    try:
-        palette = Palette.from_file(path)
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    return _matching(palette, config, str(path))
+    return _matching(Palette.from_file(path), config, str(path))
 
 
 def _palette(clusters: Any, config: ImageGPTConfig, source: str) -> Palette:

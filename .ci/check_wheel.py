@@ -1,0 +1,31 @@
+"""Checks that a built wheel holds the package, the kernels, the extension and the bundled model, and nothing heavy."""
+
+import sys
+import zipfile
+
+REQUIRED = [
+    "fastigpt/__init__.py",
+    "fastigpt/py.typed",
+    "fastigpt/kernels/__init__.py",
+    "fastigpt/data/scenes/config.json",
+    "fastigpt/data/scenes/model.safetensors",
+    "fastigpt/data/scenes/preprocessor_config.json",
+]
+FOREIGN = ("kernels/", "tests/", "benchmarks/", "csrc/")
+LARGEST_MODEL = 6 << 20
+
+
+def main(path: str) -> None:
+    with zipfile.ZipFile(path) as wheel:
+        sizes = {info.filename: info.file_size for info in wheel.infolist()}
+    missing = [name for name in REQUIRED if name not in sizes]
+    if not any(name.startswith("fastigpt/_C.") for name in sizes):
+        missing.append("fastigpt/_C (the extension)")
+    foreign = [name for name in sizes if name.startswith(FOREIGN)]
+    model = sizes.get("fastigpt/data/scenes/model.safetensors", 0)
+    if missing or foreign or model > LARGEST_MODEL:
+        sys.exit(f"{path}: missing {missing}, foreign {foreign}, model of {model} bytes")
+    print(f"{path.rsplit('/', 1)[-1]}: {len(sizes)} files, {sum(sizes.values()) / 2**20:.1f} MiB, model {model} bytes")
+
+
+main(sys.argv[1])
