@@ -189,6 +189,39 @@ def convert(
     print(f"wrote {convert_checkpoint(tf_checkpoint, palette, out, n_head=n_head)}")
 
 
+@app.command()
+def train(
+    images: Annotated[Path | None, typer.Argument(help="Folder of images. Default: the scenes fastigpt draws.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the training; goes on if it holds one.")] = Path("my-model"),
+    resolution: Annotated[int, typer.Option(help="Canvas, squared.")] = 32,
+    n_layer: Annotated[int, typer.Option(help="Blocks.")] = 5,
+    n_head: Annotated[int, typer.Option(help="Attention heads.")] = 2,
+    n_embd: Annotated[int, typer.Option(help="Width.")] = 128,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4500,
+    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 10,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 3e-3,
+    seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+) -> None:
+    """Train a model, on a folder of your images or on drawn scenes: `fastigpt train photos/ --out my-model`."""
+    from fastigpt.training.train import train as train_model
+
+    folder = train_model(
+        out,
+        images=images,
+        resolution=resolution,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+    )
+    print(f"trained {folder}; draw from it: fastigpt sample --model {folder}")
+
+
 def _window(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 

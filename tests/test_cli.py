@@ -124,7 +124,7 @@ def test_info_tells_backends_versions_and_the_bundled_model():
     assert "← auto" in text and "bundled model" in text
 
 
-@pytest.mark.parametrize("command", ["sample", "complete", "info", "convert"])
+@pytest.mark.parametrize("command", ["sample", "complete", "info", "convert", "train"])
 def test_every_command_has_help(command):
     assert "Usage" in run(command, "--help")
 
