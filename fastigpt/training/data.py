@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from fastigpt.palette import Palette
 from fastigpt.prompts import Vocabulary
 from fastigpt.training.captions import EXAMPLES, PROMPT_LENGTH, WORDS
 from fastigpt.training.scenes import scenes
@@ -33,10 +34,10 @@ class Batch:
 
 
 class Data(Protocol):
-    """name: what a run is compared by when it goes on. clusters: the palette, float32 [n_colors, 3] in [−1, 1]."""
+    """name: what a run is compared by when it goes on. palette: its colours are the tokens."""
 
     name: str
-    clusters: np.ndarray
+    palette: Palette
 
     @property
     def vocabulary(self) -> Vocabulary | None: ...
@@ -53,13 +54,13 @@ def scene_vocabulary() -> Vocabulary:
 class Scenes:
     """The scenes of scenes.py: never the same image twice."""
 
-    def __init__(self, seed: int, clusters: np.ndarray | None = None) -> None:
+    def __init__(self, seed: int, palette: Palette | None = None) -> None:
         if not 0 <= seed < HELD_OUT_SEED:
             raise ValueError(f"seed must be a whole number in [0, {HELD_OUT_SEED}), not {seed!r}")
         self.name = "scenes"
         self.seed = seed
         self.vocabulary = scene_vocabulary()
-        self.clusters = scene_palette() if clusters is None else clusters
+        self.palette = scene_palette() if palette is None else palette
 
     def batch(self, step: int, size: int) -> Batch:
         return self._draw(self.seed, step * size, size)
@@ -70,7 +71,7 @@ class Scenes:
     def _draw(self, seed: int, first: int, size: int) -> Batch:
         drawn = list(itertools.islice(scenes(seed, first), size))
         prompt = torch.tensor([self.vocabulary.encode(caption) for _, caption, _ in drawn])
-        return Batch(quantize(np.stack([image for image, _, _ in drawn]), self.clusters), prompt)
+        return Batch(_tokens(np.stack([image for image, _, _ in drawn]), self.palette), prompt)
 
 
 class Folder:
@@ -90,7 +91,7 @@ class Folder:
         n_colors: int,
         seed: int,
         warn: Callable[[str], None],
-        clusters: np.ndarray | None = None,
+        palette: Palette | None = None,
     ) -> None:
         folder = Path(path)
         if not folder.is_dir():
@@ -113,8 +114,8 @@ class Folder:
         self.name = f"{len(images)} images from {folder.resolve()}"
         order = np.random.default_rng(seed).permutation(len(images))
         pixels = np.stack(images)[order]
-        self.clusters = fit_palette(pixels, n_colors, seed) if clusters is None else clusters
-        tokens = quantize(pixels, self.clusters)
+        self.palette = fit_palette(pixels, n_colors, seed) if palette is None else palette
+        tokens = _tokens(pixels, self.palette)
         n_held = len(images) // 20
         self._held_out, self._tokens = tokens[:n_held], tokens[n_held:]
 
@@ -137,17 +138,13 @@ def _read_square(file: Path, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BILINEAR, box=box))
 
 
-def quantize(pixels: np.ndarray, clusters: np.ndarray) -> torch.Tensor:
-    """Tokens int64 [n, H·W] of images uint8 [n, H, W, 3]."""
-    x = torch.from_numpy(pixels.reshape(-1, 3).astype(np.float32) / 127.5 - 1)
-    c = torch.from_numpy(clusters)
-    half = c.square().sum(1) / 2
-    nearest = [(chunk @ c.T).sub_(half).argmax(1) for chunk in x.split(65536)]
-    return torch.cat(nearest).view(len(pixels), -1)
+def _tokens(pixels: np.ndarray, palette: Palette) -> torch.Tensor:
+    """int64 [n, H·W] of images uint8 [n, H, W, 3]."""
+    return torch.from_numpy(palette.encode(pixels)).view(len(pixels), -1)
 
 
-def fit_palette(pixels: np.ndarray, n_colors: int, seed: int) -> np.ndarray:
-    """The k-means centres of these pixels (uint8, last axis 3): float32 [n_colors, 3] in [−1, 1], dark ones first."""
+def fit_palette(pixels: np.ndarray, n_colors: int, seed: int) -> Palette:
+    """The k-means centres of these pixels (uint8, last axis 3), dark ones first."""
     from sklearn.cluster import KMeans
 
     rng = np.random.default_rng(seed)
@@ -160,10 +157,10 @@ def fit_palette(pixels: np.ndarray, n_colors: int, seed: int) -> np.ndarray:
     else:
         centres = KMeans(n_colors, n_init=1, max_iter=60, random_state=seed).fit(points).cluster_centers_
     centres = centres.clip(-1, 1).astype(np.float32)
-    return centres[np.argsort(centres @ np.array([0.299, 0.587, 0.114], np.float32), kind="stable")]
+    return Palette(centres[np.argsort(centres @ np.array([0.299, 0.587, 0.114], np.float32), kind="stable")])
 
 
-def scene_palette(n_colors: int = 512) -> np.ndarray:
+def scene_palette(n_colors: int = 512) -> Palette:
     """k-means over scenes and, one point in four, a cloud around the grey axis, where photographs are."""
     rng = np.random.default_rng(SCENES_PALETTE_SEED)
     every = np.stack([image for image, _, _ in itertools.islice(scenes(SCENES_PALETTE_SEED), 1000)]).reshape(-1, 3)

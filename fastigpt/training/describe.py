@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fastigpt.files import replacing
+from fastigpt.palette import Palette
 from fastigpt.training.scenes import COLORS, GROUNDS, KINDS, SIDES, SIZES, SKIES, scenes
 
 # What the network answers. "relation" decides what applies: "side" to a lone subject, the *2 to the second of two.
@@ -96,7 +97,7 @@ def _reader() -> Reader:
 
 
 def fit_reader(
-    path: str | os.PathLike[str], clusters: np.ndarray, *, n: int = 60_000, epochs: int = 8, seed: int = 1
+    path: str | os.PathLike[str], palette: Palette, *, n: int = 60_000, epochs: int = 8, seed: int = 1
 ) -> None:
     """Trains the reader on n scenes and writes its weights (bfloat16 safetensors) to `path`.
 
@@ -117,7 +118,7 @@ def fit_reader(
         if step % (n // batch) == 0:
             order = rng.permutation(n)
         picked = order[step % (n // batch) * batch :][:batch]
-        x = _as_input(_smudged(images[picked], clusters, rng))
+        x = _as_input(_smudged(images[picked], palette, rng))
         answers = reader(x)
         losses = [F.cross_entropy(answers[name], labels[name][picked], ignore_index=-1) for name in ANSWERS]
         optimizer.zero_grad()
@@ -134,9 +135,9 @@ def _label(facts: Mapping[str, str], name: str) -> int:
     return -1 if value is None else ANSWERS[name].index(value)
 
 
-def _smudged(images: np.ndarray, clusters: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _smudged(images: np.ndarray, palette: Palette, rng: np.random.Generator) -> np.ndarray:
     """Noise on every pixel, and one pixel in fifty of another colour of the palette."""
     noisy = images + rng.normal(0, 4, images.shape)
     off = rng.random(images.shape[:3]) < 0.02
-    noisy[off] = 127.5 * (clusters[rng.integers(len(clusters), size=int(off.sum()))] + 1)
+    noisy[off] = palette.colors[rng.integers(palette.n_colors, size=int(off.sum()))]
     return noisy.clip(0, 255).astype(np.uint8)

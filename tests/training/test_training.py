@@ -15,9 +15,11 @@ from PIL import Image
 
 from fastigpt.errors import CheckpointError
 from fastigpt.model import ImageGPT
-from fastigpt.training import train as training
-from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, quantize
-from fastigpt.training.train import Settings, train
+from fastigpt.palette import Palette
+from fastigpt.training import report
+from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette
+from fastigpt.training.run import Settings
+from fastigpt.training.train import train
 
 TINY = {
     "n_layer": 1, "n_head": 2, "n_embd": 16, "batch_size": 5, "warmup": 3, "dtype": "float32", "threads": 1,
@@ -43,7 +45,7 @@ def palette(tmp_path):
 def no_samples(monkeypatch):
     """Grids of samples take seconds as well; one test draws them."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(training.Run, "draw_samples", lambda self: None)
+    monkeypatch.setattr(report, "sample_grid", lambda *arguments, **named: None)
     yield
     torch.set_num_threads(threads)
 
@@ -187,7 +189,7 @@ def test_held_out_images_are_never_trained_on(tmp_path):
 
 
 def test_batches_depend_on_the_step_alone():
-    data = Scenes(5, np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32))
+    data = Scenes(5, Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3))))
     a, b = data.batch(2, 6), data.batch(0, 18)
     assert torch.equal(a.tokens, b.tokens[12:]) and torch.equal(a.prompt, b.prompt[12:])
     assert a.tokens.shape == (6, 1024) and a.prompt.shape == (6, 16)
@@ -195,20 +197,11 @@ def test_batches_depend_on_the_step_alone():
         Scenes(HELD_OUT_SEED)
 
 
-def test_tokens_are_the_nearest_colours():
-    rng = np.random.default_rng(0)
-    clusters = rng.uniform(-1, 1, (50, 3)).astype(np.float32)
-    pixels = rng.integers(0, 256, (2, 7, 3, 3), dtype=np.uint8)
-    distances = ((pixels.reshape(-1, 1, 3) / 127.5 - 1 - clusters) ** 2).sum(-1)
-    np.testing.assert_array_equal(quantize(pixels, clusters).flatten().numpy(), distances.argmin(1))
-
-
 def test_a_palette_of_few_colours_holds_them_exactly():
     pixels = np.array([[0, 0, 0], [255, 255, 255], [255, 0, 0]] * 5, np.uint8)
-    clusters = fit_palette(pixels, 8, seed=0)
-    assert clusters.shape == (8, 3) and clusters.dtype == np.float32 and np.isfinite(clusters).all()
-    decoded = np.rint(127.5 * (clusters[quantize(pixels[None], clusters)[0]] + 1))
-    np.testing.assert_array_equal(decoded, pixels)
+    palette = fit_palette(pixels, 8, seed=0)
+    assert palette.n_colors == 8
+    np.testing.assert_array_equal(palette.decode(palette.encode(pixels)), pixels)
 
 
 @pytest.mark.parametrize(

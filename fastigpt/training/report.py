@@ -1,0 +1,79 @@
+"""What a training run leaves for people to look at: a log, a plot of the loss, grids of samples."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.engine import Drawing, Job
+from fastigpt.engine.portable import PortableEngine
+from fastigpt.files import replacing
+from fastigpt.palette import Palette
+from fastigpt.prompts import Vocabulary
+
+COLUMNS = ("step", "images", "seconds", "learning_rate", "loss", "gradient_norm", "held_out", "held_out_prompt")
+_EDGE = 4  # images along the side of a grid
+
+
+def write_log(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    with replacing(path) as temporary:
+        temporary.write_text(text.getvalue())
+
+
+def plot(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in ("loss", "held_out", "held_out_prompt"):
+        known = [row for row in rows if name in row]
+        if known:
+            axes.plot([row["images"] for row in known], [row[name] for row in known], label=name.replace("_", " "))
+    axes.set(xlabel="images", ylabel="nats per token", yscale="log")
+    axes.legend()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def sample_grid(
+    path: Path,
+    config: ImageGPTConfig,
+    weights: dict[str, torch.Tensor],
+    palette: Palette,
+    vocabulary: Vocabulary | None,
+    *,
+    seed: int,
+    device: torch.device,
+) -> None:
+    """Draws 4 × 4 images: the vocabulary's examples first, the rest without a prompt."""
+    engine = PortableEngine(config, weights, device=device)
+    examples = vocabulary.examples[: _EDGE * _EDGE] if vocabulary else ()
+    n_plain = _EDGE * _EDGE - len(examples)
+    drawn = []
+    if vocabulary and examples:
+        prompt = torch.tensor([vocabulary.encode(text) for text in examples])
+        drawn.append(engine.fill(_job(config, torch.arange(len(examples)), prompt, seed)).tokens)
+    if n_plain:
+        drawn.append(engine.fill(_job(config, torch.arange(len(examples), _EDGE * _EDGE), None, seed)).tokens)
+    height, width = config.height, config.width
+    tiles = palette.decode(torch.cat(drawn).view(_EDGE, _EDGE, height, width)).numpy()
+    grid = tiles.transpose(0, 2, 1, 3, 4).reshape(_EDGE * height, _EDGE * width, 3)
+    with replacing(path) as temporary:
+        picture = Image.fromarray(grid)
+        picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST).save(temporary)
+
+
+def _job(config: ImageGPTConfig, index: torch.Tensor, prompt: torch.Tensor | None, seed: int) -> Job:
+    n = len(index)
+    source = torch.zeros(n, dtype=torch.int64) if prompt is None else torch.arange(n)
+    return Job(torch.full((n, config.n_pixels), -1), index, source, prompt, Drawing(seed=seed))
