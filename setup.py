@@ -155,6 +155,7 @@ def extension() -> Pybind11Extension:
 setup(
     packages=[
         "fastigpt",
+        "fastigpt.bench",
         "fastigpt.engine",
         "fastigpt.integrations",
         "fastigpt.training",

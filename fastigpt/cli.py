@@ -190,6 +190,46 @@ def convert(
 
 
 @app.command()
+def bench(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A preset (small, …), a directory or a hub id.")
+    ] = "small",
+    n: Annotated[str, typer.Option("-n", "--n", help="Images at a time, comma-separated.")] = "1,8,64",
+    backend: Backend = "auto",
+    dtype: Annotated[str | None, typer.Option(help="Of the weights; several, comma-separated.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="Of the cache; one for each --dtype, comma-separated.")] = None,
+    device: Device = None,
+    window: Annotated[int, typer.Option(min=1, help="Tokens per pass.")] = 1,
+    peers: Annotated[bool, typer.Option(help="Measure transformers and the portable engine as well.")] = True,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the peers take turns.")] = 3,
+    plot: Annotated[Path | None, typer.Option(help="Draw throughput against n.")] = None,
+    out: Annotated[Path | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
+) -> None:
+    """Measure speed beside peers and the machine's limits: `fastigpt bench --model small --n 1,8,64`.
+
+    Passes are timed early, in the middle and late in the image; the time of whole images is put together from them.
+    """
+    from fastigpt.bench.run import bench as run_bench
+
+    for path in (plot, out):
+        if path is not None:
+            check_writable(path)
+    run_bench(
+        model,
+        [int(count) for count in n.split(",")],
+        backend=backend,
+        dtypes=[None] if dtype is None else list(dtype.split(",")),
+        kv_dtypes=None if kv_dtype is None else list(kv_dtype.split(",")),
+        device=device,
+        window=window,
+        peers=peers,
+        rounds=rounds,
+        plot=plot,
+        json=out,
+    )
+
+
+@app.command()
 def train(
     images: Annotated[Path | None, typer.Argument(help="Folder of images. Default: the scenes fastigpt draws.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the training; goes on if it holds one.")] = Path("my-model"),

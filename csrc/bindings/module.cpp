@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "bindings.h"
+#include "fastigpt/bandwidth.h"
 #include "fastigpt/isa.h"
 
 namespace py = pybind11;
@@ -14,6 +15,12 @@ PYBIND11_MODULE(_C, m) {
     for (auto isa : fastigpt::supported_isas()) names.emplace_back(fastigpt::isa_name(isa));
     return names;
   }, "Instruction sets this processor runs, slowest first.");
+  m.def("read_bandwidth", [](std::size_t bytes, int threads, int repeats) {
+    if (bytes < (1u << 20) || threads < 1 || threads > 1024 || repeats < 1)
+      throw py::value_error("read_bandwidth needs bytes >= 2**20, threads between 1 and 1024, repeats >= 1");
+    py::gil_scoped_release release;
+    return fastigpt::read_bandwidth(bytes, threads, repeats);
+  }, py::arg("bytes"), py::arg("threads"), py::arg("repeats"), "Bytes read per second, once for each repeat.");
 #ifdef FASTIGPT_WITH_CUDA
   m.attr("has_cuda") = true;
 #else

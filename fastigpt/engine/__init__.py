@@ -87,3 +87,8 @@ class Engine(Protocol):
     def max_batch(self, job: Job) -> int:
         """How many images of such a job fit into the memory that is free now, at least 1."""
         ...
+
+    def pass_seconds(self, *, n: int, position: int, window: int = 1, repeats: int = 1) -> list[float]:
+        """Seconds of single passes that draw (a window of) tokens for n images at this position, on caches of made-up
+        contents: for benchmarks and cost models. The first pass is not counted."""
+        ...

@@ -1,4 +1,4 @@
-"""How much memory a device has free now: the machine's own figure, a container's limit, or the GPU's."""
+"""What engines ask of a device besides arithmetic: how much memory it has free now, and to have finished its work."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ def free_memory(device: torch.device) -> int:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     available = _meminfo("MemAvailable")
     return min(_UNKNOWN if available is None else available, *_cgroup_room())
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits for the work a GPU was given; a CPU has done it already."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _meminfo(field: str) -> int | None:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Filled, Job, OnRow
-from fastigpt.engine.memory import free_memory
+from fastigpt.engine import Drawing, Filled, Job, OnRow
+from fastigpt.engine.memory import free_memory, synchronize
 from fastigpt.engine.window import WIDTHS, WindowTuner
 from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
 
@@ -176,6 +176,25 @@ class PortableEngine:
         # Compaction holds a second copy of the images that are left, at most half of them.
         activations = 8 * max(WIDTHS) * (self.config.inner + slots * self.config.n_head) * 4
         return max(1, int(_MEMORY_SHARE * free_memory(self.device) / (lanes * (1.5 * cache + activations))))
+
+    @torch.inference_mode()
+    def pass_seconds(self, *, n: int, position: int, window: int = 1, repeats: int = 1) -> list[float]:
+        config, device = self.config, self.device
+        shape = (n, position + window, config.n_head, config.head_dim)
+        layers = range(config.n_layer)
+        cache = Cache(*([torch.randn(shape, device=device).to(self.dtype) for _ in layers] for _ in "kv"))
+        ids = torch.zeros(n, window, dtype=torch.int64, device=device)
+        first, offset = torch.full((n,), position, device=device), torch.zeros(n, dtype=torch.int64, device=device)
+        index = torch.arange(n, device=device)[:, None]
+        places = torch.arange(window, device=device) + position
+        times = []
+        for _ in range(repeats + 1):
+            synchronize(self.device)
+            started = time.perf_counter()
+            draw(self._head(self._step(ids, first, offset, cache)), index, places, Drawing())
+            synchronize(self.device)
+            times.append(time.perf_counter() - started)
+        return times[1:]
 
 
 class _Wave:

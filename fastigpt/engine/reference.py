@@ -7,11 +7,12 @@ at the last pixel. Slow on purpose: each token is drawn after running the whole 
 from __future__ import annotations
 
 import math
+import time
 
 import torch
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Filled, Job, OnRow
+from fastigpt.engine import Drawing, Filled, Job, OnRow
 from fastigpt.sampling import draw, guide
 
 
@@ -110,3 +111,14 @@ class ReferenceEngine:
 
     def max_batch(self, job: Job) -> int:
         return len(job.tokens)
+
+    def pass_seconds(self, *, n: int, position: int, window: int = 1, repeats: int = 1) -> list[float]:
+        """Without a cache a pass reads everything before it again."""
+        tokens = torch.zeros(n, min(position + window, self.config.n_pixels), dtype=torch.int64)
+        times = []
+        for _ in range(repeats + 1):
+            started = time.perf_counter()
+            logits = self.logits(tokens)[:, -window:]
+            draw(logits, torch.arange(n)[:, None], torch.arange(logits.shape[1]), Drawing())
+            times.append(time.perf_counter() - started)
+        return times[1:]

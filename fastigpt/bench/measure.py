@@ -1,0 +1,132 @@
+"""Times peers in turn, several rounds in one run, and sets each figure beside the floor of that run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fastigpt.bench.floor import Floor, pass_floor
+from fastigpt.bench.machine import Machine, measure_machine, typical
+from fastigpt.bench.peers import Peer
+from fastigpt.config import ImageGPTConfig
+
+SHARES = (1 / 32, 1 / 2, 31 / 32)  # of the canvas: where passes are timed
+
+
+@dataclass
+class Timing:
+    """One peer at one n. passes[i]: seconds of single passes at positions[i], over all rounds. floors[i]: that pass's
+    floor at the limits measured in the same run. window: tokens per pass."""
+
+    peer: str
+    n: int
+    dtype: str
+    kv_dtype: str
+    window: int
+    positions: list[int]
+    passes: list[list[float]] = field(default_factory=list)
+    floors: list[Floor] = field(default_factory=list)
+    n_pixels: int = 0
+
+    def milliseconds(self) -> list[float]:
+        return [1e3 * typical(times)[0] for times in self.passes]
+
+    def spread(self) -> float:
+        """The largest spread among the positions: half the distance between quartiles over the median."""
+        return max(typical(times)[1] for times in self.passes)
+
+    def seconds(self) -> float:
+        """Of n whole images at window 1: passes are timed at three positions and lie on straight lines between them,
+        since what grows with the position, the cache that is read, grows linearly."""
+        return _integral(self.positions, [typical(times)[0] for times in self.passes], self.n_pixels) / self.window
+
+    def floor_seconds(self) -> float:
+        return _integral(self.positions, [floor.seconds for floor in self.floors], self.n_pixels) / self.window
+
+    def share_of_floor(self) -> float:
+        """1 = at the machine's limit."""
+        return self.floor_seconds() / self.seconds()
+
+
+def _integral(positions: Sequence[int], values: Sequence[float], end: int) -> float:
+    """Sum over 0 … end − 1 of the piecewise linear function through three points, its outer pieces prolonged."""
+    (a, b, c), (x, y, z) = positions, values
+    total = 0.0
+    for p in range(end):
+        total += x + (y - x) * (p - a) / (b - a) if p <= b else y + (z - y) * (p - b) / (c - b)
+    return total
+
+
+def measure(
+    config: ImageGPTConfig,
+    peers: Sequence[Peer],
+    counts: Sequence[int],
+    *,
+    device: torch.device,
+    window: int = 1,
+    rounds: int = 3,
+    repeats: int = 4,
+) -> tuple[Machine, list[Timing]]:
+    """Every peer at every n: `rounds` rounds, in each of which the peers take turns and the machine's limits are
+    measured anew; the limits returned are the best of all rounds."""
+    positions = [max(1, int(share * config.n_pixels)) for share in SHARES]
+    timings = {
+        (k, n): Timing(
+            peer.name, n, _name(peer.dtype), _name(peer.kv_dtype), window, positions, [[] for _ in positions]
+        )
+        for k, peer in enumerate(peers)
+        for n in counts
+    }
+    machines = []
+    for _ in range(rounds):
+        machines.append(measure_machine(device))
+        for n in counts:
+            for i, position in enumerate(positions):
+                for k, peer in enumerate(peers):
+                    times = peer.pass_seconds(n=n, position=position, window=window, repeats=repeats)
+                    timings[k, n].passes[i] += times
+    machine = _best(machines)
+    for (k, n), timing in timings.items():
+        timing.n_pixels = config.n_pixels
+        for position in positions:
+            timing.floors.append(_floor(config, peers[k], n, position, window, machine))
+    return machine, list(timings.values())
+
+
+def _floor(config: ImageGPTConfig, peer: Peer, n: int, position: int, window: int, machine: Machine) -> Floor:
+    # int8 products run at least as fast as bfloat16 ones; torch offers no such rate, so the floor is the bf16 one.
+    name = _name(torch.bfloat16 if peer.dtype == torch.int8 else peer.dtype)
+    return pass_floor(
+        config,
+        n=n,
+        position=position,
+        window=window,
+        dtype=peer.dtype,
+        kv_dtype=peer.kv_dtype,
+        bandwidth=machine.bandwidth,
+        gemm=machine.gemm.get(name, max(machine.gemm.values())),
+    )
+
+
+def _best(machines: Sequence[Machine]) -> Machine:
+    return Machine(
+        machines[0].name,
+        machines[0].threads,
+        max(m.bandwidth for m in machines),
+        {name: max(m.gemm[name] for m in machines) for name in machines[0].gemm},
+        {name: min(m.spread[name] for m in machines) for name in machines[0].spread},
+    )
+
+
+def ratio(slow: Timing, fast: Timing) -> str:
+    """How many times faster, or "within noise" where the difference is smaller than the spread of either."""
+    value = slow.seconds() / fast.seconds()
+    if abs(value - 1) <= slow.spread() + fast.spread():
+        return "within noise"
+    return f"{value:.2f}×"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

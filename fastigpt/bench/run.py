@@ -1,0 +1,70 @@
+"""`fastigpt bench`: one run, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastigpt.arguments import whole
+from fastigpt.bench.measure import measure
+from fastigpt.bench.peers import EnginePeer, Peer, TransformersPeer
+from fastigpt.bench.report import as_json, machine_line, plot_throughput, table, write_json
+from fastigpt.config import PRESETS, ImageGPTConfig
+from fastigpt.engine.choose import as_device, build
+from fastigpt.model import ImageGPT
+
+
+def bench(
+    model: str,
+    counts: Sequence[int],
+    *,
+    backend: str = "auto",
+    dtypes: Sequence[str | None] = (None,),
+    kv_dtypes: Sequence[str] | None = None,
+    device: str | None = None,
+    window: int = 1,
+    peers: bool = True,
+    rounds: int = 3,
+    plot: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Measures and prints. model: a preset (random weights), a directory or a hub id. dtypes, kv_dtypes: an engine of
+    ours for each pair. peers: also transformers, where it is installed, and the portable engine."""
+    for count in counts:
+        whole("n", count, 1)
+    if kv_dtypes is not None and len(kv_dtypes) != len(dtypes):
+        raise ValueError(f"--kv-dtype has {len(kv_dtypes)} entries for {len(dtypes)} of --dtype")
+    place = as_device(device)
+    loaded = _load(model)
+    config, weights = loaded.config, loaded.weights
+    measured: list[Peer] = [
+        EnginePeer(build(config, weights, backend=backend, device=place, dtype=dtype, kv_dtype=kv_dtype))
+        for dtype, kv_dtype in zip(dtypes, [None] * len(dtypes) if kv_dtypes is None else kv_dtypes)
+    ]
+    if peers:
+        if all(peer.name != "fastigpt portable" for peer in measured):
+            measured.append(EnginePeer(build(config, weights, backend="portable", device=place, dtype="bfloat16")))
+        missing = TransformersPeer.why_unavailable()
+        if missing is None:
+            measured.append(TransformersPeer(config, place, torch.bfloat16))
+        else:
+            Console(stderr=True).print(f"not measured: {missing}")
+    machine, timings = measure(config, measured, counts, device=place, window=window, rounds=rounds)
+    console = Console(highlight=False)
+    console.print(machine_line(machine), soft_wrap=True)
+    console.print(f"{model}: {config.n_layer} layers × {config.n_embd}, window {window}", soft_wrap=True)
+    console.print(table(sorted(timings, key=lambda t: t.n), "transformers" if peers else measured[0].name))
+    if json is not None:
+        write_json(json, as_json(config, machine, timings))
+    if plot is not None:
+        plot_throughput(plot, timings)
+
+
+def _load(model: str) -> ImageGPT:
+    """Held by the reference engine, which keeps the weights as they are."""
+    if model in PRESETS:
+        return ImageGPT.from_config(ImageGPTConfig.preset(model), backend="reference", device="cpu")
+    return ImageGPT.from_pretrained(model, backend="reference", device="cpu")
