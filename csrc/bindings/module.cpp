@@ -26,5 +26,6 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
+  fastigpt::bind_cpu_engine(m);
   fastigpt::bind_quantize(m);
 }

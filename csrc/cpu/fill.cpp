@@ -1,0 +1,350 @@
+// Filling canvases: the shared prefix, then passes that each score a window of every unfinished image.
+//
+// A window is the last decided token followed by guesses. The noise of every position is fixed, so the token drawn there is a
+// function of the tokens before it: the draws up to the first wrong guess are those of one token at a time (Wiggers and
+// Hoogeboom, "Predictive sampling with forecasting autoregressive models", 2020; Song et al., "Accelerating feedforward
+// computation via parallel nonlinear equation solving", 2021). Draws after a wrong guess are the next guesses; positions that no pass
+// has scored are guessed from the window's last logits with their own noise.
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "filter.h"
+#include "model.h"
+
+namespace fastigpt {
+namespace {
+
+constexpr int kPassRows = 512;    // tokens in a pass, all images together
+constexpr int kKnownRun = 64;     // known tokens that a window takes along
+using Clock = std::chrono::steady_clock;
+
+}  // namespace
+
+struct FillImpl {
+  struct Image {
+    uint64_t index;
+    int source;       // prefix it shares
+    int position;     // first undecided
+    int end;          // one past the last unknown token; the rest is known
+    int guessed;      // guesses exist for positions before this one
+    int row = 0, width = 0;  // this pass: first row and tokens; without the prompt, rows follow at row + width
+  };
+
+  FillImpl(const ModelImpl& model, int n, const int64_t* tokens, const uint64_t* index, const int64_t* source,
+           const int64_t* prompt, const DrawSettings& settings, int window);
+
+  void prefill(const int64_t* source, const int64_t* prompt);
+  void run_stretches(std::vector<Stretch> stretches, const std::vector<int>& image_of, const int64_t* prompt);
+  int advance(double seconds);
+  int pass(const int* images, int count, int window);
+  void draw_row(const Image& image, int j, FilterScratch& filter, float* scores);
+  int pick(const float* scores, const Image& image, int position) const;
+  void guess(Image& image, int which, int window, FilterScratch& filter, float* scores);
+  void settle(int which);
+
+  bool known(int image, int position) const { return known_[size_t(image) * n_pixels + position]; }
+
+  const ModelImpl& model;
+  const int n, n_pixels, lanes;  // lanes: of one image, 2 with guidance
+  const int offset[2];           // prompt slots of the lane with the prompt, and of the one without
+  const DrawSettings settings;
+  int window;
+  std::vector<int64_t> tokens;
+  std::vector<uint8_t> known_, pass_starts;
+  std::vector<int32_t> guesses;
+  std::vector<Image> images;
+  std::vector<KvCache> prefixes;          // [lane]: one sequence for each source that several images share
+  std::vector<KvCache> caches;            // [lane]: one sequence for each image
+  std::vector<int> begin[2];              // [lane][image]: slots that are in the prefix
+  std::unique_ptr<Workspace> ws;
+  std::vector<FilterScratch> filters;
+  std::vector<int> drawn;                 // [row]: y of this pass
+  std::vector<std::pair<int, int>> draws; // image and place in its window
+  std::atomic<int> ticket{0};
+  Pass decode;
+};
+
+FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, const uint64_t* index, const int64_t* source,
+                   const int64_t* prompt, const DrawSettings& settings, int window)
+    : model(model), n(n), n_pixels(model.shape.n_pixels), lanes(settings.guided ? 2 : 1),
+      offset{prompt ? model.shape.prompt_length : 0, 0}, settings(settings), window(window),
+      tokens(tokens_in, tokens_in + size_t(n) * n_pixels), known_(tokens.size()), pass_starts(tokens.size()),
+      guesses(tokens.size()), images(n) {
+  for (size_t i = 0; i < tokens.size(); ++i) known_[i] = tokens[i] >= 0, guesses[i] = known_[i] ? int32_t(tokens[i]) : 0;
+  for (int i = 0; i < n; ++i) {
+    Image& image = images[i];
+    image.index = index[i];
+    image.position = 0;
+    while (image.position < n_pixels && known(i, image.position)) ++image.position;
+    image.end = n_pixels;
+    while (image.end > 0 && known(i, image.end - 1)) --image.end;
+    image.guessed = image.position;
+    settle(i);
+  }
+  const int widest = window ? window : 32;
+  const int rows = std::max({256, lanes * (std::min(widest, n_pixels) + kKnownRun), std::min(kPassRows, n * lanes * std::min(widest, n_pixels))});
+  ws.reset(new Workspace(model.shape, model.kernels, model.weights, model.cache_shape(), rows, model.shape.context(), model.pool.size()));
+  filters.assign(model.pool.size(), FilterScratch(model.shape.n_colors));
+  drawn.resize(rows);
+  draws.reserve(rows);
+  decode = Pass{ws.get(), {}, {}, {}, model.shape.n_layer, true};
+  decode.stretches.reserve(n * lanes);
+  decode.first_row.reserve(n * lanes);
+  decode.inputs.reserve(rows);
+  prefill(source, prompt);
+}
+
+// An image whose unknown tokens are all decided is finished.
+void FillImpl::settle(int which) {
+  if (images[which].position >= images[which].end) images[which].position = n_pixels;
+}
+
+// The inputs before the last decided token go into the caches; that token is fed by the first pass.
+void FillImpl::prefill(const int64_t* source, const int64_t* prompt) {
+  struct Group { int first, count, inputs; };  // images, and inputs that all of them share, the prompt apart
+  std::vector<Group> groups;
+  for (int i = 0; i < n; ++i) {
+    const int64_t* row = tokens.data() + size_t(i) * n_pixels;
+    bool joins = false;
+    if (!groups.empty() && source[i] == source[groups.back().first]) {
+      const Group& g = groups.back();
+      const size_t words = size_t(model.shape.prompt_length);
+      joins = images[i].position == images[g.first].position &&
+              std::equal(row, row + std::min(images[i].position, n_pixels), tokens.data() + size_t(g.first) * n_pixels) &&
+              (!prompt || std::equal(prompt + i * words, prompt + (i + 1) * words, prompt + g.first * words));
+    }
+    if (joins)
+      ++groups.back().count;
+    else
+      groups.push_back({i, 1, images[i].position});
+    images[i].source = int(groups.size()) - 1;
+  }
+  prefixes.resize(lanes);
+  caches.resize(lanes);
+  for (int lane = 0; lane < lanes; ++lane) {
+    begin[lane].assign(n, 0);
+    // Only what several images share is stored apart, in whole blocks of keys.
+    int longest = 0, own = 0;
+    for (int i = 0; i < n; ++i) {
+      const Group& g = groups[images[i].source];
+      const bool done = images[i].position >= n_pixels;
+      if (g.count > 1 && !done) begin[lane][i] = (offset[lane] + g.inputs) / kKeyBlock * kKeyBlock;
+      if (g.count > 1 && !done) longest = std::max(longest, offset[lane] + g.inputs);
+      own = std::max(own, offset[lane] + n_pixels - begin[lane][i]);
+    }
+    caches[lane] = KvCache(model.shape, model.cache, n, own);
+    if (longest >= kKeyBlock) prefixes[lane] = KvCache(model.shape, model.cache, int(groups.size()), longest);
+    std::vector<Stretch> stretches;
+    std::vector<int> image_of;
+    for (size_t g = 0; g < groups.size(); ++g) {
+      const int first = groups[g].first, inputs = offset[lane] + groups[g].inputs;
+      if (images[first].position >= n_pixels || inputs == 0) continue;
+      const bool shared = begin[lane][first] > 0;
+      if (shared) {
+        stretches.push_back({&prefixes[lane], int(g), nullptr, 0, 0, 0, inputs});
+        image_of.push_back(first);
+      } else {
+        for (int i = first; i < first + groups[g].count; ++i) {
+          stretches.push_back({&caches[lane], i, nullptr, 0, 0, 0, inputs});
+          image_of.push_back(i);
+        }
+      }
+    }
+    if (lane == 1)
+      run_stretches(std::move(stretches), image_of, nullptr);
+    else
+      run_stretches(std::move(stretches), image_of, prompt);
+    // What is left over after the last whole block starts each image's own cache.
+    for (int i = 0; i < n; ++i) {
+      if (begin[lane][i] == 0) continue;
+      const KvCache &from = prefixes[lane], &to = caches[lane];
+      const int b = begin[lane][i];
+      if (b >= from.slots) continue;
+      for (int layer = 0; layer < model.shape.n_layer; ++layer)
+        for (int head = 0; head < model.shape.n_head; ++head) {
+          const HeadCache a = from.at(layer, images[i].source, head), c = to.at(layer, i, head);
+          std::memcpy(c.k, a.k + from.shape.k_bytes(b), from.shape.k_bytes(kKeyBlock));
+          std::memcpy(c.v, a.v + from.shape.v_bytes(b), from.shape.v_bytes(kKeyBlock));
+          if (a.k_scale) {
+            std::memcpy(c.k_scale, a.k_scale + b, kKeyBlock * sizeof(float));
+            std::memcpy(c.v_scale, a.v_scale + b, kKeyBlock * sizeof(float));
+          }
+        }
+    }
+  }
+}
+
+// Runs known inputs through the model, as many to a pass as fit. prompt: null if these sequences have none.
+void FillImpl::run_stretches(std::vector<Stretch> stretches, const std::vector<int>& image_of, const int64_t* prompt) {
+  const int words = prompt ? model.shape.prompt_length : 0;
+  Pass pass{ws.get(), {}, {}, {}, model.shape.n_layer, false};
+  size_t next = 0;
+  while (next < stretches.size()) {
+    pass.clear();
+    for (size_t i = next; i < stretches.size() && pass.rows() < ws->rows; ++i) {
+      Stretch& s = stretches[i];
+      Stretch part = s;
+      part.count = std::min(s.count, ws->rows - pass.rows());
+      pass.add(part);
+      const int image = image_of[i];
+      for (int slot = part.slot; slot < part.slot + part.count; ++slot)
+        pass.inputs.push_back(slot < words ? model.word(prompt[size_t(image) * words + slot], slot)
+                                           : model.pixel(slot == words ? model.shape.n_colors : tokens[size_t(image) * n_pixels + slot - words - 1], slot - words));
+      s.slot += part.count;
+      s.count -= part.count;
+      if (s.count == 0) next = i + 1;
+    }
+    model.forward(pass);
+  }
+}
+
+int FillImpl::pick(const float* scores, const Image& image, int position) const {
+  if (settings.temperature == 0) {
+    int best = -1;
+    for (int v = 0; v < model.shape.n_colors; ++v)
+      if (scores[v] > -std::numeric_limits<float>::infinity() && (best < 0 || scores[v] > scores[best])) best = v;
+    return best;
+  }
+  return model.kernels.draw(scores, model.shape.n_colors, {settings.seed, image.index, uint32_t(position)});
+}
+
+// Scores of row j of an image's window, after filters.
+void FillImpl::draw_row(const Image& image, int j, FilterScratch& filter, float* scores) {
+  const float* logits = ws->logits.as<float>() + (image.row + j) * ws->logits_stride;
+  const float* without = lanes == 2 ? logits + image.width * ws->logits_stride : nullptr;
+  filter_logits(logits, without, model.shape.n_colors, settings, filter, scores);
+  for (size_t v = model.shape.n_colors; v < ws->logits_stride; ++v) scores[v] = -std::numeric_limits<float>::infinity();
+}
+
+// Guesses for the positions of the next window that no pass has scored.
+void FillImpl::guess(Image& image, int which, int window, FilterScratch& filter, float* scores) {
+  const int until = std::min(image.position + window - 1, n_pixels - 1);
+  bool filtered = false;
+  for (int p = image.guessed; p < until; ++p) {
+    if (known(which, p)) continue;
+    if (!filtered) draw_row(image, image.width - 1, filter, scores), filtered = true;
+    const int token = pick(scores, image, p);
+    guesses[size_t(which) * n_pixels + p] = token < 0 ? 0 : token;
+  }
+  image.guessed = std::max(image.guessed, until);
+}
+
+// One pass over some images. Returns the tokens it decided.
+int FillImpl::pass(const int* which, int count, int window) {
+  decode.clear();
+  draws.clear();
+  for (int k = 0; k < count; ++k) {
+    Image& image = images[which[k]];
+    const int64_t* row = tokens.data() + size_t(which[k]) * n_pixels;
+    const int32_t* guessed = guesses.data() + size_t(which[k]) * n_pixels;
+    image.row = decode.rows();
+    for (int lane = 0; lane < lanes; ++lane) {
+      const bool shared = begin[lane][which[k]] > 0;
+      decode.add({&caches[lane], which[k], shared ? &prefixes[lane] : nullptr, image.source, begin[lane][which[k]],
+                  offset[lane] + image.position, image.width});
+      for (int j = 0; j < image.width; ++j) {
+        const int at = image.position + j;  // this input stands at position `at` and predicts token `at`
+        decode.inputs.push_back(model.pixel(at == 0 ? model.shape.n_colors : j == 0 ? row[at - 1] : guessed[at - 1], at));
+      }
+    }
+    for (int j = 0; j < image.width; ++j)
+      if (!known(which[k], image.position + j)) draws.push_back({which[k], j});
+  }
+  model.begin(decode);
+  ticket.store(0, std::memory_order_relaxed);
+  std::atomic<bool> broken{false};
+  model.pool.run([&](int thread) {
+    model.run(decode, thread);
+    float* scores = ws->thread[thread].scores.as<float>();
+    for (int task; (task = ticket.fetch_add(1, std::memory_order_relaxed)) < int(draws.size());) {
+      const auto [i, j] = draws[task];
+      const Image& image = images[i];
+      draw_row(image, j, filters[thread], scores);
+      const int token = pick(scores, image, image.position + j);
+      if (token < 0) broken.store(true, std::memory_order_relaxed);
+      drawn[image.row + j] = token;
+    }
+  });
+  if (broken) throw std::runtime_error("the model's logits are not finite numbers");
+  int decided = 0;
+  for (int k = 0; k < count; ++k) {
+    Image& image = images[which[k]];
+    int64_t* row = tokens.data() + size_t(which[k]) * n_pixels;
+    int32_t* guessed = guesses.data() + size_t(which[k]) * n_pixels;
+    pass_starts[size_t(which[k]) * n_pixels + image.position] = 1;
+    int kept = 0;
+    bool right = true;
+    for (int j = 0; j < image.width; ++j) {
+      const int at = image.position + j;
+      const int token = known(which[k], at) ? int(row[at]) : drawn[image.row + j];
+      if (right) row[at] = token, ++kept;
+      right = right && guessed[at] == token;
+      guessed[at] = token;
+    }
+    image.guessed = std::max(image.guessed, image.position + image.width);
+    image.position += kept;
+    decided += kept;
+    settle(which[k]);
+  }
+  if (window > 1) {
+    ticket.store(0, std::memory_order_relaxed);
+    auto body = [&](int thread) {
+      for (int task; (task = ticket.fetch_add(1, std::memory_order_relaxed)) < count;)
+        if (images[which[task]].position < n_pixels)
+          guess(images[which[task]], which[task], window, filters[thread], ws->thread[thread].scores.as<float>());
+    };
+    if (count > 1)
+      model.pool.run(body);
+    else
+      body(0);
+  }
+  return decided;
+}
+
+int FillImpl::advance(double seconds) {
+  const auto started = Clock::now();
+  std::vector<int> batch;
+  batch.reserve(n);
+  for (;;) {
+    int least = n_pixels, rows = 0;
+    bool any = false;
+    const int width = window ? window : 1;
+    batch.clear();
+    for (int i = 0; i < n; ++i) {
+      Image& image = images[i];
+      if (image.position >= n_pixels) continue;
+      any = true;
+      // Known tokens are certain, so they widen the window.
+      int sure = image.position;
+      while (sure < image.end && sure - image.position < kKnownRun && known(i, sure)) ++sure;
+      const int run = sure - image.position;
+      image.guessed = std::max(image.guessed, sure);
+      image.width = std::min({std::max(1, image.guessed - image.position + 1), width + run, image.end - image.position});
+      if (rows + lanes * image.width > ws->rows) {
+        pass(batch.data(), int(batch.size()), width);
+        batch.clear();
+        rows = 0;
+      }
+      batch.push_back(i);
+      rows += lanes * image.width;
+    }
+    if (!batch.empty()) pass(batch.data(), int(batch.size()), width);
+    for (const Image& image : images) least = std::min(least, image.position);
+    if (!any || least >= n_pixels) return n_pixels;
+    if (std::chrono::duration<double>(Clock::now() - started).count() >= seconds) return least;
+  }
+}
+
+FillJob::FillJob(const CpuModel& model, int n, const int64_t* tokens, const uint64_t* index, const int64_t* source,
+                 const int64_t* prompt, const DrawSettings& settings, int window)
+    : impl_(new FillImpl(*model.impl_, n, tokens, index, source, prompt, settings, window)) {}
+
+FillJob::~FillJob() = default;
+int FillJob::advance(double seconds) { return impl_->advance(seconds); }
+const int64_t* FillJob::tokens() const { return impl_->tokens.data(); }
+const uint8_t* FillJob::pass_starts() const { return impl_->pass_starts.data(); }
+
+}  // namespace fastigpt

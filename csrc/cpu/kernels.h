@@ -1,0 +1,132 @@
+// The arithmetic of one decode step, as plain functions behind a table with one entry for each instruction set.
+//
+// Every kernel is bitwise independent of how many rows it gets and of how rows, columns and heads are shared out: an
+// output element is always the same chain of operations. Linear layers add their products in the order of the inputs,
+// one chain for each output; attention runs over its keys in blocks of 16 slots counted from the start of the sequence.
+//
+// One layout serves linear layers, keys and values. A "panel" holds, for each group of k consecutive inputs, 16 outputs ×
+// k numbers = 64 bytes: k = 1 in float32, 2 in bfloat16, 4 in int8. Weights are panels of 32 outputs (two groups of 16 side
+// by side); a block of 16 keys is a panel whose outputs are keys and whose inputs are the head's dimensions; values are a
+// panel whose outputs are the head's dimensions and whose inputs are keys.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "fastigpt/isa.h"
+
+namespace fastigpt {
+
+enum class Number : int { f32 = 0, bf16 = 1, i8 = 2 };
+
+constexpr int kPanel = 32;      // outputs in a panel of weights
+constexpr int kKeyBlock = 16;   // keys in a block of the cache
+constexpr int kMaxQueries = 8;  // queries that share one walk over the cache
+
+constexpr int group_size(Number number) { return number == Number::f32 ? 1 : number == Number::bf16 ? 2 : 4; }
+
+// A linear layer, packed. int8: weight = data · scale[output]; activations arrive as unsigned bytes offset by 128, and
+// column_sum[output] · 128 takes the offset out again. All pointers are padded to whole panels with zeros.
+struct Linear {
+  Number number = Number::f32;
+  int in = 0, out = 0;
+  int groups = 0;  // inputs / group_size, rounded up
+  const uint8_t* data = nullptr;
+  const float* scale = nullptr;
+  const int32_t* column_sum = nullptr;
+  const float* bias = nullptr;  // or null
+  int panels() const { return (out + kPanel - 1) / kPanel; }
+  size_t panel_bytes() const { return size_t(groups) * 128; }
+};
+
+// Rows of activations in the format that the kernels for some weights read: float32, bfloat16 or bytes with a scale.
+struct Rows {
+  uint8_t* data = nullptr;
+  size_t stride = 0;  // bytes
+  float* scale = nullptr;
+  Rows from(int row) const { return {data + size_t(row) * stride, stride, scale ? scale + row : nullptr}; }
+};
+
+enum class Sink { store, add, gelu };  // out = y, out += y, out = y · sigmoid(1.702 y)
+
+struct LinearOut {
+  Sink sink;
+  float* floats;      // store, add; gelu when rows.data is null
+  size_t stride;      // floats between rows
+  Rows rows;          // gelu: activations for the next layer
+  Number rows_number; // weights of the next layer
+};
+
+// One head's cache in one sequence: [key blocks][groups of head_dim][16][k], [groups of keys][value_dim][k], and in int8
+// a scale for each key and each value.
+struct HeadCache {
+  uint8_t* k = nullptr;
+  uint8_t* v = nullptr;
+  float* k_scale = nullptr;
+  float* v_scale = nullptr;
+};
+
+struct CacheShape {
+  Number number = Number::bf16;
+  int head_dim = 0;
+  int k_groups() const { return (head_dim + group_size(number) - 1) / group_size(number); }
+  int value_dim() const { return (head_dim + 15) / 16 * 16; }
+  size_t k_bytes(int slots) const { return size_t(slots) / kKeyBlock * k_groups() * 64; }
+  size_t v_bytes(int slots) const { return size_t(slots) / group_size(number) * value_dim() * group_size(number) * bytes(); }
+  size_t scale_bytes(int slots) const { return number == Number::i8 ? size_t(slots) * sizeof(float) : 0; }
+  size_t head_bytes(int slots) const { return k_bytes(slots) + v_bytes(slots) + 2 * scale_bytes(slots); }
+  int bytes() const { return number == Number::f32 ? 4 : number == Number::bf16 ? 2 : 1; }
+  HeadCache at(uint8_t* base, int slots) const {
+    uint8_t* v = base + k_bytes(slots);
+    uint8_t* scales = v + v_bytes(slots);
+    const bool i8 = number == Number::i8;
+    return {base, v, i8 ? reinterpret_cast<float*>(scales) : nullptr,
+            i8 ? reinterpret_cast<float*>(scales + scale_bytes(slots)) : nullptr};
+  }
+};
+
+// Attention of `count` consecutive queries of one head in one sequence; the first stands at `slot`. Slots below `begin`
+// (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`.
+struct Attend {
+  CacheShape shape;
+  HeadCache prefix, own;
+  int begin, slot, count;
+  const float* q;  // [count], stride qkv_stride: the head's slice of the query rows
+  const float* k;  // likewise, written into `own` first
+  const float* v;
+  size_t qkv_stride;
+  float* out_floats;  // [count] rows of the head's slice; used when rows.data is null
+  size_t out_stride;  // floats
+  Rows out_rows;      // else as activations for weights of out_number, already at the head's first element
+  Number out_number;
+  uint8_t* scratch;  // attend_scratch() bytes, 64-byte aligned
+};
+
+struct DrawKey {
+  uint64_t seed, index;
+  uint32_t position;
+};
+
+struct Kernels {
+  Isa isa;
+  // Bytes of one activation for weights of this kind.
+  size_t (*activation_bytes)(Number weights);
+  // out[row] = x · rsqrt(mean(x²) + epsilon) · gain, in the format of float32 or bfloat16 weights, or as floats; x is padded
+  // with zeros to a multiple of 32.
+  void (*norm)(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, Number number, Rows out);
+  void (*norm_floats)(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, float* out,
+                      size_t out_stride);
+  // Quantises float rows, padded with zeros to a multiple of 32, to bytes with a scale each.
+  void (*quantize_rows)(const float* x, size_t stride, int rows, int width, Rows out);
+  // Panels [first, last) of a linear layer on `rows` rows. `next`: what the thread will read after, to be prefetched.
+  void (*linear)(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next);
+  void (*attend)(const Attend& job);
+  size_t (*attend_scratch)(CacheShape shape, int slots);
+  // argmax over scores[v] + noise(key, v); scores are padded to a multiple of 64 with −inf. Returns −1 if all are NaN or −inf.
+  int (*draw)(const float* scores, int n, const DrawKey& key);
+  // The 24-bit draws' Gumbel noise as draw() approximates it; for the test that bounds its error.
+  void (*gumbel)(const uint32_t* bits, float* out, int n);  // n a multiple of 16
+};
+
+const Kernels& kernels_for(Isa isa);
+
+}  // namespace fastigpt

@@ -1,0 +1,17 @@
+// What a kernels_*.cpp file is made of: the kernels, compiled with that file's instructions, and their table.
+#include "kernels.h"
+#include "simd.h"
+
+#include "attention_impl.h"
+#include "draw_impl.h"
+#include "linear_impl.h"
+
+namespace fastigpt {
+namespace FASTIGPT_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {Isa::FASTIGPT_ISA, activation_bytes, norm,           norm_floats, quantize_rows,
+                         linear,            attend,           attend_scratch, draw,        gumbel};
+
+}  // namespace FASTIGPT_ISA
+}  // namespace fastigpt

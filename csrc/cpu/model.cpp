@@ -1,0 +1,392 @@
+// Packing weights, and the pass through all layers.
+#include "model.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace fastigpt {
+namespace {
+
+Number parse_number(const std::string& name, const char* what) {
+  if (name == "f32") return Number::f32;
+  if (name == "bf16") return Number::bf16;
+  if (name == "i8") return Number::i8;
+  throw std::invalid_argument(std::string(what) + " must be f32, bf16 or i8, not " + name);
+}
+
+uint16_t round_bf16(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// weight(i, o) = data[i · out + o], or data[o · in + i] if transposed.
+PackedLinear pack(const float* data, int in, int out, bool transposed, Number number, ThreadPool& pool) {
+  if (number == Number::i8 && in > 65000) throw std::invalid_argument("int8 layers read at most 65000 inputs: their sums are 32 bits");
+  const int group = group_size(number), bytes = 4 / group;
+  PackedLinear p;
+  p.view.number = number;
+  p.view.in = in;
+  p.view.out = out;
+  p.view.groups = (in + group - 1) / group;
+  const int panels = p.view.panels();
+  p.data = Buffer(panels * p.view.panel_bytes());
+  p.view.data = p.data.as<>();
+  if (number == Number::i8) {
+    p.scale = Buffer(size_t(panels) * kPanel * 4);
+    p.column_sum = Buffer(size_t(panels) * kPanel * 4);
+    p.view.scale = p.scale.as<float>();
+    p.view.column_sum = p.column_sum.as<int32_t>();
+  }
+  auto weight = [&](int i, int o) { return transposed ? data[size_t(o) * in + i] : data[size_t(i) * out + o]; };
+  pool.run([&](int thread) {
+    for (int panel = panels * thread / pool.size(); panel < panels * (thread + 1) / pool.size(); ++panel) {
+      uint8_t* to = p.data.as<>() + panel * p.view.panel_bytes();
+      const int columns = std::min(kPanel, out - panel * kPanel);
+      float inverse[kPanel] = {};
+      if (number == Number::i8)
+        for (int c = 0; c < columns; ++c) {
+          float largest = 0;
+          for (int i = 0; i < in; ++i) largest = std::max(largest, std::fabs(weight(i, panel * kPanel + c)));
+          p.scale.as<float>()[panel * kPanel + c] = largest / 127.0f;
+          inverse[c] = largest > 0 ? 127.0f / largest : 0.0f;
+        }
+      for (int i = 0; i < in; ++i)
+        for (int c = 0; c < columns; ++c) {
+          const float w = weight(i, panel * kPanel + c);
+          uint8_t* at = to + (size_t(i / group) * kPanel + c) * 4 + (i % group) * bytes;
+          if (number == Number::f32) {
+            std::memcpy(at, &w, 4);
+          } else if (number == Number::bf16) {
+            const uint16_t half = round_bf16(w);
+            std::memcpy(at, &half, 2);
+          } else {
+            const int8_t q = int8_t(std::nearbyint(w * inverse[c]));
+            std::memcpy(at, &q, 1);
+            p.column_sum.as<int32_t>()[panel * kPanel + c] += q;
+          }
+        }
+    }
+  });
+  return p;
+}
+
+// Rows padded with zeros to a multiple of 32.
+Buffer pad_rows(const float* data, int rows, int width) {
+  const size_t padded = round_up(width, 32);
+  Buffer b(size_t(rows) * padded * sizeof(float));
+  for (int r = 0; r < rows; ++r) std::memcpy(b.as<float>() + r * padded, data + size_t(r) * width, width * sizeof(float));
+  return b;
+}
+
+}  // namespace
+
+KvCache::KvCache(const ModelShape& model, Number number, int lanes, int slots)
+    : shape{number, model.head_dim()}, n_head(model.n_head), lanes(lanes), slots(int(round_up(slots, kKeyBlock))) {
+  head_bytes = round_up(shape.head_bytes(this->slots), 64);
+  memory = Buffer(head_bytes * n_head * lanes * model.n_layer);
+}
+
+Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, Number weights, CacheShape cache, int rows, int slots,
+                     int threads)
+    : rows(rows), thread(threads), tickets(new std::atomic<int>[shape.n_layer]()) {
+  const size_t d = round_up(shape.n_embd, 32), f = round_up(shape.n_inner, 32), n = size_t(rows);
+  x_stride = d;
+  qkv_stride = round_up(3 * size_t(shape.n_embd), 32);
+  inner_stride = f;
+  logits_stride = round_up(shape.n_colors, 64);
+  const size_t widest = std::max(d, f);
+  x = Buffer(n * x_stride * 4);
+  qkv = Buffer(n * qkv_stride * 4);
+  logits = Buffer(n * logits_stride * 4);
+  // The widest activations are float32's; the head of an int8 model reads bfloat16.
+  rows_memory = Buffer(n * widest * 4);
+  normed_scale = Buffer(n * 4);
+  normed = {rows_memory.as<>(), widest * 4, normed_scale.as<float>()};
+  if (weights == Number::i8) {
+    attn = Buffer(n * d * 4);
+    inner = Buffer(n * f * 4);
+    attn_out = inner_out = Rows{};
+  } else {
+    const size_t bytes = kernels.activation_bytes(weights);
+    attn_rows = Buffer(n * d * bytes);
+    inner_rows = Buffer(n * f * bytes);
+    attn_out = {attn_rows.as<>(), d * bytes, nullptr};
+    inner_out = {inner_rows.as<>(), f * bytes, nullptr};
+  }
+  for (auto& t : thread) {
+    t.normed_memory = Buffer(kSmallPass * widest * 4);
+    t.normed_scale = Buffer(kSmallPass * 4);
+    t.normed = {t.normed_memory.as<>(), widest * 4, t.normed_scale.as<float>()};
+    t.floats = Buffer(d * 4);
+    t.attend = Buffer(kernels.attend_scratch(cache, int(round_up(slots, kKeyBlock))));
+    t.scores = Buffer(2 * logits_stride * 4);
+  }
+}
+
+ModelImpl::ModelImpl(const ModelShape& shape, Number weights, Number cache, Isa isa, int threads)
+    : shape(shape), weights(weights), cache(cache), kernels(kernels_for(isa)), pool(threads), layers(shape.n_layer) {}
+
+Input ModelImpl::word(int64_t id, int slot) const {
+  return {prompt_wte.as<float>() + id * width(), prompt_wpe.as<float>() + slot * width()};
+}
+
+Input ModelImpl::pixel(int64_t id, int at) const { return {wte.as<float>() + id * width(), wpe.as<float>() + at * width()}; }
+
+void ModelImpl::begin(Pass& pass) const {
+  for (int i = 0; i < pass.n_layer; ++i) pass.ws->tickets[i].store(0, std::memory_order_relaxed);
+}
+
+Rows ModelImpl::norm(const Pass& pass, int thread, const float* gain, Number number) const {
+  Workspace& ws = *pass.ws;
+  const int rows = pass.rows(), threads = pool.size();
+  const bool alone = rows <= kSmallPass;
+  const Rows out = alone ? ws.thread[thread].normed : ws.normed;
+  const int first = alone ? 0 : rows * thread / threads, last = alone ? rows : rows * (thread + 1) / threads;
+  const float* x = ws.x.as<float>() + first * ws.x_stride;
+  if (number == Number::i8) {
+    float* floats = ws.thread[thread].floats.as<float>();
+    for (int r = first; r < last; ++r, x += ws.x_stride) {
+      kernels.norm_floats(x, ws.x_stride, gain, shape.epsilon, 1, shape.n_embd, floats, ws.x_stride);
+      kernels.quantize_rows(floats, ws.x_stride, 1, shape.n_embd, out.from(r));
+    }
+  } else {
+    kernels.norm(x, ws.x_stride, gain, shape.epsilon, last - first, shape.n_embd, number, out.from(first));
+  }
+  if (!alone) pool.barrier();
+  return out;
+}
+
+Rows ModelImpl::quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const {
+  Workspace& ws = *pass.ws;
+  const int rows = pass.rows(), threads = pool.size();
+  const bool alone = rows <= kSmallPass;
+  const Rows out = alone ? ws.thread[thread].normed : ws.normed;
+  const int first = alone ? 0 : rows * thread / threads, last = alone ? rows : rows * (thread + 1) / threads;
+  kernels.quantize_rows(floats + first * stride, stride, last - first, width, out.from(first));
+  if (!alone) pool.barrier();
+  return out;
+}
+
+void ModelImpl::linear(const PackedLinear& layer, Rows in, const Pass& pass, int thread, const LinearOut& out,
+                       const PackedLinear* next) const {
+  const int threads = pool.size(), panels = layer.view.panels();
+  const int first = int(int64_t(panels) * thread / threads), last = int(int64_t(panels) * (thread + 1) / threads);
+  const uint8_t* after = nullptr;
+  if (next) after = next->view.data + size_t(int64_t(next->view.panels()) * thread / threads) * next->view.panel_bytes();
+  kernels.linear(layer.view, in, pass.rows(), first, last, out, after);
+}
+
+void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
+  Workspace& ws = *pass.ws;
+  const int d = shape.head_dim(), heads = shape.n_head, stretches = int(pass.stretches.size());
+  const size_t element = ws.attn_out.data ? kernels.activation_bytes(weights) : 0;
+  // Heads outside, sequences inside: those that share a prefix find the head's part of it in the cache.
+  for (int task; (task = ws.tickets[layer].fetch_add(1, std::memory_order_relaxed)) < heads * stretches;) {
+    const int head = task / stretches;
+    const Stretch& s = pass.stretches[task % stretches];
+    const int row = pass.first_row[task % stretches];
+    Attend job;
+    job.shape = cache_shape();
+    job.own = s.own->at(layer, s.lane, head);
+    job.prefix = s.prefix ? s.prefix->at(layer, s.prefix_lane, head) : job.own;
+    job.begin = s.begin;
+    job.slot = s.slot;
+    job.count = s.count;
+    job.q = ws.qkv.as<float>() + row * ws.qkv_stride + head * d;
+    job.k = job.q + shape.n_embd;
+    job.v = job.k + shape.n_embd;
+    job.qkv_stride = ws.qkv_stride;
+    job.out_floats = ws.attn.as<float>() ? ws.attn.as<float>() + row * ws.x_stride + head * d : nullptr;
+    job.out_stride = ws.x_stride;
+    job.out_rows = ws.attn_out;
+    if (element) job.out_rows.data += row * ws.attn_out.stride + head * d * element;
+    job.out_number = weights;
+    job.scratch = ws.thread[thread].attend.as<>();
+    kernels.attend(job);
+  }
+}
+
+void ModelImpl::run(const Pass& pass, int thread) const {
+  Workspace& ws = *pass.ws;
+  const int rows = pass.rows(), threads = pool.size();
+  const size_t d = ws.x_stride;
+  for (int r = rows * thread / threads; r < rows * (thread + 1) / threads; ++r) {
+    float* x = ws.x.as<float>() + r * d;
+    for (size_t i = 0; i < d; ++i) x[i] = pass.inputs[r].word[i] + pass.inputs[r].position[i];
+  }
+  pool.barrier();
+  const bool i8 = weights == Number::i8;
+  const LinearOut to_qkv{Sink::store, ws.qkv.as<float>(), ws.qkv_stride, {}, weights};
+  const LinearOut to_x{Sink::add, ws.x.as<float>(), ws.x_stride, {}, weights};
+  const LinearOut to_inner{Sink::gelu, ws.inner.as<float>(), ws.inner_stride, ws.inner_out, weights};
+  for (int i = 0; i < pass.n_layer; ++i) {
+    const LayerWeights& w = layers[i];
+    Rows h = norm(pass, thread, w.ln_1.as<float>(), weights);
+    linear(w.qkv, h, pass, thread, to_qkv, &w.attn_out);
+    pool.barrier();
+    attention(pass, i, thread);
+    pool.barrier();
+    h = i8 ? quantize(pass, thread, ws.attn.as<float>(), ws.x_stride, shape.n_embd) : ws.attn_out;
+    linear(w.attn_out, h, pass, thread, to_x, &w.mlp_in);
+    pool.barrier();
+    h = norm(pass, thread, w.ln_2.as<float>(), weights);
+    linear(w.mlp_in, h, pass, thread, to_inner, &w.mlp_out);
+    pool.barrier();
+    h = i8 ? quantize(pass, thread, ws.inner.as<float>(), ws.inner_stride, shape.n_inner) : ws.inner_out;
+    linear(w.mlp_out, h, pass, thread, to_x, i + 1 < pass.n_layer ? &layers[i + 1].qkv : &head);
+    pool.barrier();
+  }
+  if (pass.logits) {
+    const Rows h = norm(pass, thread, ln_f.as<float>(), head.view.number);
+    linear(head, h, pass, thread, {Sink::store, ws.logits.as<float>(), ws.logits_stride, {}, weights}, &layers[0].qkv);
+    pool.barrier();
+  }
+  if (pass.hidden) {
+    const float* gain = pass.n_layer == shape.n_layer ? ln_f.as<float>() : layers[pass.n_layer].ln_1.as<float>();
+    float* floats = ws.thread[thread].floats.as<float>();
+    for (int r = rows * thread / threads; r < rows * (thread + 1) / threads; ++r) {
+      kernels.norm_floats(ws.x.as<float>() + r * d, d, gain, shape.epsilon, 1, shape.n_embd, floats, d);
+      std::memcpy(pass.hidden + size_t(r) * shape.n_embd, floats, shape.n_embd * sizeof(float));
+    }
+  }
+}
+
+// --- CpuModel ---------------------------------------------------------------------------------------------------------
+
+CpuModel::CpuModel(const ModelShape& shape, const std::string& weights, const std::string& cache, Isa isa, int threads)
+    : impl_(new ModelImpl(shape, parse_number(weights, "weights"), parse_number(cache, "cache"), isa, threads)) {}
+
+CpuModel::~CpuModel() = default;
+
+const ModelShape& CpuModel::shape() const { return impl_->shape; }
+int CpuModel::threads() const { return impl_->pool.size(); }
+
+void CpuModel::load(const std::string& name, const float* data, size_t count) {
+  ModelImpl& m = *impl_;
+  const int d = m.shape.n_embd, f = m.shape.n_inner;
+  auto expect = [&](size_t wanted) {
+    if (count != wanted)
+      throw std::invalid_argument(name + " holds " + std::to_string(count) + " numbers, expected " + std::to_string(wanted));
+  };
+  auto rows = [&](Buffer& to, int n) {
+    expect(size_t(n) * d);
+    to = pad_rows(data, n, d);
+  };
+  if (name == "transformer.wte.weight") return rows(m.wte, m.shape.n_colors + 1);
+  if (name == "transformer.wpe.weight") return rows(m.wpe, m.shape.n_pixels);
+  if (name == "transformer.ln_f.weight") return rows(m.ln_f, 1);
+  if (name == "prompt.wte.weight" && m.shape.n_words) return rows(m.prompt_wte, m.shape.n_words);
+  if (name == "prompt.wpe.weight" && m.shape.n_words) return rows(m.prompt_wpe, m.shape.prompt_length);
+  if (name == "lm_head.weight") {
+    expect(size_t(m.shape.n_colors) * d);
+    // 1/300 of the weights, and nothing after it averages its errors out: int8 models keep a bfloat16 head.
+    m.head = pack(data, d, m.shape.n_colors, true, m.weights == Number::i8 ? Number::bf16 : m.weights, m.pool);
+    return;
+  }
+  const std::string prefix = "transformer.h.";
+  const size_t dot = name.find('.', prefix.size());
+  int layer = -1;
+  if (name.compare(0, prefix.size(), prefix) == 0 && dot != std::string::npos && dot - prefix.size() <= 6) {
+    layer = 0;
+    for (size_t i = prefix.size(); i < dot; ++i) layer = name[i] >= '0' && name[i] <= '9' && layer >= 0 ? layer * 10 + name[i] - '0' : -1;
+  }
+  if (layer < 0 || layer >= m.shape.n_layer) throw std::invalid_argument("the model has no tensor " + name);
+  LayerWeights& w = m.layers[layer];
+  const std::string part = name.substr(dot + 1);
+  struct Known { const char* name; PackedLinear* to; int in, out; };
+  for (const Known& k : {Known{"attn.c_attn", &w.qkv, d, 3 * d}, Known{"attn.c_proj", &w.attn_out, d, d},
+                         Known{"mlp.c_fc", &w.mlp_in, d, f}, Known{"mlp.c_proj", &w.mlp_out, f, d}}) {
+    if (part == std::string(k.name) + ".weight") {
+      expect(size_t(k.in) * k.out);
+      Buffer bias = std::move(k.to->bias);
+      *k.to = pack(data, k.in, k.out, false, m.weights, m.pool);
+      k.to->bias = std::move(bias);
+      k.to->view.bias = k.to->bias.as<float>();
+      return;
+    }
+    if (part == std::string(k.name) + ".bias") {
+      expect(k.out);
+      k.to->bias = pad_rows(data, 1, k.out);
+      k.to->view.bias = k.to->bias.as<float>();
+      return;
+    }
+  }
+  if (part == "ln_1.weight") return rows(w.ln_1, 1);
+  if (part == "ln_2.weight") return rows(w.ln_2, 1);
+  throw std::invalid_argument("the model has no tensor " + name);
+}
+
+void CpuModel::check_complete() const {
+  const ModelImpl& m = *impl_;
+  auto need = [](bool there, const std::string& name) {
+    if (!there) throw std::invalid_argument(name + " is missing");
+  };
+  need(bool(m.wte), "transformer.wte.weight");
+  need(bool(m.wpe), "transformer.wpe.weight");
+  need(bool(m.ln_f), "transformer.ln_f.weight");
+  need(bool(m.head.data), "lm_head.weight");
+  if (m.shape.n_words) need(bool(m.prompt_wte), "prompt.wte.weight");
+  if (m.shape.n_words) need(bool(m.prompt_wpe), "prompt.wpe.weight");
+  for (int i = 0; i < m.shape.n_layer; ++i) {
+    const std::string block = "transformer.h." + std::to_string(i) + ".";
+    const LayerWeights& w = m.layers[i];
+    need(bool(w.ln_1), block + "ln_1.weight");
+    need(bool(w.ln_2), block + "ln_2.weight");
+    need(bool(w.qkv.data), block + "attn.c_attn.weight");
+    need(bool(w.attn_out.data), block + "attn.c_proj.weight");
+    need(bool(w.mlp_in.data), block + "mlp.c_fc.weight");
+    need(bool(w.mlp_out.data), block + "mlp.c_proj.weight");
+  }
+}
+
+size_t CpuModel::weight_bytes() const {
+  const ModelImpl& m = *impl_;
+  size_t sum = m.head.data.size();
+  for (const auto& w : m.layers) sum += w.qkv.data.size() + w.attn_out.data.size() + w.mlp_in.data.size() + w.mlp_out.data.size();
+  return sum;
+}
+
+size_t CpuModel::cache_bytes(int slots) const {
+  const ModelShape& s = impl_->shape;
+  const CacheShape cache = impl_->cache_shape();
+  return round_up(cache.head_bytes(int(round_up(slots, kKeyBlock))), 64) * s.n_head * s.n_layer;
+}
+
+void CpuModel::score(const int64_t* tokens, int batch, int length, const int64_t* prompt, int layer, float* out) const {
+  constexpr int kRows = 256;  // tokens in a pass
+  const ModelImpl& m = *impl_;
+  const int words = prompt ? m.shape.prompt_length : 0, slots = words + length;
+  const int together = std::max(1, std::min(batch, kRows / slots));
+  Workspace ws(m.shape, m.kernels, m.weights, m.cache_shape(), std::min(kRows, together * slots), slots, m.pool.size());
+  const KvCache kv(m.shape, m.cache, together, slots);
+  const int per_row = layer < 0 ? m.shape.n_colors : m.shape.n_embd;
+  std::vector<float> hidden(layer < 0 ? 0 : size_t(ws.rows) * m.shape.n_embd);
+  Pass pass{&ws, {}, {}, {}, layer < 0 ? m.shape.n_layer : layer, layer < 0, layer < 0 ? nullptr : hidden.data()};
+  for (int first = 0; first < batch; first += together) {
+    const int count = std::min(together, batch - first);
+    const int chunk = ws.rows / count;
+    for (int slot = 0; slot < slots; slot += chunk) {
+      const int width = std::min(chunk, slots - slot);
+      pass.clear();
+      for (int b = 0; b < count; ++b) {
+        const int64_t* row = tokens + size_t(first + b) * length;
+        pass.add({&kv, b, nullptr, 0, 0, slot, width});
+        for (int s = slot; s < slot + width; ++s)
+          pass.inputs.push_back(s < words ? m.word(prompt[size_t(first + b) * words + s], s)
+                                          : m.pixel(s == words ? m.shape.n_colors : row[s - words - 1], s - words));
+      }
+      m.forward(pass);
+      for (int b = 0; b < count; ++b)
+        for (int s = std::max(slot, words); s < slot + width; ++s) {
+          const int r = b * width + s - slot;
+          const float* from = layer < 0 ? ws.logits.as<float>() + r * ws.logits_stride : hidden.data() + size_t(r) * per_row;
+          std::memcpy(out + (size_t(first + b) * length + s - words) * per_row, from, per_row * sizeof(float));
+        }
+    }
+  }
+}
+
+}  // namespace fastigpt
