@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import random_weights
 
 from fastigpt import _C
 from fastigpt.config import ImageGPTConfig
@@ -35,18 +37,6 @@ SHAPES = [
 PLAIN, PROMPTED = SHAPES[0], SHAPES[3]
 
 
-def random_weights(config: ImageGPTConfig, biases: bool = True) -> dict[str, torch.Tensor]:
-    weights = {}
-    for name, shape in {**config.tensor_shapes(), **(config.bias_shapes() if biases else {})}.items():
-        if ".ln_" in name:
-            weights[name] = 1 + 0.1 * torch.randn(shape)
-        elif len(shape) == 1:
-            weights[name] = 0.1 * torch.randn(shape)
-        else:
-            weights[name] = torch.randn(shape) / math.sqrt(shape[0] if ".h." in name else shape[1])
-    return weights
-
-
 def random_prompt(config: ImageGPTConfig, n: int) -> torch.Tensor | None:
     return torch.randint(0, config.n_words, (n, config.prompt_length)) if config.n_words else None
 
@@ -63,7 +53,7 @@ def empty_job(config: ImageGPTConfig, n: int, **changes: object) -> Job:
     return replace(job, **changes)  # type: ignore[arg-type]
 
 
-# --- the noise contract -------------------------------------------------------------------------------------------------
+# --- the noise contract ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -100,7 +90,9 @@ def test_philox_known_answers_decide_the_draw(isa: str) -> None:
 def test_draw_is_the_float64_formula(isa: str, n_tokens: int) -> None:
     rows = 4096 if n_tokens == 512 else 512  # × 512 tokens > 1e6 noises
     torch.manual_seed(n_tokens)
-    scores = torch.randn(rows, n_tokens) * torch.tensor([0.0, 1e-6, 1e-3, 1.0, 8.0, 1e4]).repeat(rows // 6 + 1)[:rows, None]
+    scores = (
+        torch.randn(rows, n_tokens) * torch.tensor([0.0, 1e-6, 1e-3, 1.0, 8.0, 1e4]).repeat(rows // 6 + 1)[:rows, None]
+    )
     scores[::3, ::2] = -math.inf
     index = torch.randint(-(2**63), 2**63 - 1, (rows,))
     position = torch.randint(0, 5000, (rows,))
@@ -119,19 +111,31 @@ def test_draw_breaks_ties_towards_the_lowest_token() -> None:
         assert _C.cpu_draw(scores, 1, zero, zero, isa)[0] == 3
 
 
-# --- parity with the reference ------------------------------------------------------------------------------------------
+# --- parity with the reference --------------------------------------------------------------------------------------
+
+
+@functools.cache
+def scored_by_reference(config: ImageGPTConfig):  # type: ignore[no-untyped-def]
+    """weights, tokens, prompts, and for each prompt (logits, hidden states before the first block, after the last)."""
+    weights = random_weights(config, biases=True)
+    reference = ReferenceEngine(config, weights)
+    tokens = torch.randint(0, config.n_colors, (3, config.n_pixels))
+    prompts = [None, random_prompt(config, 3)] if config.n_words else [None]
+    truth = [
+        (reference.logits(tokens, p), reference.hidden(tokens, 0, p), reference.hidden(tokens, config.n_layer, p))
+        for p in prompts
+    ]
+    return weights, tokens, prompts, truth
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype,kv_dtype", KINDS)
 def test_scores_agree_with_reference(isa: str, dtype: str, kv_dtype: str) -> None:
     for config in SHAPES:
-        weights = random_weights(config)
-        reference = ReferenceEngine(config, weights)
+        weights, tokens, prompts, truth = scored_by_reference(config)
         engine = CpuEngine(config, weights, dtype=dtype, kv_dtype=kv_dtype, isa=isa, threads=2)
-        tokens = torch.randint(0, config.n_colors, (3, config.n_pixels))
-        for prompt in {None, random_prompt(config, 3)}:
-            want, got = reference.logits(tokens, prompt), engine.logits(tokens, prompt)
+        for prompt, (want, first, last) in zip(prompts, truth):
+            got = engine.logits(tokens, prompt)
             kl = (want.softmax(-1) * (want.log_softmax(-1) - got.log_softmax(-1))).sum(-1).mean()
             relative = (got - want).norm() / want.norm()
             if (dtype, kv_dtype) == ("float32", "float32"):
@@ -140,17 +144,16 @@ def test_scores_agree_with_reference(isa: str, dtype: str, kv_dtype: str) -> Non
                 assert relative < 1e-2 and kl < 1e-3
             else:
                 assert relative < 4e-2 and kl < 2e-3
-            for layer in (0, config.n_layer):
-                a, b = reference.hidden(tokens, layer, prompt), engine.hidden(tokens, layer, prompt)
+            for layer, a in ((0, first), (config.n_layer, last)):
+                b = engine.hidden(tokens, layer, prompt)
                 assert (a - b).norm() / a.norm() < (1e-5 if dtype == kv_dtype == "float32" else 5e-2)
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_tokens_equal_reference_in_float32(isa: str) -> None:
+@functools.cache
+def filled_by_reference() -> list[tuple[ImageGPTConfig, Job, torch.Tensor]]:
+    cases = []
     for config in (PLAIN, PROMPTED):
-        weights = random_weights(config, biases=False)
-        reference = ReferenceEngine(config, weights)
-        engine = CpuEngine(config, weights, dtype="float32", isa=isa, threads=2)
+        reference = ReferenceEngine(config, random_weights(config))
         known = torch.full((4, config.n_pixels), -1)
         known[:2, :11] = torch.randint(0, config.n_colors, (11,))  # a shared prefix
         known[1, 15:17] = 3  # forced tokens
@@ -163,11 +166,16 @@ def test_tokens_equal_reference_in_float32(isa: str) -> None:
             drawings.append(Drawing(seed=5, guidance_scale=2.5))
         for drawing in drawings:
             job = Job(known, torch.arange(4), torch.tensor([0, 0, 1, 2]), prompt, drawing, 1)
-            want = reference.fill(job).tokens
-            for window in (1, 3, "auto"):
-                got = engine.fill(replace(job, window=window))
-                assert torch.equal(got.tokens, want)
-                assert not (got.pass_starts & (known >= 0)).all(1).any()
+            cases.append((config, job, reference.fill(job).tokens))
+    return cases
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_tokens_equal_reference_in_float32(isa: str) -> None:
+    for config, job, want in filled_by_reference():
+        engine = CpuEngine(config, random_weights(config), dtype="float32", isa=isa, threads=2)
+        for window in (1, 3, "auto"):
+            assert torch.equal(engine.fill(replace(job, window=window)).tokens, want)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +197,7 @@ def test_filters_agree_with_sampling(drawing: Drawing) -> None:
     assert torch.equal(filled, want)
 
 
-# --- bitwise independence -----------------------------------------------------------------------------------------------
+# --- bitwise independence -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -219,7 +227,8 @@ def test_tokens_do_not_depend_on_batch_window_or_threads(dtype: str, kv_dtype: s
             engine = CpuEngine(config, weights, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
             for n in (1, 2, 3, 17, 64):
                 for window in (1, 2, 8, 33):
-                    part = Job(job.tokens[:n], job.index[:n], job.source[:n], prompt if prompt is None else prompt[:n], job.drawing, window)
+                    words = None if prompt is None else prompt[:n]
+                    part = Job(job.tokens[:n], job.index[:n], job.source[:n], words, job.drawing, window)
                     filled = engine.fill(part)
                     if want is None:
                         want = engine.fill(job).tokens
@@ -272,7 +281,7 @@ def test_random_masks_windows_and_filters_agree_with_one_at_a_time() -> None:
             assert (got.pass_starts.sum(1) <= want.pass_starts.sum(1)).all()
 
 
-# --- the job's manners --------------------------------------------------------------------------------------------------
+# --- the job's manners ----------------------------------------------------------------------------------------------
 
 
 def test_rows_are_reported_once_in_order_and_final() -> None:
@@ -281,7 +290,7 @@ def test_rows_are_reported_once_in_order_and_final() -> None:
     for window in (1, 5):
         seen = []
         job = empty_job(config, 3, window=window)
-        filled = engine.fill(job, lambda images, row, tokens: seen.append((images, row, tokens)))
+        filled = engine.fill(job, lambda *row, seen=seen: seen.append(row))
         assert [row for _, row, _ in seen] == list(range(config.height))
         for images, row, tokens in seen:
             assert images == range(3)
@@ -339,7 +348,7 @@ def test_max_batch_is_what_fits() -> None:
     assert 64 * per_image < 4e9  # 64 images of small in bfloat16 fit 4 GB
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------------------------
 
 
 def test_bad_weights_are_refused() -> None:
@@ -363,9 +372,10 @@ def test_bad_weights_are_refused() -> None:
 
 def test_bad_settings_are_refused() -> None:
     config, weights = PLAIN, random_weights(PLAIN)
-    for bad in ({"dtype": torch.float16}, {"kv_dtype": torch.float64}, {"dtype": "bf17"}, {"isa": "sse9"}, {"threads": 0}):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            CpuEngine(config, weights, **bad)
+    settings = {"dtype": "bf17", "kv_dtype": torch.float64, "isa": "sse9", "threads": 0}
+    for name, bad in settings.items():
+        with pytest.raises(ValueError, match=name):
+            CpuEngine(config, weights, **{name: bad})  # type: ignore[arg-type]
 
 
 def test_bad_jobs_are_refused() -> None:

@@ -7,10 +7,11 @@ import torch
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine
+from fastigpt.engine.cpu import CpuEngine
 from fastigpt.engine.portable import PortableEngine
 from fastigpt.engine.reference import ReferenceEngine
 
-BACKENDS = ("portable", "reference")
+BACKENDS = ("portable", "cpu", "reference")
 
 DTYPES = {
     "float32": torch.float32,
@@ -49,6 +50,8 @@ def as_dtype(dtype: torch.dtype | str | None, name: str = "dtype") -> torch.dtyp
 
 def why_unavailable(backend: str, device: torch.device) -> str | None:
     """A sentence that says why a backend can't run on a device, or None if it can."""
+    if backend == "cpu" and device.type != "cpu":
+        return "it runs on CPUs only"
     return None
 
 
@@ -77,4 +80,6 @@ def build(
         raise ValueError(f"backend {backend!r} cannot run on {place}: {reason}")
     if backend == "reference":
         return ReferenceEngine(config, weights, device=place, dtype=number, kv_dtype=cache)
+    if backend == "cpu":
+        return CpuEngine(config, weights, dtype=number, kv_dtype=cache)
     return PortableEngine(config, weights, device=place, dtype=number, kv_dtype=cache)

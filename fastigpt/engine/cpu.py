@@ -1,8 +1,8 @@
 """The CPU engine: csrc/cpu behind the Engine protocol.
 
-Python checks arguments, hands arrays over and reports rows; a whole pass (all layers, filters, draws, the choice of the next
-window) and many passes run in one call, without the GIL. Results are bitwise independent of batch, window, prefix
-sharing and threads.
+Python checks arguments, hands arrays over and reports rows; a whole pass (all layers, filters, draws, the next guesses)
+and many passes run in one call, without the GIL. Results are bitwise independent of batch, window, prefix sharing and
+threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ _MEMORY_SHARE = 0.8  # of the free memory, for the cache of a wave
 def default_dtypes(isa: str) -> tuple[torch.dtype, torch.dtype, str]:
     """dtype and kv_dtype of an engine that was not told, and why. `isa`: one of fastigpt._C.supported_isas()."""
     if isa == "avx512vnni":
-        return torch.bfloat16, torch.bfloat16, "the processor multiplies bfloat16 (AVX512-BF16): half the bytes, twice the rate"
+        return (
+            torch.bfloat16,
+            torch.bfloat16,
+            "AVX512-BF16: half the bytes, twice the rate",
+        )
     if isa == "generic":
         return torch.float32, torch.float32, "without AVX2, widening bfloat16 costs more than the bytes it saves"
     return torch.bfloat16, torch.bfloat16, "bfloat16 in memory halves the bytes to read; arithmetic is float32"
@@ -32,8 +36,8 @@ class CpuEngine:
     """`weights`: CPU tensors named and shaped as config.tensor_shapes() says, and any of config.bias_shapes().
 
     dtype: torch.float32, bfloat16 or int8 (weights per output channel and activations per row; embeddings, norms and
-    biases stay float32, the head bfloat16). kv_dtype: the same three (int8: a scale for each token and head). isa: "auto" or one
-    of fastigpt._C.supported_isas(). threads: None takes torch.get_num_threads().
+    biases stay float32, the head bfloat16). kv_dtype: the same three (int8: a scale for each token and head). isa:
+    "auto" or one of fastigpt._C.supported_isas(). threads: None takes torch.get_num_threads().
     """
 
     name = "cpu"
