@@ -1,0 +1,88 @@
+"""The evaluation's figures: full marks for a painter that does what it is asked, and low ones for one that does not."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fastigpt.bundled import bundled_palette
+from fastigpt.training import evaluate
+from fastigpt.training.data import scene_vocabulary
+
+
+class Painter:
+    """Stands in for a model: its samples are the held-out scenes the captions were made from, `shift` places on."""
+
+    name, vocabulary = "painter", scene_vocabulary()
+
+    def __init__(self, shift=0):
+        self.shift, self.palette = shift, bundled_palette()
+
+    def encode(self, images):
+        return torch.from_numpy(self.palette.encode(images)).flatten(1)
+
+    def decode(self, tokens):
+        return self.palette.decode(tokens.view(-1, 32, 32).numpy())
+
+    def nll(self, tokens, prompt=None):
+        return torch.full((len(tokens),), 2.0 if prompt is None else 1.0)
+
+    def sample(self, n, *, prompt=None, guidance_scale=None, seed, output_type):
+        drawn = evaluate.held_out(n)
+        assert prompt is None or prompt == drawn.captions
+        return np.roll(self.decode(self.encode(drawn.images)), self.shift, axis=0)
+
+    def complete(self, images, *, rows, seed, output_type):
+        return np.roll(self.decode(self.encode(images)), self.shift, axis=0)
+
+
+@pytest.fixture(autouse=True)
+def few_renderings(monkeypatch):
+    monkeypatch.setattr(evaluate, "_RENDERINGS", 200)
+
+
+def test_a_painter_that_follows_gets_full_marks():
+    figures = evaluate.evaluate(Painter(), n=48)
+    assert figures["nats"] == {"without caption": 2.0, "with caption": 1.0}
+    assert figures["reader"]["all"] >= 0.97
+    assert all(shares["all"] >= 0.97 for shares in figures["prompts"].values())
+    assert figures["completion"]["all"] >= 0.97 and set(figures["completion"]) == {
+        "all",
+        "sky",
+        "kind",
+        "color",
+        "side",
+    }
+    diverse = figures["diversity"]
+    assert diverse["samples to training"] == diverse["held-out to training"] > 10
+    text = evaluate.table(figures)
+    assert "2.0000 | 1.0000" in text and text.count("prompts, guidance") == 3
+
+
+def test_a_painter_that_does_not_listen_gets_low_marks():
+    deaf = evaluate.prompt_following(Painter(shift=1), 48, 1.0, 0)
+    assert deaf["all"] < 0.5 and deaf["color"] < 0.5
+    assert evaluate.completion(Painter(shift=1), 32, 0)["color"] < 0.5
+
+
+def test_collapse_and_memory_show_as_distances_of_zero():
+    model = Painter()
+    trained = evaluate._draw(evaluate.TRAINING_SEED, 0, 3).images
+    model.sample = lambda n, **_: model.decode(model.encode(np.repeat(trained[:1], n, axis=0)))
+    figures = evaluate.diversity(model, 8, 0)
+    assert figures["samples to training"] == figures["among samples"] == 0 < figures["among held-out"]
+
+
+def test_nearest_is_the_root_mean_square_difference():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 5, 2, 3, 3)).astype(np.uint8)
+    every = np.sqrt(((a[:, None].astype(float) - b[None]) ** 2).mean((2, 3, 4)))
+    assert evaluate._nearest(a, b) == pytest.approx(every.min(1).mean(), rel=1e-5)
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="n must be at least 2"):
+        evaluate.evaluate(Painter(), n=1)
+    with pytest.raises(ValueError, match="reads no prompts"):
+        evaluate.evaluate(SimpleNamespace(name="mute", vocabulary=None))
