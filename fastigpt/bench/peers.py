@@ -79,5 +79,5 @@ class TransformersPeer:
             torch.multinomial(logits[:, -1].float().softmax(-1), 1)
             synchronize(self.device)
             times.append(time.perf_counter() - started)
-            cache.crop(position)
+            cache.crop(-window)
         return times[1:]

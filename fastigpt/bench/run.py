@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def bench(
         else:
             Console(stderr=True).print(f"not measured: {missing}")
     machine, timings = measure(config, measured, counts, device=place, window=window, rounds=rounds)
-    console = Console(highlight=False)
+    # A pipe has no width to fit: let the table be as wide as it is.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(machine_line(machine), soft_wrap=True)
     console.print(f"{model}: {config.n_layer} layers × {config.n_embd}, window {window}", soft_wrap=True)
     console.print(table(sorted(timings, key=lambda t: t.n), "transformers" if peers else measured[0].name))
