@@ -11,7 +11,7 @@ from fastigpt.engine.cpu import CpuEngine
 from fastigpt.engine.portable import PortableEngine
 from fastigpt.engine.reference import ReferenceEngine
 
-BACKENDS = ("portable", "cpu", "reference")
+BACKENDS = ("cpu", "portable", "reference")  # fastest first
 
 DTYPES = {
     "float32": torch.float32,
