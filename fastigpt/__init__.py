@@ -5,6 +5,7 @@ from importlib.metadata import version as _version
 from fastigpt.api import complete, load, sample
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
+from fastigpt.integrations.transformers import accelerate, restore
 from fastigpt.model import ImageGPT
 from fastigpt.openai_checkpoint import convert
 from fastigpt.palette import Palette
@@ -18,9 +19,11 @@ __all__ = [
     "ImageGPTConfig",
     "Palette",
     "Stats",
+    "accelerate",
     "complete",
     "convert",
     "load",
     "nearest_centroid",
+    "restore",
     "sample",
 ]
