@@ -19,6 +19,7 @@ from fastigpt.engine.choose import build
 from fastigpt.palette import Palette
 from fastigpt.prompts import Vocabulary
 from fastigpt.sampling import checked_drawing, fresh_seed
+from fastigpt.streaming import RowStream
 from fastigpt.waves import Stats
 
 _SCORING_BATCH = 16  # images scored at a time by nll and features
@@ -287,6 +288,28 @@ class ImageGPT:
         on_row: OnRow | None = None,
     ) -> tuple[torch.Tensor, Stats]:
         count = len(tokens)
+        job, limit = self._job(
+            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window
+        )
+        filled, seconds = waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=progress)
+        canvas = (count, self.config.height, self.config.width)
+        return filled.tokens, Stats(job.drawing.seed, filled.pass_starts.view(canvas), seconds)
+
+    def _job(
+        self,
+        tokens: torch.Tensor,
+        prompt: str | Sequence[str] | None,
+        guidance_scale: float | None,
+        seed: int | None,
+        first_index: int,
+        temperature: float,
+        top_k: int | None,
+        top_p: float | None,
+        batch_size: int | None,
+        window: int | str,
+    ) -> tuple[Job, int | None]:
+        """A job of checked arguments, and how many images to draw at a time."""
+        count = len(tokens)
         used = fresh_seed() if seed is None else seed
         drawing = checked_drawing(used, temperature, top_k, top_p, guidance_scale)
         if guidance_scale is not None and prompt is None:
@@ -301,10 +324,40 @@ class ImageGPT:
             drawing=drawing,
             window=window_size(window),
         )
-        limit = None if batch_size is None else whole("batch_size", batch_size, 1)
-        filled, seconds = waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=progress)
-        canvas = (count, self.config.height, self.config.width)
-        return filled.tokens, Stats(drawing.seed, filled.pass_starts.view(canvas), seconds)
+        return job, None if batch_size is None else whole("batch_size", batch_size, 1)
+
+    def stream(
+        self,
+        tokens_or_n: torch.Tensor | int,
+        *,
+        prompt: str | Sequence[str] | None = None,
+        guidance_scale: float | None = None,
+        seed: int | None = None,
+        first_index: int = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int | None = None,
+        window: int | str = "auto",
+    ) -> RowStream:
+        """`fill` (or `sample`, for a number) as an iterator of finished rows: (images, row, tokens), a range of images
+        of the job, the row's number, and its tokens int64 [len(images), W]; every row of every image comes once.
+
+        The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
+        arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same
+        time: each job gets the tokens it would get alone, and its own memory (a cache for all images of its wave).
+        """
+        if isinstance(tokens_or_n, (torch.Tensor, np.ndarray)):
+            tokens = token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True)
+        else:
+            tokens = torch.full((whole("tokens_or_n", tokens_or_n, 1), self.config.n_pixels), -1, dtype=torch.int64)
+        job, limit = self._job(
+            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window
+        )
+        return RowStream(
+            lambda on_row: waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=False),
+            job.drawing.seed,
+        )
 
     def generate(
         self,
