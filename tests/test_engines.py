@@ -214,3 +214,16 @@ def test_bfloat16_stays_within_its_contract(backend):
 def test_impossible_dtypes_are_refused(backend):
     with pytest.raises(ValueError, match="float64"):
         engine(backend, TINY, random_weights(TINY), dtype="float64")
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_prepared_passes_can_be_repeated_and_disturb_nothing(backend, window):
+    weights = random_weights(TINY, seed=23)
+    tested = engine(backend, TINY, weights)
+    tokens = torch.full((2, TINY.n_pixels), -1)
+    expected = tested.fill(make_job(tokens, Drawing(seed=1))).tokens
+    for n, position in ((1, 0), (3, 7), (2, TINY.n_pixels - window)):
+        work = tested.prepared_pass(n=n, position=position, window=window)
+        for _ in range(3):
+            work()
+    assert torch.equal(tested.fill(make_job(tokens, Drawing(seed=1))).tokens, expected)

@@ -116,6 +116,20 @@ std::unique_ptr<Fill> make_fill(std::shared_ptr<CpuModel> model, const Ids& toke
   return fill;
 }
 
+std::unique_ptr<Fill> make_rehearsal(std::shared_ptr<CpuModel> model, int n, int position, int window) {
+  model->check_complete();
+  if (n < 1 || n > (1 << 20)) throw std::invalid_argument("n must be from 1 to 2^20, found " + std::to_string(n));
+  const int pixels = model->shape().n_pixels;
+  if (position < 0 || position >= pixels) throw std::invalid_argument("position must be from 0 to " + std::to_string(pixels - 1));
+  if (window < 1) throw std::invalid_argument("window must be at least 1");
+  py::gil_scoped_release release;
+  auto fill = std::make_unique<Fill>();
+  fill->n = n;
+  fill->job = std::make_unique<FillJob>(*model, n, position, window);
+  fill->model = std::move(model);
+  return fill;
+}
+
 }  // namespace
 
 void bind_cpu_engine(py::module_& m) {
@@ -137,6 +151,10 @@ void bind_cpu_engine(py::module_& m) {
       .def("advance", [](Fill& f, double seconds) { return f.job->advance(seconds); }, py::arg("seconds"),
            py::call_guard<py::gil_scoped_release>(),
            "Works for about `seconds`; returns how many leading tokens are final in every image.")
+      .def_static("rehearsal", &make_rehearsal, py::arg("model"), py::kw_only(), py::arg("n"), py::arg("position"), py::arg("window"),
+                  "Images that stand at `position` on caches of made-up contents, for timing passes.")
+      .def("rehearse", [](Fill& f) { f.job->rehearse(); }, py::call_guard<py::gil_scoped_release>(),
+           "Runs one pass of a rehearsal; the images stay where they are.")
       .def("tokens", [](const Fill& f) {
         Ids out({py::ssize_t(f.n), py::ssize_t(f.model->shape().n_pixels)});
         std::copy_n(f.job->tokens(), out.size(), out.mutable_data());

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -80,9 +81,8 @@ def _cuda_bandwidths(device: torch.device) -> list[float]:
     ]
 
 
-def repeat(work: object, device: torch.device, repeats: int, inner: int = 1) -> list[float]:
+def repeat(work: Callable[[], object], device: torch.device, repeats: int, inner: int = 1) -> list[float]:
     """Seconds of one call, `repeats` times, each averaged over `inner` calls; after one that warms up."""
-    assert callable(work)
     work()
     times = []
     for _ in range(repeats):

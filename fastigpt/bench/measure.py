@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from fastigpt.bench.floor import Floor, pass_floor
-from fastigpt.bench.machine import Machine, measure_machine, typical
+from fastigpt.bench.machine import Machine, measure_machine, repeat, typical
 from fastigpt.bench.peers import Peer
 from fastigpt.config import ImageGPTConfig
 
@@ -85,8 +85,8 @@ def measure(
         for n in counts:
             for i, position in enumerate(positions):
                 for k, peer in enumerate(peers):
-                    times = peer.pass_seconds(n=n, position=position, window=window, repeats=repeats)
-                    timings[k, n].passes[i] += times
+                    work = peer.prepared_pass(n=n, position=position, window=window)
+                    timings[k, n].passes[i] += repeat(work, device, repeats)
     machine = _best(machines)
     for (k, n), timing in timings.items():
         timing.n_pixels = config.n_pixels

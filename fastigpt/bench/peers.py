@@ -1,9 +1,8 @@
-"""Who is measured: an engine of ours, or transformers' generate step, each asked for the time of passes at a
-position."""
+"""Who is measured: an engine of ours, or transformers' generate step, each asked for a pass at a position."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Protocol
 
@@ -11,7 +10,6 @@ import torch
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine
-from fastigpt.engine.memory import synchronize
 
 
 class Peer(Protocol):
@@ -21,8 +19,8 @@ class Peer(Protocol):
     dtype: torch.dtype
     kv_dtype: torch.dtype
 
-    def pass_seconds(self, *, n: int, position: int, window: int, repeats: int) -> list[float]:
-        """Seconds of `repeats` passes that draw a token (score a window) for each of n images at this position."""
+    def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
+        """A function that draws a token (scores a window) for each of n images at this position, once a call."""
         ...
 
 
@@ -30,11 +28,9 @@ class EnginePeer:
     """An engine of this library."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.dtype, self.kv_dtype = engine, engine.dtype, engine.kv_dtype
+        self.dtype, self.kv_dtype = engine.dtype, engine.kv_dtype
         self.name = f"fastigpt {engine.name}"
-
-    def pass_seconds(self, *, n: int, position: int, window: int, repeats: int) -> list[float]:
-        return self.engine.pass_seconds(n=n, position=position, window=window, repeats=repeats)
+        self.prepared_pass = engine.prepared_pass
 
 
 class TransformersPeer:
@@ -60,8 +56,7 @@ class TransformersPeer:
     def why_unavailable() -> str | None:
         return None if find_spec("transformers") else "transformers is not installed"
 
-    @torch.inference_mode()
-    def pass_seconds(self, *, n: int, position: int, window: int, repeats: int) -> list[float]:
+    def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         from transformers import DynamicCache
 
         config = self.config
@@ -71,13 +66,11 @@ class TransformersPeer:
             keys, values = (torch.randn(shape, device=self.device).to(self.dtype) for _ in range(2))
             cache.update(keys, values, layer)
         ids = torch.zeros(n, window, dtype=torch.int64, device=self.device)
-        times = []
-        for _ in range(repeats + 1):
-            synchronize(self.device)
-            started = time.perf_counter()
+
+        @torch.inference_mode()
+        def run() -> None:
             logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
             torch.multinomial(logits[:, -1].float().softmax(-1), 1)
-            synchronize(self.device)
-            times.append(time.perf_counter() - started)
-            cache.crop(-window)
-        return times[1:]
+            cache.crop(-window)  # what was appended goes again, so that each pass is the same
+
+        return run

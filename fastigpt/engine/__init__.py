@@ -88,7 +88,8 @@ class Engine(Protocol):
         """How many images of such a job fit into the memory that is free now, at least 1."""
         ...
 
-    def pass_seconds(self, *, n: int, position: int, window: int = 1, repeats: int = 1) -> list[float]:
-        """Seconds of single passes that draw (a window of) tokens for n images at this position, on caches of made-up
-        contents: for benchmarks and cost models. The first pass is not counted."""
+    def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
+        """A function that runs one pass each time it is called: scores a window of tokens of each of n images at this
+        position and draws them, on caches of made-up contents. For benchmarks and cost models; returns when the pass is
+        done, or on a GPU when it is launched."""
         ...

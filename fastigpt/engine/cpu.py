@@ -7,6 +7,8 @@ threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from fastigpt import _C
@@ -144,6 +146,10 @@ class CpuEngine:
                     on_row(range(len(tokens)), r, tokens[:, r * width : (r + 1) * width].clone())
             row = rows_done
         return Filled(torch.from_numpy(fill.tokens()), torch.from_numpy(fill.pass_starts()))
+
+    def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
+        rehearsal = _C.CpuFill.rehearsal(self._model, n=n, position=position, window=window)
+        return rehearsal.rehearse
 
     def max_batch(self, job: Job) -> int:
         lanes = 1 if job.drawing.guidance_scale is None else 2

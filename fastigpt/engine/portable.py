@@ -8,6 +8,7 @@ sampling are that step with different windows.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Drawing, Filled, Job, OnRow
-from fastigpt.engine.memory import free_memory, synchronize
+from fastigpt.engine.memory import free_memory
 from fastigpt.engine.window import WIDTHS, WindowTuner
 from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
 
@@ -177,8 +178,7 @@ class PortableEngine:
         activations = 8 * max(WIDTHS) * (self.config.inner + slots * self.config.n_head) * 4
         return max(1, int(_MEMORY_SHARE * free_memory(self.device) / (lanes * (1.5 * cache + activations))))
 
-    @torch.inference_mode()
-    def pass_seconds(self, *, n: int, position: int, window: int = 1, repeats: int = 1) -> list[float]:
+    def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         config, device = self.config, self.device
         shape = (n, position + window, config.n_head, config.head_dim)
         layers = range(config.n_layer)
@@ -187,14 +187,12 @@ class PortableEngine:
         first, offset = torch.full((n,), position, device=device), torch.zeros(n, dtype=torch.int64, device=device)
         index = torch.arange(n, device=device)[:, None]
         places = torch.arange(window, device=device) + position
-        times = []
-        for _ in range(repeats + 1):
-            synchronize(self.device)
-            started = time.perf_counter()
+
+        @torch.inference_mode()
+        def run() -> None:
             draw(self._head(self._step(ids, first, offset, cache)), index, places, Drawing())
-            synchronize(self.device)
-            times.append(time.perf_counter() - started)
-        return times[1:]
+
+        return run
 
 
 class _Wave:

@@ -7,7 +7,7 @@ at the last pixel. Slow on purpose: each token is drawn after running the whole 
 from __future__ import annotations
 
 import math
-import time
+from collections.abc import Callable
 
 import torch
 
@@ -112,13 +112,13 @@ class ReferenceEngine:
     def max_batch(self, job: Job) -> int:
         return len(job.tokens)
 
-    def pass_seconds(self, *, n: int, position: int, window: int = 1, repeats: int = 1) -> list[float]:
+    def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         """Without a cache a pass reads everything before it again."""
-        tokens = torch.zeros(n, min(position + window, self.config.n_pixels), dtype=torch.int64)
-        times = []
-        for _ in range(repeats + 1):
-            started = time.perf_counter()
-            logits = self.logits(tokens)[:, -window:]
-            draw(logits, torch.arange(n)[:, None], torch.arange(logits.shape[1]), Drawing())
-            times.append(time.perf_counter() - started)
-        return times[1:]
+        tokens = torch.zeros(n, min(position + window, self.config.n_pixels), dtype=torch.int64, device=self.device)
+        index = torch.arange(n, device=self.device)[:, None]
+        places = torch.arange(position, tokens.shape[1], device=self.device)
+
+        def run() -> None:
+            draw(self.logits(tokens)[:, position:], index, places, Drawing())
+
+        return run

@@ -65,12 +65,15 @@ class FillJob {
   // from measured times. The model must outlive the job.
   FillJob(const CpuModel& model, int n, const int64_t* tokens, const uint64_t* index, const int64_t* source, const int64_t* prompt,
           const DrawSettings& settings, int window);
+  // n images that stand at `position` < n_pixels, on caches of made-up contents: for timing passes with rehearse().
+  FillJob(const CpuModel& model, int n, int position, int window);
   ~FillJob();
   FillJob(const FillJob&) = delete;
 
   // Works for about `seconds`, at least one pass. Returns how many leading tokens are final in every image. Throws
   // std::runtime_error if the model's logits are not numbers.
   int advance(double seconds);
+  void rehearse();                    // one pass; the images stay where they are
   const int64_t* tokens() const;      // [n, n_pixels]
   const uint8_t* pass_starts() const;  // [n, n_pixels]
 
