@@ -40,18 +40,19 @@ class Timing:
     def seconds(self) -> float:
         """Of n whole images at window 1: passes are timed at three positions and lie on straight lines between them,
         since what grows with the position, the cache that is read, grows linearly."""
-        return _integral(self.positions, [typical(times)[0] for times in self.passes], self.n_pixels) / self.window
+        return whole_images(self.positions, [typical(times)[0] for times in self.passes], self.n_pixels) / self.window
 
     def floor_seconds(self) -> float:
-        return _integral(self.positions, [floor.seconds for floor in self.floors], self.n_pixels) / self.window
+        return whole_images(self.positions, [floor.seconds for floor in self.floors], self.n_pixels) / self.window
 
     def share_of_floor(self) -> float:
         """1 = at the machine's limit."""
         return self.floor_seconds() / self.seconds()
 
 
-def _integral(positions: Sequence[int], values: Sequence[float], end: int) -> float:
-    """Sum over 0 … end − 1 of the piecewise linear function through three points, its outer pieces prolonged."""
+def whole_images(positions: Sequence[int], values: Sequence[float], end: int) -> float:
+    """Sum over positions 0 … end − 1 of the piecewise linear function through the values at three positions, its outer
+    pieces prolonged."""
     (a, b, c), (x, y, z) = positions, values
     total = 0.0
     for p in range(end):
