@@ -29,6 +29,11 @@ def model(config: ImageGPTConfig = TINY, **kwargs) -> ImageGPT:
     return ImageGPT(config, weights, palette=palette(config.n_colors), vocabulary=vocabulary, backend="portable")
 
 
+def load(folder: Path | str, **kwargs) -> ImageGPT:
+    """In float32, where logits can be compared to the bit."""
+    return ImageGPT.from_pretrained(folder, backend="portable", **kwargs)
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "model"
@@ -57,7 +62,7 @@ def rewrite(folder: Path, **changes: object) -> None:
 def test_a_saved_model_comes_back_the_same(tmp_path, config, biases):
     before = model(config, biases=biases)
     before.save_pretrained(tmp_path / "m")
-    after = ImageGPT.from_pretrained(tmp_path / "m", backend="portable")
+    after = load(tmp_path / "m")
     assert after.config == config and after.palette == before.palette and after.vocabulary == before.vocabulary
     tokens = random_tokens(config, 2)
     assert torch.equal(before.logits(tokens), after.logits(tokens))
@@ -67,9 +72,7 @@ def test_a_saved_model_comes_back_the_same(tmp_path, config, biases):
 def test_saving_over_an_older_checkpoint_replaces_it(saved):
     other = ImageGPT(TINY, random_weights(TINY, seed=5), backend="portable")
     other.save_pretrained(saved)
-    assert torch.equal(
-        ImageGPT.from_pretrained(saved).logits(random_tokens(TINY, 1)), other.logits(random_tokens(TINY, 1))
-    )
+    assert torch.equal(load(saved).logits(random_tokens(TINY, 1)), other.logits(random_tokens(TINY, 1)))
 
 
 def test_transformers_opens_what_we_save(saved):
@@ -78,7 +81,7 @@ def test_transformers_opens_what_we_save(saved):
     start = torch.full((2, 1), TINY.start_token)
     with torch.inference_mode():
         expected = theirs(torch.cat([start, tokens[:, :-1]], 1)).logits
-    assert (ImageGPT.from_pretrained(saved).logits(tokens) - expected).abs().max() <= 1e-4
+    assert (load(saved).logits(tokens) - expected).abs().max() <= 1e-4
     processor = AutoImageProcessor.from_pretrained(saved)
     assert np.allclose(np.asarray(processor.clusters), palette(TINY.n_colors).clusters)
     assert (processor.size["height"], processor.size["width"]) == (4, 4)
@@ -90,13 +93,13 @@ def test_a_prompted_model_is_a_plain_image_gpt_to_transformers(tmp_path):
     tokens = random_tokens(PROMPTED, 1)
     with torch.inference_mode():
         expected = theirs(torch.cat([torch.tensor([[PROMPTED.start_token]]), tokens[:, :-1]], 1)).logits
-    assert (ImageGPT.from_pretrained(tmp_path / "m").logits(tokens) - expected).abs().max() <= 1e-4
+    assert (load(tmp_path / "m").logits(tokens) - expected).abs().max() <= 1e-4
 
 
 def test_what_transformers_saves_opens_here(tmp_path):
     theirs = huggingface_model(TINY, random_weights(TINY, biases=True))
     theirs.save_pretrained(tmp_path / "m")
-    ours = ImageGPT.from_pretrained(tmp_path / "m")
+    ours = load(tmp_path / "m")
     assert torch.equal(ours.logits(random_tokens(TINY, 1)), model(biases=True).logits(random_tokens(TINY, 1)))
     assert ours.palette is None
     with pytest.raises(ValueError, match="no palette"):
@@ -118,7 +121,7 @@ def test_sharded_safetensors_and_sharded_pickles(tmp_path):
             save({name: weights[name] for name in part}, folder / file)
             index.update(dict.fromkeys(part, file))
         (folder / f"{stem}{kind}.index.json").write_text(json.dumps({"weight_map": index}))
-        loaded = ImageGPT.from_pretrained(folder)
+        loaded = load(folder)
         assert torch.equal(loaded.logits(random_tokens(TINY, 1)), model().logits(random_tokens(TINY, 1)))
 
 
@@ -131,7 +134,7 @@ def test_an_old_pickle_with_mask_buffers_and_zero_biases(saved):
     (saved / "model.safetensors").unlink()
     torch.save(old, saved / "pytorch_model.bin")
     rewrite(saved, bos_token_id=50256, eos_token_id=50256)
-    loaded = ImageGPT.from_pretrained(saved)
+    loaded = load(saved)
     assert set(loaded.weights) == set(weights)
     assert torch.equal(loaded.logits(random_tokens(TINY, 1)), model().logits(random_tokens(TINY, 1)))
 
@@ -140,14 +143,14 @@ def test_an_old_pickle_with_mask_buffers_and_zero_biases(saved):
 def test_the_palette_may_be_an_array(saved, name):
     (saved / "preprocessor_config.json").unlink()
     np.save(saved / name, palette(9).clusters)
-    assert ImageGPT.from_pretrained(saved).palette == palette(9)
+    assert load(saved).palette == palette(9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_stored_dtypes(saved, dtype):
     weights = {name: tensor.to(dtype) for name, tensor in random_weights(TINY).items()}
     save_file(weights, saved / "model.safetensors")
-    logits = ImageGPT.from_pretrained(saved, dtype="float32", backend="portable").logits(random_tokens(TINY, 1))
+    logits = load(saved, dtype="float32").logits(random_tokens(TINY, 1))
     assert (logits - model().logits(random_tokens(TINY, 1))).abs().max() < 0.1
 
 
@@ -158,7 +161,7 @@ def test_a_hub_id_is_read_from_huggingface_hubs_cache(saved, tmp_path, monkeypat
     (cache / "models--someone--tiny" / "refs").mkdir()
     (cache / "models--someone--tiny" / "refs" / "main").write_text("0123")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    loaded = ImageGPT.from_pretrained("someone/tiny", local_files_only=True)
+    loaded = load("someone/tiny", local_files_only=True)
     assert loaded.name == "someone/tiny" and loaded.config == TINY
 
 
@@ -188,7 +191,7 @@ def test_missing_places(tmp_path):
     refuse(tmp_path / "file", "is a file")
     for name in ("someone/not-in-the-cache", "not a model id", "a/b/c/d", ""):
         with pytest.raises(CheckpointError):
-            ImageGPT.from_pretrained(name, local_files_only=True)
+            load(name, local_files_only=True)
 
 
 def test_no_weights(saved):
@@ -283,13 +286,13 @@ def test_misshapen_integer_and_non_finite_tensors_are_named(saved):
         change_tensor(saved, "transformer.h.0.ln_1.weight", bad)
         refuse(saved, "transformer.h.0.ln_1.weight", word)
     change_tensor(saved, "transformer.h.0.ln_1.weight", original)
-    ImageGPT.from_pretrained(saved)
+    load(saved)
 
 
 def test_tensors_that_no_image_gpt_has_are_told_and_passed_over(saved):
     change_tensor(saved, "score.weight", torch.ones(3))
     with pytest.warns(UserWarning, match=r"score\.weight"):
-        ImageGPT.from_pretrained(saved)
+        load(saved)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '"imagegpt"', "\x00\xff"])
