@@ -1,6 +1,10 @@
-// nearest_centroid on the CPU: exact, in two passes over blocks of 64 points.
+// nearest_centroid on the CPU: exact, over blocks of 64 points, by brute force or by a k-d tree.
 //
-// The first pass finds, in float32 and in the cheap form |c|^2 - 2 x.c, the smallest value in each group of centroids.
+// By the tree (few dimensions, many centroids): leaves of 16 centroids are opened in SIMD while their boxes are no
+// farther than the best centroid so far; what float32 leaves open, float64 decides. Where the codebook is such that too
+// many leaves are opened, the call goes on by brute force: the result is the same.
+//
+// By brute force, in two passes. The first pass finds, in float32 and in the cheap form |c|^2 - 2 x.c, the smallest value in each group of centroids.
 // Its rounding error has a bound, so every centroid that could be nearest lies in a group whose smallest value is within
 // that bound of the overall smallest: nearly always one group. The second pass looks into those groups with direct
 // float64 distances, and where two of them are too close for float64, with twice that precision. Points and centroids
@@ -12,6 +16,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 #include <thread>
 
 #include "fastigpt/quantize.h"
@@ -61,15 +66,27 @@ bool normalise(float* row, int64_t dim) {
   return true;
 }
 
-using Kernel = void (*)(const Codebook&, const Block&);
+struct Kernels {
+  void (*nearest)(const Codebook&, const Block&);
+  int64_t (*search)(const Tree&, const float*, int, int64_t*);
+};
 
-Kernel kernel_of(Isa isa) {
+Kernels kernels_of(Isa isa) {
 #if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
-  if (isa >= Isa::avx512) return quantize_avx512::nearest;
-  if (isa == Isa::avx2) return quantize_avx2::nearest;
+  if (isa >= Isa::avx512) return {quantize_avx512::nearest, quantize_avx512::search};
+  if (isa == Isa::avx2) return {quantize_avx2::nearest, quantize_avx2::search};
 #endif
   (void)isa;
-  return quantize_generic::nearest;
+  return {quantize_generic::nearest, quantize_generic::search};
+}
+
+// Position of the first of `count` rows that is not finite, or -1.
+int first_not_finite(const float* rows, int count, int64_t dim) {
+  float sum = 0;
+  for (int64_t i = 0; i < count * dim; ++i) sum += rows[i] * 0;
+  if (sum == 0) return -1;
+  for (int64_t i = 0;; ++i)
+    if (!std::isfinite(rows[i])) return int(i / dim);
 }
 
 // Buffers of one thread.
@@ -104,26 +121,21 @@ void gather(const PointsView& points, int64_t first, int count, float* rows) {
   }
 }
 
-// Centres the block's points and bounds the error of the first pass. Returns the position of a point that is not
-// finite, or -1.
-int centre(const Codebook& book, Workspace& w, int count) {
+// Centres the block's points and bounds the error of the first pass.
+void centre(const Codebook& book, const float* rows, int count, Workspace& w) {
   const double radius = std::sqrt(book.radius2);
   for (int p = 0; p < kBlock; ++p) {
     double norm2 = 0;
     for (int64_t d = 0; d < book.dim; ++d) {
-      const float x = p < count ? w.rows[p * book.dim + d] - book.mean[d] : 0;
+      const float x = p < count ? rows[p * book.dim + d] - book.mean[d] : 0;
       w.centred[d * kBlock + p] = x;
       norm2 += double(x) * x;
     }
-    if (!(norm2 < 1e300))  // infinite or NaN, or an overflow of the subtraction
-      for (int64_t d = 0; d < book.dim; ++d)
-        if (!std::isfinite(w.rows[p * book.dim + d])) return p;
     const double size = book.radius2 + 2 * radius * std::sqrt(norm2);
     w.slack[p] = size < 1e37 ? float(2.1 * (book.dim + 10) * kEpsilon * size + 1e-36) : std::numeric_limits<float>::infinity();
     w.index[p] = 0;
     w.distance[p] = std::numeric_limits<double>::infinity();
   }
-  return -1;
 }
 
 }  // namespace
@@ -204,12 +216,8 @@ Codebook::Codebook(const float* centroids, int64_t k, int64_t dim, bool cosine)
 }
 
 void Block::challenge(const Codebook& book, int p, int64_t j, double d2) const {
-  if (d2 >= distance[p] * (1 - book.tolerance) && distance[p] < std::numeric_limits<double>::infinity()) {
-    const float *x = rows + p * book.dim, *a = &book.rows[j * book.dim], *b = &book.rows[index[p] * book.dim];
-    const std::vector<double> point(x, x + book.dim), challenger(a, a + book.dim), champion(b, b + book.dim);
-    if (!(exact_distance(point.data(), challenger.data(), book.dim) < exact_distance(point.data(), champion.data(), book.dim)))
-      return;
-  }
+  const bool close = d2 >= distance[p] * (1 - book.tolerance) && distance[p] < std::numeric_limits<double>::infinity();
+  if (close && !beats(book.rows.data(), rows + p * book.dim, book.dim, j, index[p])) return;
   distance[p] = d2;
   index[p] = j;
 }
@@ -217,40 +225,52 @@ void Block::challenge(const Codebook& book, int p, int64_t j, double d2) const {
 int64_t nearest_centroid_cpu(const PointsView& points, const float* centroids, int64_t k, bool cosine, int64_t* indices,
                              float* distances, Isa isa, int threads) {
   const Codebook book(centroids, k, points.dim, cosine);
-  const Kernel kernel = kernel_of(isa);
-  const int64_t n = points.size(), blocks = (n + kBlock - 1) / kBlock;
-  std::atomic<int64_t> next{0}, bad{-1};
+  const Kernels kernels = kernels_of(isa);
+  const int64_t n = points.size(), dim = points.dim, blocks = (n + kBlock - 1) / kBlock;
+  std::unique_ptr<Tree> tree;
+  if (k >= 64 && dim <= Tree::kMaxDim && n >= 64) tree = std::make_unique<Tree>(book.rows, k, dim);
+  // Work of one point in vectors of 16: what a leaf costs with its share of the branches, and all centroids at once.
+  const double leaf_cost = 3.5 * double(dim) + 12, brute_cost = 0.8 * double(k) / 16 * double(dim + 2);
+  std::atomic<int64_t> bad{-1}, opened{0}, searched{0};
+  const bool in_place = points.type == Scalar::f32 && !cosine && points.shape.size() == 1 && points.dim_stride == 4 &&
+                        points.strides[0] == 4 * dim;
+  constexpr int64_t kChunk = 16;  // blocks
 
-  const auto work = [&] {
+  // A thread costs some 20 us to start: worth it from about a million multiply-adds each.
+  const double operations = double(n) * double(k) * double(dim);
+  parallel((blocks + kChunk - 1) / kChunk, int(std::min<double>(threads, operations / 1e6 + 1)), [&](int64_t chunk) {
     Workspace w(book);
-    const Block block{0, w.rows.data(), w.centred.data(), w.slack.data(), w.group_min.data(), w.low.data(), w.index, w.distance};
-    for (int64_t b; (b = next++) < blocks && bad < 0;) {
+    for (int64_t b = chunk * kChunk; b < std::min(blocks, (chunk + 1) * kChunk) && bad < 0; ++b) {
       const int64_t first = b * kBlock;
-      Block now = block;
-      now.count = int(std::min<int64_t>(kBlock, n - first));
-      gather(points, first, now.count, w.rows.data());
-      if (cosine)
-        for (int p = 0; p < now.count; ++p) w.zero[p] = !normalise(&w.rows[p * points.dim], points.dim);
-      const int wrong = centre(book, w, now.count);
+      const int count = int(std::min<int64_t>(kBlock, n - first));
+      const float* rows = w.rows.data();
+      if (in_place)
+        rows = static_cast<const float*>(points.data) + first * dim;
+      else
+        gather(points, first, count, w.rows.data());
+      const int wrong = first_not_finite(rows, count, dim);
       if (wrong >= 0) {
         bad = first + wrong;
         return;
       }
-      kernel(book, now);
-      for (int p = 0; p < now.count; ++p) {
+      if (cosine)
+        for (int p = 0; p < count; ++p) w.zero[p] = !normalise(&w.rows[p * dim], dim);
+      if (tree && double(opened) * leaf_cost <= double(searched) * brute_cost) {
+        opened += kernels.search(*tree, rows, count, indices + first);
+        searched += count;
+      } else {
+        const Block block{count, rows, w.centred.data(), w.slack.data(), w.group_min.data(), w.low.data(), w.index, w.distance};
+        centre(book, rows, count, w);
+        kernels.nearest(book, block);
+        std::copy(w.index, w.index + count, indices + first);
+      }
+      for (int p = 0; p < count; ++p) {
         const bool zero = cosine && w.zero[p];
-        indices[first + p] = zero ? 0 : w.index[p];
-        if (distances) distances[first + p] = zero ? 1 : float(w.distance[p]);
+        if (zero) indices[first + p] = 0;
+        if (distances) distances[first + p] = zero ? 1 : float(direct_distance(rows + p * dim, &book.rows[indices[first + p] * dim], dim));
       }
     }
-  };
-  // A thread costs some 20 us to start: worth it from about a million multiply-adds each.
-  const double operations = double(n) * double(k) * double(points.dim);
-  const int64_t wanted = std::min<int64_t>({threads, blocks, int64_t(operations / 1e6) + 1});
-  std::vector<std::thread> helpers;
-  for (int64_t i = 1; i < wanted; ++i) helpers.emplace_back(work);
-  work();
-  for (auto& helper : helpers) helper.join();
+  });
   return bad;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "fastigpt/quantize.h"
@@ -25,6 +26,59 @@ struct Codebook {
   std::vector<float> tiles;    // [n_groups * group / 4, 1 + dim, 4]: |c'|^2, then -2 c'; padding has norm infinity
   std::vector<float> columns;  // [n_groups, dim, group]
 };
+
+// 16 centroids to a leaf, in columns. Empty slots have index -1 and lie at infinity.
+struct Leaves {
+  static constexpr int kWidth = 16;
+  std::vector<float> columns;  // [n, dim, 16]
+  std::vector<int32_t> index;  // [n, 16]
+
+  void resize(int64_t n, int64_t dim);
+  void set(int64_t leaf, int64_t slot, int64_t dim, int32_t centroid, const float* row);
+};
+
+// Centroids that can win in a box of three dimensions, with their coordinates, in rising order of index.
+struct Candidates {
+  std::vector<int32_t> index;
+  std::vector<double> at[3], distance;
+
+  void add(int32_t i, double x, double y, double z);
+  // The candidates of `box` that can win somewhere within half[d] of middle[d] become this list.
+  void keep(const Candidates& box, const double* middle, const double* half);
+};
+
+// The codebook for three dimensions: 16^3 cells, each with the leaves of the centroids that can win inside it.
+struct Grid {
+  static constexpr int kSide = 16;
+
+  Grid(const float* rows, int64_t k);
+  bool usable() const { return !start.empty(); }
+
+  float low[3], scale[3];      // cell of x: (x - low) * scale, in [0, 16)
+  std::vector<int32_t> start;  // [16^3 + 1], first leaf of each cell; empty where coordinates are too large or small
+  Leaves leaves;
+};
+
+// The codebook for few dimensions: leaves cut by a k-d tree, and 16 leaves to a branch, with the boxes that hold them.
+// Empty boxes are infinitely far.
+struct Tree {
+  static constexpr int kWidth = Leaves::kWidth, kMaxDim = 16;
+
+  Tree(const std::vector<float>& rows, int64_t k, int64_t dim);
+
+  int64_t dim, n_branches;          // n_branches: rounded up to a multiple of kWidth
+  float tolerance;                  // relative rounding error of two float32 distances, with room
+  const float* rows;                // [k, dim], the codebook's
+  Leaves leaves;                    // [n_branches * 16]
+  std::vector<float> leaf_boxes;    // [n_branches, 2 (low, high), dim, 16]
+  std::vector<float> branch_boxes;  // [n_branches / 16, 2, dim, 16]
+  std::unique_ptr<Grid> grid;       // used first where there is one
+};
+
+double direct_distance(const float* x, const float* c, int64_t dim);
+
+// Is centroid a of the codebook nearer to x than b, or as near and of lower index?
+bool beats(const float* rows, const float* x, int64_t dim, int64_t a, int64_t b);
 
 struct Block {
   int count;            // points in use
@@ -54,8 +108,15 @@ Double2 exact_distance(const double* x, const double* c, int64_t dim);
 // Runs task(i) for i in [0, n) on up to `threads` threads, this one among them.
 void parallel(int64_t n, int threads, const std::function<void(int64_t)>& task);
 
-namespace quantize_generic { void nearest(const Codebook&, const Block&); }
-namespace quantize_avx2 { void nearest(const Codebook&, const Block&); }
-namespace quantize_avx512 { void nearest(const Codebook&, const Block&); }
+// nearest: brute force over a block. search: the same by the tree, points [count, dim]; returns the leaves it opened.
+#define FASTIGPT_QUANTIZE_KERNELS(isa)                                                                 \
+  namespace quantize_##isa {                                                                           \
+  void nearest(const Codebook& book, const Block& block);                                              \
+  int64_t search(const Tree& tree, const float* points, int count, int64_t* index);                    \
+  }
+FASTIGPT_QUANTIZE_KERNELS(generic)
+FASTIGPT_QUANTIZE_KERNELS(avx2)
+FASTIGPT_QUANTIZE_KERNELS(avx512)
+#undef FASTIGPT_QUANTIZE_KERNELS
 
 }  // namespace fastigpt

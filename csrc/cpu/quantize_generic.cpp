@@ -26,6 +26,24 @@ inline Vec min(Vec a, Vec b) {
   for (int i = 0; i < kLanes; ++i) b.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
   return b;
 }
+inline Vec max(Vec a, Vec b) {
+  for (int i = 0; i < kLanes; ++i) b.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+  return b;
+}
+inline Vec sub(Vec a, Vec b) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] -= b.lane[i];
+  return a;
+}
+inline float lowest(Vec a) {
+  float low = a.lane[0];
+  for (int i = 1; i < kLanes; ++i) low = a.lane[i] < low ? a.lane[i] : low;
+  return low;
+}
+inline int first_bit(unsigned mask) {
+  int bit = 0;
+  for (; !(mask & 1); mask >>= 1) ++bit;
+  return bit;
+}
 inline unsigned not_above(Vec a, Vec b) {
   unsigned mask = 0;
   for (int i = 0; i < kLanes; ++i) mask |= unsigned(!(a.lane[i] > b.lane[i])) << i;
@@ -39,5 +57,8 @@ namespace kernel {
 }  // namespace
 
 void nearest(const Codebook& book, const Block& block) { kernel::nearest(book, block); }
+int64_t search(const Tree& tree, const float* points, int count, int64_t* index) {
+  return kernel::search(tree, points, count, index);
+}
 
 }  // namespace fastigpt::quantize_generic

@@ -39,21 +39,6 @@ inline void prefetch(const void* address) {
 #endif
 }
 
-// Centroids that can win in a box, with their coordinates, in rising order of index.
-struct Candidates {
-  std::vector<int32_t> index;
-  std::vector<double> at[3];
-
-  void add(int32_t i, double x, double y, double z) {
-    index.push_back(i);
-    at[0].push_back(x), at[1].push_back(y), at[2].push_back(z);
-  }
-  void clear() {
-    index.clear();
-    for (auto& axis : at) axis.clear();
-  }
-};
-
 struct Builder {
   double scale, offset;
   uint32_t* cells;
@@ -63,25 +48,13 @@ struct Builder {
   double coordinate(double level) const { return scale * level + offset; }
 
   // The candidates of `box` that can win in the box of `edge` levels beginning at `low`.
-  void keep(const Candidates& box, const int* low, int edge, std::vector<double>& distance, Candidates& kept) const {
-    const size_t n = box.index.size();
-    const double half = 0.5 * (edge - 1);
-    double middle[3];
-    for (int d = 0; d < 3; ++d) middle[d] = coordinate(low[d] + half);
-    distance.resize(n);
-    double* const dist = distance.data();
-    const double *x = box.at[0].data(), *y = box.at[1].data(), *z = box.at[2].data();
-    for (size_t i = 0; i < n; ++i) {
-      const double u = x[i] - middle[0], v = y[i] - middle[1], w = z[i] - middle[2];
-      dist[i] = u * u + v * v + w * w;
+  void keep(const Candidates& box, const int* low, int edge, Candidates& kept) const {
+    double middle[3], half[3];
+    for (int d = 0; d < 3; ++d) {
+      middle[d] = coordinate(low[d] + 0.5 * (edge - 1));
+      half[d] = std::abs(scale) * 0.5 * (edge - 1);
     }
-    const size_t j = std::min_element(dist, dist + n) - dist;
-    const double reach = 2 * std::abs(scale) * half, nearest = dist[j];
-    kept.clear();
-    for (size_t i = 0; i < n; ++i) {
-      const double apart = std::abs(x[i] - x[j]) + std::abs(y[i] - y[j]) + std::abs(z[i] - z[j]);
-      if (!(dist[i] - nearest > reach * apart + 1e-12 * (dist[i] + nearest))) kept.add(box.index[i], x[i], y[i], z[i]);
-    }
+    kept.keep(box, middle, half);
   }
 
   // All 64 colours of a cell. low: its first levels.
@@ -127,7 +100,7 @@ struct Builder {
   }
 
   // Cells inside the box of `edge` levels that begins at `low`. scratch[0] serves this split, the rest the deeper ones.
-  void split(const Candidates& box, const int* low, int edge, Candidates* scratch, std::vector<double>& distance) {
+  void split(const Candidates& box, const int* low, int edge, Candidates* scratch) {
     if (edge == 4 || box.index.size() == 1) {
       uint32_t start;
       if (box.index.size() == 1) {
@@ -144,8 +117,8 @@ struct Builder {
     const int child = edge / 4;
     for (int i = 0; i < 64; ++i) {
       const int corner[3] = {low[0] + i / 16 * child, low[1] + i / 4 % 4 * child, low[2] + i % 4 * child};
-      keep(box, corner, child, distance, scratch[0]);
-      split(scratch[0], corner, child, scratch + 1, distance);
+      keep(box, corner, child, scratch[0]);
+      split(scratch[0], corner, child, scratch + 1);
     }
   }
 };
@@ -180,10 +153,9 @@ RgbTable::RgbTable(const double* centroids, int64_t k, double scale, double offs
   Builder builder{scale, offset, cells_, blocks_, {k}};
   parallel(64, threads, [&](int64_t i) {
     Candidates scratch[4];
-    std::vector<double> distance;
     const int low[3] = {int(i / 16 * 64), int(i / 4 % 4 * 64), int(i % 4 * 64)};
-    builder.keep(all, low, 64, distance, scratch[0]);
-    builder.split(scratch[0], low, 64, scratch + 1, distance);
+    builder.keep(all, low, 64, scratch[0]);
+    builder.split(scratch[0], low, 64, scratch + 1);
   });
   bytes_ = kCells * 4 + builder.used * kCellSize * 2;
 }
