@@ -17,7 +17,7 @@ from PIL import Image
 
 import fastigpt._C as _C
 from fastigpt.errors import CheckpointError
-from fastigpt.quantize import check_threads, describe, nearest_centroid
+from fastigpt.quantize import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
 
 MAX_COLORS = 65536
 _LIMIT = 1.1  # a k-means centre of colours in [−1, 1] is in there itself; a palette of 0 … 255 is not
@@ -55,6 +55,7 @@ class Palette:
         self.colors = np.clip(np.rint(127.5 * (values + 1)), 0, 255).astype(np.uint8)
         self.colors.setflags(write=False)
         self._table: Any = None
+        self._on_device: dict[torch.device, tuple[torch.Tensor, ...]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -93,9 +94,9 @@ class Palette:
     def encode(self, pixels: Any, *, threads: int | None = None) -> Any:
         """Token of every pixel: the index of the nearest cluster, the lowest on ties.
 
-        pixels: uint8 [..., 3] (so images [H, W, 3] and batches), numpy array or torch tensor of any strides, read in
-        place; or a PIL image without transparency, or a list of them of one size. Returns int64 [...] of the same kind
-        (numpy for PIL images).
+        pixels: uint8 [..., 3] (so images [H, W, 3] and batches) of any strides, read in place: numpy array, torch tensor
+        on the CPU or on CUDA, or whatever else `nearest_centroid` takes; or a PIL image without transparency, or a list
+        of them of one size. Returns int64 [...] of the same kind and device (numpy for PIL images).
 
         Nearest is meant in real arithmetic, a pixel p standing at p/127.5 − 1 exactly. transformers has two processors,
         both in float32 (its PIL one in float64 when clusters came as a list), as |x|² − 2x·c + |c|², whose rounding
@@ -117,9 +118,27 @@ class Palette:
         if not x.shape or x.shape[-1] != 3:
             raise ValueError(f"pixels must have shape [..., 3] (channels last), not {list(x.shape)}")
         n_threads = check_threads(threads)
+        if x.device.type == "cuda":
+            return like(pixels, self._encode_on_cuda(x.owner, n_threads))
         tokens = np.empty(x.shape[:-1], np.int64)
-        self._built(n_threads).lookup(x.address, x.shape, x.strides, tokens.ctypes.data, n_threads)
-        return torch.from_numpy(tokens) if isinstance(pixels, torch.Tensor) else tokens
+        self._built(n_threads).lookup(x.address, x.shape, x.strides, address_of(tokens), n_threads)
+        return like(pixels, tokens)
+
+    def _encode_on_cuda(self, pixels: torch.Tensor, n_threads: int) -> torch.Tensor:
+        require_cuda()
+        table = self._built(n_threads)
+        with self._lock:
+            if pixels.device not in self._on_device:
+                parts = (np.frombuffer(table.cells(), np.int32), np.frombuffer(table.blocks(), np.int16))
+                self._on_device[pixels.device] = tuple(torch.tensor(part).to(pixels.device) for part in parts)
+            cells, blocks = self._on_device[pixels.device]
+        x = describe("pixels", few_axes(pixels))
+        tokens = torch.empty(x.shape[:-1], dtype=torch.int64, device=pixels.device)
+        with torch.cuda.device(pixels.device):
+            stream = torch.cuda.current_stream().cuda_stream
+            where = cells.data_ptr(), blocks.data_ptr(), tokens.data_ptr()
+            _C.rgb_lookup_cuda(x.address, x.shape, x.strides, *where, stream)
+        return tokens
 
     def decode(self, tokens: Any) -> Any:
         """Colours of tokens: integers [...] in 0 … n_colors − 1, numpy array or torch tensor → uint8 [..., 3] of the
@@ -148,7 +167,7 @@ class Palette:
             if self._table is None:
                 # In units of half a level all is exact: 255 · (p/127.5 − 1) = 2p − 255, and 255 · c fits float64.
                 points = 255 * self.clusters.astype(np.float64)
-                self._table = _C.RgbTable(points.ctypes.data, self.n_colors, 2.0, -255.0, n_threads)
+                self._table = _C.RgbTable(address_of(points), self.n_colors, 2.0, -255.0, n_threads)
             return self._table
 
     @classmethod

@@ -186,13 +186,13 @@ FLOATS, EYE = np.zeros((4, 3), np.float32), np.eye(3, dtype=np.float32)
 @pytest.mark.parametrize(
     ("points", "centroids", "error", "says"),
     [
-        ([[0.0, 0.0, 0.0]], EYE, TypeError, "points must be a numpy array or a torch tensor, not list"),
+        ([[0.0, 0.0, 0.0]], EYE, TypeError, "points must be a numpy array, a torch tensor or the like, not list"),
         (FLOATS.astype(np.float64), EYE, TypeError, "points must be one of uint8, .*, not float64"),
         (FLOATS.astype(np.int64), EYE, TypeError, "not int64"),
         (FLOATS.astype(">f4"), EYE, TypeError, "not >f4"),
         (torch.zeros(2, 3, dtype=torch.complex64), EYE, TypeError, "not complex64"),
         (torch.zeros(4, 3).to_sparse(), EYE, TypeError, "dense"),
-        (torch.zeros(4, 3, device="meta"), EYE, ValueError, "on meta"),
+        (torch.zeros(4, 3, device="meta"), EYE, ValueError, "not on meta"),
         (np.array(1, np.float32), EYE, ValueError, r"points must have shape \[\.\.\., D\]"),
         (np.zeros((4, 0), np.float32), EYE, ValueError, "D of at least 1"),
         (FLOATS, np.zeros((0, 3), np.float32), ValueError, "centroids must have shape"),
@@ -226,3 +226,53 @@ def test_bad_options_are_named() -> None:
         nearest_centroid(FLOATS, EYE, isa="sse")
     with pytest.raises(ValueError, match="row 1 is"):
         nearest_centroid(FLOATS, np.array([[1, 0, 0], [0, 0, 0]], np.float32), metric="cosine")
+
+
+class Foreign:
+    """An array of another framework, as far as this library can see: DLPack, and a namespace to make more."""
+
+    def __init__(self, values: object) -> None:
+        self.values = np.from_dlpack(values) if isinstance(values, torch.Tensor) else values
+
+    def __dlpack__(self, **kwargs: object) -> object:
+        return self.values.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.values.__dlpack_device__()
+
+    def __array_namespace__(self) -> type:
+        return ForeignNamespace
+
+
+class ForeignNamespace:
+    from_dlpack = Foreign
+
+
+def test_dlpack_arrays_come_back_as_their_own_kind() -> None:
+    rng = np.random.default_rng(12)
+    points, centroids = (rng.standard_normal((n, 5)).astype(np.float32) for n in (40, 30))
+    found, distances = nearest_centroid(Foreign(points), Foreign(centroids), return_distances=True)
+    assert isinstance(found, Foreign) and isinstance(distances, Foreign)
+    np.testing.assert_array_equal(found.values, brute_force(points, centroids))
+
+
+def test_grid_and_tree_meet_points_outside_and_on_their_borders() -> None:
+    """Three dimensions: cells of a grid, and the tree beyond it. Centroids on few levels, so that borders are met."""
+    rng = np.random.default_rng(13)
+    for k in (64, 65, 512, 2048, 2049):
+        centroids = rng.integers(0, 16, (k, 3)).astype(np.float32)
+        inside = rng.integers(-8, 40, (500, 3)).astype(np.float32) / 2
+        outside = (rng.standard_normal((100, 3)) * rng.choice([1, 100, 1e4, 1e20], (100, 1))).astype(np.float32)
+        check(np.concatenate([inside, outside]), centroids)
+    flat = centroids.copy()
+    flat[:, 1] = 3  # no extent along one axis
+    check(inside, flat)
+    far = centroids + np.float32(1e6)  # cells that float32 cannot tell apart
+    check(inside + np.float32(1e6), far)
+
+
+def test_tree_gives_way_to_brute_force_where_it_opens_too_much() -> None:
+    rng = np.random.default_rng(14)
+    points, centroids = (rng.standard_normal((n, 16)).astype(np.float32) for n in (3000, 600))
+    sphere = centroids / np.linalg.norm(centroids, axis=1, keepdims=True)
+    check(points, sphere.astype(np.float32), threads=1)

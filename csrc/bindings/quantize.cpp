@@ -62,7 +62,29 @@ void bind_quantize(py::module_& m) {
              py::gil_scoped_release release;
              table.lookup(points, reinterpret_cast<int64_t*>(indices), thread_count(threads));
            })
-      .def_property_readonly("nbytes", &RgbTable::bytes);
+      .def_property_readonly("nbytes", &RgbTable::bytes)
+      // Copies, as bytes, for a GPU: cells uint32, blocks uint16.
+      .def("cells", [](const RgbTable& t) { return py::bytes(reinterpret_cast<const char*>(t.cells()), RgbTable::kCells * 4); })
+      .def("blocks", [](const RgbTable& t) { return py::bytes(reinterpret_cast<const char*>(t.blocks()), t.n_blocks() * 2); });
+#ifdef FASTIGPT_WITH_CUDA
+  const auto check = [](const char* error) {
+    if (error) throw std::runtime_error(std::string("CUDA: ") + error);
+  };
+  m.def("nearest_centroid_cuda",
+        [check](uintptr_t data, const std::string& dtype, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t centroids,
+                int64_t k, uintptr_t indices, uintptr_t distances, uintptr_t stream) {
+          const PointsView points = view(data, dtype, std::move(shape), std::move(strides));
+          check(nearest_centroid_cuda(points, reinterpret_cast<const float*>(centroids), k, reinterpret_cast<int64_t*>(indices),
+                                      reinterpret_cast<float*>(distances), reinterpret_cast<void*>(stream)));
+        });
+  m.def("rgb_lookup_cuda",
+        [check](uintptr_t data, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t cells, uintptr_t blocks,
+                uintptr_t indices, uintptr_t stream) {
+          const PointsView points = view(data, "uint8", std::move(shape), std::move(strides));
+          check(rgb_lookup_cuda(points, reinterpret_cast<const uint32_t*>(cells), reinterpret_cast<const uint16_t*>(blocks),
+                                reinterpret_cast<int64_t*>(indices), reinterpret_cast<void*>(stream)));
+        });
+#endif
 }
 
 }  // namespace fastigpt

@@ -1,13 +1,13 @@
 // nearest_centroid on the CPU: exact, over blocks of 64 points, by brute force or by a k-d tree.
 //
 // By the tree (few dimensions, many centroids): leaves of 16 centroids are opened in SIMD while their boxes are no
-// farther than the best centroid so far; what float32 leaves open, float64 decides. Where the codebook is such that too
+// farther than the best centroid so far; what float32 leaves open, float64 or exact arithmetic decides. Where the codebook is such that too
 // many leaves are opened, the call goes on by brute force: the result is the same.
 //
 // By brute force, in two passes. The first pass finds, in float32 and in the cheap form |c|^2 - 2 x.c, the smallest value in each group of centroids.
 // Its rounding error has a bound, so every centroid that could be nearest lies in a group whose smallest value is within
 // that bound of the overall smallest: nearly always one group. The second pass looks into those groups with direct
-// float64 distances, and where two of them are too close for float64, with twice that precision. Points and centroids
+// float64 distances, and where two of them are too close for float64, in exact arithmetic. Points and centroids
 // are centred on the codebook's mean first, which keeps the bound small wherever the data lie.
 #include "quantize.h"
 
@@ -147,30 +147,6 @@ void gather(const PointsView& points, int64_t first, int count, float* rows) {
     case Scalar::bf16: return gather<Scalar::bf16>(points, first, count, rows);
     case Scalar::f32: return gather<Scalar::f32>(points, first, count, rows);
   }
-}
-
-void Double2::add(double x) {
-  const double s = hi + x, t = s - hi;
-  lo += (hi - (s - t)) + (x - t);
-  hi = s;
-}
-
-bool Double2::operator<(const Double2& other) const {
-  const double high = hi - other.hi;  // exact where it matters: the two are nearly equal
-  return high < other.lo - lo;
-}
-
-Double2 exact_distance(const double* x, const double* c, int64_t dim) {
-  Double2 sum{0, 0};
-  for (int64_t d = 0; d < dim; ++d) {
-    const double t = x[d] - c[d], back = x[d] - t;
-    const double rest = (x[d] - (t + back)) + (back - c[d]);  // x - c = t + rest exactly
-    const double square = t * t;
-    sum.add(square);
-    sum.add(std::fma(t, t, -square));
-    sum.add(2 * t * rest);
-  }
-  return sum;
 }
 
 void parallel(int64_t n, int threads, const std::function<void(int64_t)>& task) {

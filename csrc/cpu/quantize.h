@@ -97,13 +97,8 @@ struct Block {
 // Copies points [first, first + count) to out as [count, dim], widened to float32.
 void gather(const PointsView& points, int64_t first, int count, float* out);
 
-// An unevaluated sum of two float64: about 106 bits.
-struct Double2 {
-  double hi, lo;
-  void add(double x);
-  bool operator<(const Double2& other) const;
-};
-Double2 exact_distance(const double* x, const double* c, int64_t dim);
+// |x - a| < |x - b| in real arithmetic.
+bool exactly_nearer(const double* x, const double* a, const double* b, int64_t dim);
 
 // Runs task(i) for i in [0, n) on up to `threads` threads, this one among them.
 void parallel(int64_t n, int threads, const std::function<void(int64_t)>& task);

@@ -10,7 +10,10 @@
 namespace fastigpt::quantize_avx512 {
 namespace {
 
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // false alarm inside gcc 12's own _mm512_min_ps
+#if defined(__GNUC__) && !defined(__clang__)  // false alarms inside gcc 12's own _mm512_min_ps and the like
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
 
 constexpr int kLanes = 16, kPointVecs = 4;
 using Vec = __m512;

@@ -4,7 +4,6 @@
 // |x - j|^2 is linear in x, so its minimum over the box is known.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "quantize.h"
 

@@ -1,10 +1,8 @@
 // The exact table of all 2^24 colours: how it is made, and how pixels are looked up in it.
 //
 // Making: boxes of colours are split by four along each axis, 256 -> 64 -> 16 -> 4 -> 1, and each box keeps the centroids
-// that can win somewhere inside it. A centroid k is dropped when the one nearest to the box's middle, j, is strictly
-// closer in the whole box; |x - k|^2 - |x - j|^2 is linear in x, so its minimum over the box is known. A cell of 4^3 with
-// one centroid left needs no further work. Distances are float64; colours whose two best are too close for float64 are
-// decided by exact_distance, ties by the lower index.
+// that can win somewhere inside it (Candidates::keep). A box with one centroid left needs no further work. Distances are float64; colours whose two best are too close for float64 are
+// decided in exact arithmetic, ties by the lower index.
 //
 // Looking up: a pixel costs two loads, the second somewhere in 15 MB, so pixels go in batches: all addresses first, each
 // prefetched, and the answers one batch later.
@@ -23,7 +21,7 @@
 namespace fastigpt {
 namespace {
 
-constexpr int64_t kCells = 1 << 18, kCellSize = 64;
+constexpr int64_t kCells = RgbTable::kCells, kCellSize = RgbTable::kCellSize;
 constexpr int kBatch = 64;
 
 // Position of a colour: cell (6 bits of each channel), then the place inside it (2 bits of each).
@@ -85,15 +83,13 @@ struct Builder {
     for (int at = 0; at < kCellSize; ++at) {
       if (close[at]) {
         const double x[3] = {coordinate(low[0] + at / 16), coordinate(low[1] + at / 4 % 4), coordinate(low[2] + at % 4)};
-        Double2 least{std::numeric_limits<double>::infinity(), 0};
-        for (size_t c = 0; c < box.index.size(); ++c) {
-          const double y[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
-          const Double2 d2 = exact_distance(x, y, 3);
-          if (c == 0 || d2 < least) {
-            least = d2;
-            winner[at] = box.index[c];
-          }
+        size_t nearest = 0;
+        for (size_t c = 1; c < box.index.size(); ++c) {
+          const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
+          const double least[3] = {box.at[0][nearest], box.at[1][nearest], box.at[2][nearest]};
+          if (exactly_nearer(x, here, least, 3)) nearest = c;
         }
+        winner[at] = box.index[nearest];
       }
       answers[at] = uint16_t(winner[at]);
     }

@@ -1,6 +1,5 @@
-// How the k-d tree of a codebook is cut, and the exact comparison of two centroids that float32 cannot tell apart.
+// How the k-d tree of a codebook is cut.
 #include <algorithm>
-#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -47,12 +46,6 @@ void Leaves::set(int64_t leaf, int64_t slot, int64_t dim, int32_t centroid, cons
   index[leaf * kWidth + slot] = centroid;
 }
 
-double direct_distance(const float* x, const float* c, int64_t dim) {
-  double sum = 0;
-  for (int64_t d = 0; d < dim; ++d) sum += (double(x[d]) - c[d]) * (double(x[d]) - c[d]);
-  return sum;
-}
-
 Tree::Tree(const std::vector<float>& all, int64_t k, int64_t dim)
     : dim(dim), tolerance(float(dim + 6) * 4 / (1 << 24)), rows(all.data()) {
   const float infinity = std::numeric_limits<float>::infinity();
@@ -86,16 +79,6 @@ Tree::Tree(const std::vector<float>& all, int64_t k, int64_t dim)
   }
   if (dim == 3 && k <= 2048) grid = std::make_unique<Grid>(rows, k);
   if (grid && !grid->usable()) grid.reset();
-}
-
-bool beats(const float* rows, const float* x, int64_t dim, int64_t a, int64_t b) {
-  const float *ca = rows + a * dim, *cb = rows + b * dim;
-  const double da = direct_distance(x, ca, dim), db = direct_distance(x, cb, dim);
-  const double margin = double(dim + 8) * std::numeric_limits<double>::epsilon() * std::max(da, db);
-  if (std::abs(da - db) > margin) return da < db;
-  const std::vector<double> point(x, x + dim), first(ca, ca + dim), second(cb, cb + dim);
-  const Double2 ea = exact_distance(point.data(), first.data(), dim), eb = exact_distance(point.data(), second.data(), dim);
-  return ea < eb || (!(eb < ea) && a < b);
 }
 
 }  // namespace fastigpt

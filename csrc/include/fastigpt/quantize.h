@@ -42,6 +42,10 @@ class RgbTable {
   // points: u8, dim 3.
   void lookup(const PointsView& points, int64_t* indices, int threads) const;
   int64_t bytes() const { return bytes_; }
+  static constexpr int64_t kCells = 1 << 18, kCellSize = 64;
+  const uint32_t* cells() const { return cells_; }    // [kCells]
+  const uint16_t* blocks() const { return blocks_; }  // [n_blocks()]
+  int64_t n_blocks() const { return (bytes_ - kCells * 4) / 2; }
 
  private:
   std::unique_ptr<char[]> memory_;
@@ -49,5 +53,16 @@ class RgbTable {
   uint16_t* blocks_;
   int64_t bytes_;
 };
+
+// On the GPU. All pointers are the device's; `stream` is a cudaStream_t, and the work is only enqueued on it: nothing is
+// allocated and nothing waits. At most kMaxAxes axes in points.shape. Return null, or what CUDA has to complain about.
+constexpr int kMaxAxes = 3;
+
+// Float32 fused multiply-adds; where the two least distances are too close for float32, float64. A point whose distances
+// are not finite gets index -1 and distance NaN. distances may be null.
+const char* nearest_centroid_cuda(const PointsView& points, const float* centroids, int64_t k, int64_t* indices, float* distances,
+                                  void* stream);
+// cells, blocks: copies of an RgbTable's. points: u8, dim 3.
+const char* rgb_lookup_cuda(const PointsView& points, const uint32_t* cells, const uint16_t* blocks, int64_t* indices, void* stream);
 
 }  // namespace fastigpt

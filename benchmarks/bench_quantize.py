@@ -1,0 +1,138 @@
+"""Nearest centroid beside its peers: one round of a peer, one of ours, in turn, in one process.
+
+    pytest benchmarks/bench_quantize.py --benchmark-only
+
+Each row's extra_info holds millions of points per second, the ratio of the medians, the share of equal indices, and the
+peak of memory beyond what was there before. Peers get float32 points; ours gets the uint8 pixels where there are such.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from baselines import nearest as peers
+
+from fastigpt.palette import Palette
+from fastigpt.quantize import nearest_centroid
+
+RNG = np.random.default_rng(0)
+N_PIXELS = 1 << 20
+CLUSTERS = RNG.uniform(-1, 1, (512, 3)).astype(np.float32)
+PIXELS = RNG.integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
+COLORS = (PIXELS.reshape(-1, 3) / 127.5 - 1).astype(np.float32)
+CODES = RNG.standard_normal((16384, 8)).astype(np.float32)
+VECTORS = RNG.standard_normal((65536, 8)).astype(np.float32)
+WIDE_CODES = RNG.standard_normal((1024, 256)).astype(np.float32)
+WIDE_VECTORS = RNG.standard_normal((16384, 256)).astype(np.float32)
+
+
+def peak_memory(job: Callable[[], object]) -> float:
+    """MB beyond the start, by reading the resident size every millisecond."""
+    psutil = pytest.importorskip("psutil")
+    process, done = psutil.Process(), threading.Event()
+    start = top = process.memory_info().rss
+
+    def watch() -> None:
+        nonlocal top
+        while not done.wait(0.001):
+            top = max(top, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    job()
+    done.set()
+    watcher.join()
+    return (top - start) / 1e6
+
+
+def race(benchmark, ours: Callable[[], np.ndarray], peer: Callable[[], np.ndarray], n: int, rounds: int) -> None:
+    try:
+        theirs = peer()
+    except ImportError as error:
+        pytest.skip(str(error))
+    mine = ours()
+    peer_times: list[float] = []
+
+    def one_of_theirs() -> None:
+        start = time.perf_counter()
+        peer()
+        peer_times.append(time.perf_counter() - start)
+
+    benchmark.pedantic(ours, setup=one_of_theirs, rounds=rounds)
+    median, peer_median = benchmark.stats.stats.median, statistics.median(peer_times)
+    benchmark.extra_info.update(
+        {
+            "ours, M points/s": round(n / median / 1e6, 3),
+            "peer, M points/s": round(n / peer_median / 1e6, 3),
+            "times the peer": round(peer_median / median, 2),
+            "equal": float((mine.reshape(-1) == theirs).mean()),
+            "ours, peak MB": round(peak_memory(ours), 1),
+            "peer, peak MB": round(peak_memory(peer), 1),
+        }
+    )
+    print("\n   ", benchmark.name, benchmark.extra_info)
+
+
+@pytest.mark.parametrize("peer", [*peers.POINTS, *peers.PIXELS])
+def test_uint8_pixels(benchmark, peer: str) -> None:
+    """1,048,576 random uint8 pixels against 512 colours, palette built."""
+    palette = Palette(CLUSTERS)
+    if peer in peers.POINTS:
+        race(benchmark, lambda: palette.encode(PIXELS), lambda: peers.POINTS[peer](COLORS, CLUSTERS), N_PIXELS, 5)
+    else:
+        small = PIXELS[:256, :256]  # the full size would take gigabytes
+        race(benchmark, lambda: palette.encode(small), lambda: peers.PIXELS[peer](small, CLUSTERS), small.size // 3, 3)
+
+
+def test_uint8_pixels_with_a_new_palette(benchmark) -> None:
+    """The same, the table of colours built first."""
+    benchmark.pedantic(lambda: Palette(CLUSTERS).encode(PIXELS), rounds=7, warmup_rounds=1)
+    cold = N_PIXELS / benchmark.stats.stats.median / 1e6
+    build = min(_seconds(lambda: Palette(CLUSTERS).encode(PIXELS[:1, :1])) for _ in range(7))
+    benchmark.extra_info.update({"M points/s": round(cold, 1), "build, ms": round(build * 1e3, 1)})
+    print("\n   ", benchmark.name, benchmark.extra_info)
+
+
+def _seconds(job: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    job()
+    return time.perf_counter() - start
+
+
+@pytest.mark.parametrize("peer", peers.POINTS)
+def test_float32_pixels(benchmark, peer: str) -> None:
+    """1,048,576 float32 colours against 512, nothing prepared."""
+    race(
+        benchmark,
+        lambda: nearest_centroid(COLORS, CLUSTERS),
+        lambda: peers.POINTS[peer](COLORS, CLUSTERS),
+        N_PIXELS,
+        5,
+    )
+
+
+@pytest.mark.parametrize("peer", ["faiss", "torch.cdist"])
+def test_codebook_of_16384_by_8(benchmark, peer: str) -> None:
+    """65,536 × 8 against 16,384, normally distributed: no structure to help a search."""
+    race(benchmark, lambda: nearest_centroid(VECTORS, CODES), lambda: peers.POINTS[peer](VECTORS, CODES), 65536, 5)
+
+
+@pytest.mark.parametrize("peer", ["faiss", "torch.cdist"])
+def test_codebook_of_1024_by_256(benchmark, peer: str) -> None:
+    """16,384 × 256 against 1,024."""
+    race(
+        benchmark,
+        lambda: nearest_centroid(WIDE_VECTORS, WIDE_CODES),
+        lambda: peers.POINTS[peer](WIDE_VECTORS, WIDE_CODES),
+        16384,
+        5,
+    )
