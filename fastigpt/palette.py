@@ -94,9 +94,9 @@ class Palette:
     def encode(self, pixels: Any, *, threads: int | None = None) -> Any:
         """Token of every pixel: the index of the nearest cluster, the lowest on ties.
 
-        pixels: uint8 [..., 3] (so images [H, W, 3] and batches) of any strides, read in place: numpy array, torch tensor
-        on the CPU or on CUDA, or whatever else `nearest_centroid` takes; or a PIL image without transparency, or a list
-        of them of one size. Returns int64 [...] of the same kind and device (numpy for PIL images).
+        pixels: uint8 [..., 3] (so images [H, W, 3] and batches) of any strides, read in place: numpy array, torch
+        tensor on the CPU or on CUDA, or whatever else `nearest_centroid` takes; or a PIL image without transparency, or
+        a list of them of one size. Returns int64 [...] of the same kind and device (numpy for PIL images).
 
         Nearest is meant in real arithmetic, a pixel p standing at p/127.5 − 1 exactly. transformers has two processors,
         both in float32 (its PIL one in float64 when clusters came as a list), as |x|² − 2x·c + |c|², whose rounding
@@ -118,7 +118,7 @@ class Palette:
         if not x.shape or x.shape[-1] != 3:
             raise ValueError(f"pixels must have shape [..., 3] (channels last), not {list(x.shape)}")
         n_threads = check_threads(threads)
-        if x.device.type == "cuda":
+        if isinstance(x.owner, torch.Tensor) and x.device.type == "cuda":
             return like(pixels, self._encode_on_cuda(x.owner, n_threads))
         tokens = np.empty(x.shape[:-1], np.int64)
         self._built(n_threads).lookup(x.address, x.shape, x.strides, address_of(tokens), n_threads)

@@ -1,7 +1,7 @@
 """Nearest centroid: for every point the index of the closest row of a codebook, exactly and without an N × K matrix.
 
 Arrays of any framework come in, indices of the same framework go out. The work is done in csrc/cpu/quantize.cpp and
-csrc/cuda/quantize.cu; this file checks what it is given and hands over addresses and strides, so that no input is copied.
+csrc/cuda/quantize.cu; this file checks what it is given and hands over addresses and strides, so nothing is copied.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def nearest_centroid(
     waiting, so that values which are not finite cannot raise: such points get index −1 and distance NaN, and such
     centroids are never the nearest.
 
-    Raises TypeError for a dtype or a kind of array it does not take, ValueError for shapes that do not fit, devices that
-    differ, no centroids, or (CPU) values that are not finite and (CPU, cosine) centroids of length zero.
+    Raises TypeError for a dtype or a kind of array it does not take, ValueError for shapes that do not fit, devices
+    that differ, no centroids, or (CPU) values that are not finite and (CPU, cosine) centroids of length zero.
     """
     if metric not in ("l2", "cosine"):
         raise ValueError(f'metric must be "l2" or "cosine", not {metric!r}')
@@ -138,7 +138,7 @@ def _on_cuda(
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:
-    """Rows divided by their lengths; zero rows stay, and the first centroid is the nearest to such a point up to rounding."""
+    """Rows divided by their lengths; zero rows stay zero."""
     wide = rows.double()
     return (wide / wide.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)).float()
 
@@ -173,7 +173,7 @@ def address_of(array: np.ndarray) -> int:
 
 
 def few_axes(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its points lie on at most three axes, which is all the CUDA kernels walk along, else a copy."""
+    """The tensor, copied if its points lie on more than the three axes that the CUDA kernels walk along."""
     axes = 0
     outer: int | None = None  # stride that the next axis must fill out to be one run with those before it
     for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1]):
@@ -184,9 +184,7 @@ def few_axes(tensor: torch.Tensor) -> torch.Tensor:
 
 def require_cuda() -> None:
     if not _C.has_cuda:
-        raise ValueError(
-            "points are on a CUDA device, but fastigpt was built without CUDA; build it where nvcc is found"
-        )
+        raise ValueError("points are on a CUDA device, but fastigpt was built without CUDA (nvcc was not found)")
 
 
 def check_threads(threads: int | None) -> int:

@@ -27,10 +27,8 @@ def test_kernels_compile_without_spills(arch: str, tmp_path: Path) -> None:
         [*command, "-o", str(tmp_path / "quantize.cubin")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = re.findall(
-        r"Function properties for (\S+)\n *(\d+) bytes stack frame, (\d+) bytes spill stores.*?\n.*?Used (\d+) registers",
-        done.stderr,
-    )
+    properties = r"Function properties for (\S+)\n *(\d+) bytes stack frame, (\d+) bytes spill stores.*\n"
+    found = re.findall(properties + r".*?Used (\d+) registers", done.stderr)
     for name, stack, spilled, registers in found:
         kernel = re.search(
             r"(nearest_few_dimensions|nearest_many_dimensions|rgb_lookup_packed|rgb_lookup)(ILi\d+ELi\d+E)?E", name
