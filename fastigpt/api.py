@@ -78,6 +78,7 @@ def sample(
     backend: str = "auto",
     batch_size: int | None = None,
     window: int | str = "auto",
+    draft: ImageGPT | str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     return_stats: bool = False,
 ) -> Any:
@@ -97,6 +98,7 @@ def sample(
         output_type=output_type,
         batch_size=batch_size,
         window=window,
+        draft=draft,
         progress=progress,
         return_stats=return_stats,
     )
@@ -123,6 +125,7 @@ def complete(
     backend: str = "auto",
     batch_size: int | None = None,
     window: int | str = "auto",
+    draft: ImageGPT | str | os.PathLike[str] | None = None,
     progress: bool | None = None,
     return_stats: bool = False,
 ) -> Any:
@@ -145,6 +148,7 @@ def complete(
         output_type=output_type,
         batch_size=batch_size,
         window=window,
+        draft=draft,
         progress=progress,
         return_stats=return_stats,
     )

@@ -40,6 +40,9 @@ Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat
 KvDtype = Annotated[str | None, typer.Option(help="Of the key-value cache.")]
 BatchSize = Annotated[int | None, typer.Option(help="Images at a time. Default: what fits memory.")]
 Window = Annotated[str, typer.Option(help="Tokens per pass (fixed-point sampling): auto, 1, 2, … Same images.")]
+Draft = Annotated[
+    str | None, typer.Option(help="A smaller model, same palette, that guesses the windows. Same images.")
+]
 Scale = Annotated[int, typer.Option(min=1, max=64, help="Each pixel becomes this many, squared, in a grid.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print figures as JSON.")]
 
@@ -64,12 +67,16 @@ def sample(
     kv_dtype: KvDtype = None,
     batch_size: BatchSize = None,
     window: Window = "auto",
+    draft: Draft = None,
+    heat_map: Annotated[Path | None, typer.Option(help="Picture of where passes of the model began.")] = None,
     scale: Scale = 4,
     as_json: AsJson = False,
 ) -> None:
     """Draw images: `fastigpt sample -n 64 --seed 0 --out samples.png`."""
     from fastigpt.api import load
 
+    if heat_map is not None:
+        check_writable(heat_map)
     save = _writer(out, scale)
     loaded = load(model, device=device, backend=backend, dtype=dtype, kv_dtype=kv_dtype)
     pixels, stats = loaded.sample(
@@ -83,10 +90,16 @@ def sample(
         top_p=top_p,
         batch_size=batch_size,
         window=_window(window),
+        draft=draft,
         output_type="np",
         return_stats=True,
     )
     save(pixels, {"model": loaded.name, "seed": str(stats.seed), "first_index": str(first_index)})
+    if heat_map is not None:
+        from fastigpt.heat_map import draw_heat_map
+
+        with replacing(heat_map) as path:
+            draw_heat_map(stats).save(path)
     _report(as_json, f"{n} images", loaded, stats, n, out)
 
 
@@ -114,6 +127,7 @@ def complete(
     kv_dtype: KvDtype = None,
     batch_size: BatchSize = None,
     window: Window = "auto",
+    draft: Draft = None,
     scale: Scale = 4,
     as_json: AsJson = False,
 ) -> None:
@@ -140,6 +154,7 @@ def complete(
         top_p=top_p,
         batch_size=batch_size,
         window=_window(window),
+        draft=draft,
         output_type="np",
         return_stats=True,
     )
@@ -341,13 +356,17 @@ def _report(as_json: bool, what: str, model: Any, stats: Any, count: int, out: P
         "seconds": round(stats.seconds, 4),
         "images_per_second": round(count / stats.seconds, 4),
         "passes_per_image": round(passes, 2),
+        "tokens_per_pass": round(stats.tokens_per_pass, 3),
+        "milliseconds_per_pass": round(stats.seconds_per_pass * 1e3, 4),
     }
     if as_json:
         print(json.dumps(facts))
         return
     print(
         f"{out}: {what} from {model.name}, seed {stats.seed}, in {stats.seconds:.1f} s "
-        f"({count / stats.seconds:.2f} images/s, {passes:.0f} passes per image, {model.backend} on {model.device})"
+        f"({count / stats.seconds:.2f} images/s, {passes:.0f} passes per image of "
+        f"{stats.tokens_per_pass:.1f} tokens in {stats.seconds_per_pass * 1e3:.2f} ms, "
+        f"{model.backend} on {model.device})"
     )
 
 

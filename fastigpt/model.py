@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,7 @@ class ImageGPT:
         output_type: str = "pil",
         batch_size: int | None = None,
         window: int | str = "auto",
+        draft: ImageGPT | str | os.PathLike[str] | None = None,
         progress: bool | None = None,
         return_stats: bool = False,
     ) -> Any:
@@ -159,8 +161,9 @@ class ImageGPT:
         in `image.info["seed"]` of each PIL image and in the stats.
         temperature ≥ 0 (0: argmax), top_k ≥ 1, top_p in (0, 1]: as in transformers, applied in that order.
         output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, H·W].
-        batch_size: images at a time (None: what fits memory); window: tokens per pass (fixed-point sampling). Neither
-        changes the result. progress: None shows a bar if stderr is a terminal. return_stats: also returns Stats.
+        batch_size: images at a time (None: what fits memory); window: tokens per pass (fixed-point sampling); draft: a
+        smaller model with the same palette that guesses the windows. None of them changes the result. progress: None
+        shows a bar if stderr is a terminal. return_stats: also returns Stats.
         """
         count = whole("n", n, 1)
         kind = self._checked_output(output_type)
@@ -176,6 +179,7 @@ class ImageGPT:
             top_p=top_p,
             batch_size=batch_size,
             window=window,
+            draft=draft,
             progress=progress,
         )
         result = self._output(filled, kind, stats.seed, first_index)
@@ -198,6 +202,7 @@ class ImageGPT:
         output_type: str = "pil",
         batch_size: int | None = None,
         window: int | str = "auto",
+        draft: ImageGPT | str | os.PathLike[str] | None = None,
         progress: bool | None = None,
         return_stats: bool = False,
     ) -> Any:
@@ -227,6 +232,7 @@ class ImageGPT:
             top_p=top_p,
             batch_size=batch_size,
             window=window,
+            draft=draft,
             progress=progress,
         )
         result = self._output(filled, kind, stats.seed, first_index)
@@ -245,6 +251,7 @@ class ImageGPT:
         top_p: float | None = None,
         batch_size: int | None = None,
         window: int | str = "auto",
+        draft: ImageGPT | str | os.PathLike[str] | None = None,
         progress: bool | None = None,
         on_row: OnRow | None = None,
         return_stats: bool = False,
@@ -266,6 +273,7 @@ class ImageGPT:
             top_p=top_p,
             batch_size=batch_size,
             window=window,
+            draft=draft,
             progress=progress,
             on_row=on_row,
         )
@@ -284,16 +292,18 @@ class ImageGPT:
         top_p: float | None,
         batch_size: int | None,
         window: int | str,
+        draft: ImageGPT | str | os.PathLike[str] | None,
         progress: bool | None,
         on_row: OnRow | None = None,
     ) -> tuple[torch.Tensor, Stats]:
         count = len(tokens)
         job, limit = self._job(
-            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window
+            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
-        filled, seconds = waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=progress)
+        filled, seconds, count_waves = waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=progress)
         canvas = (count, self.config.height, self.config.width)
-        return filled.tokens, Stats(job.drawing.seed, filled.pass_starts.view(canvas), seconds)
+        drawn = (tokens < 0).view(canvas)
+        return filled.tokens, Stats(job.drawing.seed, drawn, filled.pass_starts.view(canvas), seconds, count_waves)
 
     def _job(
         self,
@@ -307,6 +317,7 @@ class ImageGPT:
         top_p: float | None,
         batch_size: int | None,
         window: int | str,
+        draft: ImageGPT | str | os.PathLike[str] | None,
     ) -> tuple[Job, int | None]:
         """A job of checked arguments, and how many images to draw at a time."""
         count = len(tokens)
@@ -323,6 +334,7 @@ class ImageGPT:
             prompt=words,
             drawing=drawing,
             window=window_size(window),
+            draft=None if draft is None else self._drafting(draft),
         )
         return job, None if batch_size is None else whole("batch_size", batch_size, 1)
 
@@ -339,6 +351,7 @@ class ImageGPT:
         top_p: float | None = None,
         batch_size: int | None = None,
         window: int | str = "auto",
+        draft: ImageGPT | str | os.PathLike[str] | None = None,
     ) -> RowStream:
         """`fill` (or `sample`, for a number) as an iterator of finished rows: (images, row, tokens), a range of images
         of the job, the row's number, and its tokens int64 [len(images), W]; every row of every image comes once.
@@ -352,12 +365,30 @@ class ImageGPT:
         else:
             tokens = torch.full((whole("tokens_or_n", tokens_or_n, 1), self.config.n_pixels), -1, dtype=torch.int64)
         job, limit = self._job(
-            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window
+            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
         return RowStream(
             lambda on_row: waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=False),
             job.drawing.seed,
         )
+
+    def _drafting(self, draft: ImageGPT | str | os.PathLike[str]) -> Engine:
+        """The engine of a smaller model that may draft for this one."""
+        if not isinstance(draft, ImageGPT):
+            draft = _loaded_draft(os.fspath(draft), str(self.device), self.backend)
+        mine, theirs = self.config, draft.config
+        if (mine.height, mine.width, mine.n_colors) != (theirs.height, theirs.width, theirs.n_colors):
+            raise ValueError(
+                f"draft draws {theirs.height}×{theirs.width} in {theirs.n_colors} colours, "
+                f"this model {mine.height}×{mine.width} in {mine.n_colors}"
+            )
+        if self.palette is not None and draft.palette is not None and self.palette != draft.palette:
+            raise ValueError("draft has another palette: its tokens mean other colours")
+        if (draft.backend, draft.device) != (self.backend, self.device):
+            raise ValueError(
+                f"draft runs on {draft.backend} ({draft.device}), this model on {self.backend} ({self.device})"
+            )
+        return draft.engine
 
     def generate(
         self,
@@ -408,6 +439,7 @@ class ImageGPT:
             top_p=top_p if do_sample else None,
             batch_size=batch_size,
             window=window,
+            draft=None,
             progress=False,
         )
         start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64)
@@ -536,6 +568,12 @@ class ImageGPT:
             hidden = self.engine.hidden(tokens[batch], depth, None if words is None else words[batch]).float().cpu()
             parts.append(hidden.mean(1) if pool == "mean" else hidden)
         return torch.cat(parts)
+
+
+@lru_cache(maxsize=1)
+def _loaded_draft(name: str, device: str, backend: str) -> ImageGPT:
+    """A loop of calls with the same draft loads it once."""
+    return ImageGPT.from_pretrained(name, device=device, backend=backend)
 
 
 def _pictures(given: Any) -> list[Image.Image]:

@@ -15,16 +15,32 @@ from fastigpt.engine import Engine, Filled, Job, OnRow
 
 @dataclass(frozen=True)
 class Stats:
-    """What a job took. seed: the seed it drew with. pass_starts: bool [n, height, width], True where a pass of the
-    model began. passes: int64 [n], their sum. seconds: wall time, prefill included."""
+    """What a job took.
+
+    seed: the seed it drew with. drawn: bool [n, height, width], True where a token was drawn. pass_starts: bool [n,
+    height, width], True where a pass of the model began. passes: int64 [n], their sum. seconds: wall time, prefill
+    included. waves: how many, one after another.
+    """
 
     seed: int
+    drawn: torch.Tensor
     pass_starts: torch.Tensor
     seconds: float
+    waves: int
 
     @property
     def passes(self) -> torch.Tensor:
         return self.pass_starts.flatten(1).sum(1)
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Drawn tokens that a pass decided, on average over all images."""
+        return float(self.drawn.sum()) / max(1, int(self.pass_starts.sum()))
+
+    @property
+    def seconds_per_pass(self) -> float:
+        """Of a wave's images together, prefill included."""
+        return self.seconds / self.waves / max(1.0, float(self.passes.double().mean()))
 
 
 def sources(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
@@ -39,9 +55,9 @@ def sources(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
 
 def run(
     engine: Engine, job: Job, *, batch_size: int | None, on_row: OnRow | None, progress: bool | None
-) -> tuple[Filled, float]:
-    """Fills a job of any size and returns it with the seconds it took. batch_size: images at a time; None: what fits
-    the memory that is free. progress: None = a bar if a person is watching stderr."""
+) -> tuple[Filled, float, int]:
+    """Fills a job of any size and returns it with the seconds and the waves it took. batch_size: images at a time;
+    None: what fits the memory that is free. progress: None = a bar if a person is watching stderr."""
     count, height = len(job.tokens), engine.config.height
     largest = batch_size or engine.max_batch(job)
     waves = -(-count // largest)
@@ -67,4 +83,4 @@ def run(
             parts.append(engine.fill(part, report if show or on_row is not None else None))
     tokens = torch.cat([part.tokens for part in parts])
     pass_starts = torch.cat([part.pass_starts for part in parts])
-    return Filled(tokens, pass_starts), time.perf_counter() - started
+    return Filled(tokens, pass_starts), time.perf_counter() - started, waves

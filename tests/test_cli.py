@@ -89,6 +89,13 @@ def test_the_window_does_not_change_the_images(tiny, tmp_path):
     assert np.array_equal(arrays[0], arrays[1]) and np.array_equal(arrays[0], arrays[2])
 
 
+def test_sample_draws_a_heat_map_of_its_passes(tiny, tmp_path):
+    out, picture = tmp_path / "s.npz", tmp_path / "passes.png"
+    run("sample", "-n", 4, "-m", tiny, "--out", out, "--window", 4, "--heat-map", picture)
+    with Image.open(picture) as image:
+        assert image.width > 300 and len(image.convert("L").getcolors()) > 10
+
+
 def test_complete_shows_original_kept_and_results(tiny, photo, tmp_path):
     out = tmp_path / "c.png"
     run("complete", photo, "-n", 3, "--rows", 2, "--seed", 0, "-m", tiny, "--out", out, "--scale", 1)

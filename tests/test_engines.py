@@ -4,6 +4,7 @@ window."""
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -227,3 +228,32 @@ def test_prepared_passes_can_be_repeated_and_disturb_nothing(backend, window):
         for _ in range(3):
             work()
     assert torch.equal(tested.fill(make_job(tokens, Drawing(seed=1))).tokens, expected)
+
+
+@pytest.mark.parametrize("shape", ["tiny", "prompted"])
+def test_a_draft_changes_no_token(backend, shape):
+    """Whatever the draft guesses: another model's guesses, the model's own, with prompts it can or cannot read."""
+    if backend == "cpu":
+        pytest.skip("the cpu engine takes no drafts")
+    config = CONFIGS[shape]
+    weights = random_weights(config, seed=24)
+    smaller = ImageGPTConfig(n_layer=1, n_head=1, n_embd=8, height=4, width=4, n_colors=9)
+    tested = engine(backend, config, weights, dtype="float32", kv_dtype="float32")
+    drafts = [
+        engine(backend, smaller, random_weights(smaller, seed=25), dtype="float32", kv_dtype="float32"),
+        tested,
+    ]
+    tokens = holes(config, 5, 0.8, seed=6)
+    tokens[0] = -1
+    prompt = torch.tensor([[1, 2, 0]] * 5) if config.n_words else None
+    drawing = Drawing(seed=81, top_k=7, guidance_scale=1.5 if config.n_words else None)
+    truth = engine("reference", config, weights).fill(make_job(tokens, drawing, prompt=prompt))
+    passes = []
+    for draft in drafts:
+        for window in (1, 2, 4, 7):
+            job = replace(make_job(tokens, drawing, prompt=prompt, window=window), draft=draft)
+            filled = tested.fill(job)
+            assert torch.equal(filled.tokens, truth.tokens), f"window {window}"
+            passes.append(int(filled.pass_starts[0].sum()))
+    # A model that drafts for itself is always right: every pass keeps its whole window.
+    assert passes[-4:] == [16, 8, 4, 3]

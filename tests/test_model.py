@@ -83,6 +83,35 @@ def test_stats_count_the_passes(model):
     assert stats.pass_starts.shape == (3, 4, 4) and stats.seconds > 0
 
 
+def test_stats_tell_tokens_and_seconds_per_pass(model):
+    known = random_tokens(TINY, 2)
+    known[:, 5:] = -1
+    _, stats = model.fill(known, seed=0, window=1, return_stats=True, batch_size=1)
+    assert stats.tokens_per_pass == 1 and stats.waves == 2 and int(stats.drawn.sum()) == 22
+    assert stats.seconds_per_pass == pytest.approx(stats.seconds / 2 / 11)
+    _, wide = model.sample(8, temperature=0.0, window=8, seed=0, return_stats=True)
+    assert wide.tokens_per_pass == pytest.approx(16 / float(wide.passes.double().mean()))
+
+
+def test_a_draft_changes_no_token_and_must_fit(tmp_path):
+    large, small = make(TINY, "portable"), make(TINY, "portable", seed=9)
+    small.save_pretrained(tmp_path / "small")
+    expected = large.sample(4, seed=3, output_type="tokens")
+    for draft in (small, tmp_path / "small", str(tmp_path / "small")):
+        assert torch.equal(large.sample(4, seed=3, output_type="tokens", draft=draft, window=4), expected)
+    assert torch.equal(fastigpt.sample(4, model=large, seed=3, output_type="tokens", draft=small), expected)
+    other = make(ImageGPTConfig(n_layer=1, n_head=1, n_embd=8, height=3, width=5, n_colors=9), "portable")
+    with pytest.raises(ValueError, match="draft draws 3×5"):
+        large.sample(1, draft=other)
+    recoloured = ImageGPT(TINY, random_weights(TINY), palette=Palette(-palette(9).clusters), backend="portable")
+    with pytest.raises(ValueError, match="another palette"):
+        large.sample(1, draft=recoloured)
+    with pytest.raises(ValueError, match="draft runs on reference"):
+        large.sample(1, draft=make(TINY, "reference"))
+    with pytest.raises(fastigpt.CheckpointError):
+        large.sample(1, draft=tmp_path / "missing")
+
+
 def test_row_callbacks_cover_a_job_of_several_waves(model):
     seen: dict[tuple[int, int], torch.Tensor] = {}
 

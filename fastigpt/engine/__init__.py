@@ -42,6 +42,8 @@ class Job:
     tokens: [n, n_pixels], −1 = draw. index: [n], the image index of the noise contract. source: [n], equal where images
     have the same prompt and the same leading known run, which is then prefilled and stored once; non-decreasing.
     prompt: [n, prompt_length] word ids, or None. window: tokens scored per pass and image, "auto" = the engine chooses.
+    draft: a smaller model of the same canvas and colours, on the same backend, that guesses the window; None: the
+    model's own logits do. It changes how many passes a job takes, and no token.
     """
 
     tokens: torch.Tensor
@@ -50,6 +52,7 @@ class Job:
     prompt: torch.Tensor | None
     drawing: Drawing
     window: int | Literal["auto"] = "auto"
+    draft: Engine | None = None
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,8 @@ class CpuEngine:
         drawing, width = job.drawing, self.config.width
         if job.window != "auto" and (not isinstance(job.window, int) or job.window < 1):
             raise ValueError(f'window must be "auto" or a positive int, not {job.window!r}')
+        if job.draft is not None:
+            raise ValueError("the cpu engine guesses with the model's own logits; drafts run on the portable engine")
         fill = _C.CpuFill(
             self._model,
             _ids("tokens", job.tokens),

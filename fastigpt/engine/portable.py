@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Drawing, Filled, Job, OnRow
+from fastigpt.engine import Drawing, Engine, Filled, Job, OnRow
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.window import WIDTHS, WindowTuner
 from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
@@ -173,7 +173,8 @@ class PortableEngine:
     def max_batch(self, job: Job) -> int:
         lanes = 1 if job.drawing.guidance_scale is None else 2
         slots = self.config.context + max(WIDTHS)
-        cache = 2 * self.config.n_layer * slots * self.config.n_embd * self.dtype.itemsize
+        engines = [self] if job.draft is None else [self, job.draft]
+        cache = sum(2 * e.config.n_layer * slots * e.config.n_embd * e.kv_dtype.itemsize for e in engines)
         # Compaction holds a second copy of the images that are left, at most half of them.
         activations = 8 * max(WIDTHS) * (self.config.inner + slots * self.config.n_head) * 4
         return max(1, int(_MEMORY_SHARE * free_memory(self.device) / (lanes * (1.5 * cache + activations))))
@@ -213,9 +214,8 @@ class _Wave:
         self.position = self._skip_tail(_leading_known(self.known), torch.arange(len(self.tokens), device=device))
         self.alive = torch.arange(len(self.tokens), device=device)  # images that have a lane in the caches
         self.guesses = torch.cat([self.tokens.clamp(min=0), self.tokens.new_zeros(len(self.tokens), widest)], 1)
-        # With guidance every image has two lanes: with its prompt and without.
-        prompts = [job.prompt] if job.drawing.guidance_scale is None else [job.prompt, None]
-        self.lanes = [_prefill(engine, job, prompt, self.position, config.context + widest) for prompt in prompts]
+        self.lanes = _Lanes(engine, job, self.position, widest)
+        self.draft = None if job.draft is None else _Lanes(_portable(job.draft), job, self.position, widest)
         self._drop_finished()
 
     def finished_rows(self) -> int:
@@ -227,13 +227,12 @@ class _Wave:
         engine, n_pixels = self.engine, self.engine.config.n_pixels
         alive = self.alive
         position = self.position[alive]
+        if self.draft is not None:
+            self._guess_with(self.draft, width)
         window = position[:, None] + torch.arange(width, device=engine.device)  # may run past the last pixel
         inside = window < n_pixels
-        before = torch.where(position > 0, self.tokens[alive, (position - 1).clamp(min=0)], engine.config.start_token)
-        ids = torch.cat([before[:, None], self.guesses[alive[:, None], window[:, :-1]]], 1)
-        logits = [engine._head(engine._step(ids, position + offset, offset, cache)) for cache, offset in self.lanes]
-        scale = self.drawing.guidance_scale
-        scores = logits[0] if scale is None else guide(logits[0], logits[1], scale)
+        ids = torch.cat([self._input(position)[:, None], self.guesses[alive[:, None], window[:, :-1]]], 1)
+        scores = self.lanes.logits(ids, position)
         index = self.index[alive]
         drawn = draw(scores, index[:, None], window, self.drawing)
         at = window.clamp(max=n_pixels - 1)
@@ -248,7 +247,7 @@ class _Wave:
         unfinished = position < n_pixels
         self.pass_starts[alive[unfinished], position[unfinished]] = True
         self.position[alive] = self._skip_tail(position + kept, alive)
-        if width > 1:
+        if width > 1 and self.draft is None:
             self._guess_ahead(alive, position + width, kept, scores[:, -1])
         self._drop_finished()
         return float(kept.sum() / unfinished.sum())
@@ -258,7 +257,6 @@ class _Wave:
 
     def _guess_ahead(self, alive: torch.Tensor, first: torch.Tensor, kept: torch.Tensor, logits: torch.Tensor) -> None:
         """Guesses for slots no pass has scored: the last position's logits with each slot's own noise."""
-        n_pixels = self.engine.config.n_pixels
         ahead = torch.arange(int(kept.max()), device=self.engine.device)
         slots = first[:, None] + ahead
         scores = filter_logits(logits, self.drawing)[:, None]
@@ -267,8 +265,33 @@ class _Wave:
             scores = scores + gumbel_noise(seed, index, slots, logits.shape[-1])
         guess = scores.argmax(-1).expand_as(slots)
         image = alive[:, None].expand_as(slots)
-        unknown = (slots < n_pixels) & ~self.known[image, slots.clamp(max=n_pixels - 1)]
-        self.guesses[image[unknown], slots[unknown]] = guess[unknown]
+        self._note_guesses(image, slots, guess)
+
+    def _guess_with(self, draft: _Lanes, width: int) -> None:
+        """Guesses for a window from a smaller model, which draws them one at a time with the same noise."""
+        position, index, last = self.position[self.alive], self.index[self.alive], self.engine.config.n_pixels - 1
+        # Of the tokens decided since its last pass it may not have read the last two. At position 0 there is but one
+        # input.
+        first = (position - 1).clamp(min=0)
+        ids = torch.stack([self._input(first), self._input(position.clamp(max=last))], 1)
+        logits = draft.logits(ids, first)[torch.arange(len(position)), position - first]
+        for place in range(width - 1):
+            slots = position + place
+            guess = draw(logits, index, slots, self.drawing)
+            self._note_guesses(self.alive, slots, guess)
+            if place + 2 < width:
+                ids = self.guesses[self.alive, slots][:, None]
+                logits = draft.logits(ids, slots + 1)[:, 0]
+
+    def _input(self, position: torch.Tensor) -> torch.Tensor:
+        """What the model reads to score a decided position: the token before it, or start."""
+        token = self.tokens[self.alive, (position - 1).clamp(min=0)]
+        return torch.where(position > 0, token, self.engine.config.start_token)
+
+    def _note_guesses(self, images: torch.Tensor, slots: torch.Tensor, guess: torch.Tensor) -> None:
+        n_pixels = self.engine.config.n_pixels
+        unknown = (slots < n_pixels) & ~self.known[images, slots.clamp(max=n_pixels - 1)]
+        self.guesses[images[unknown], slots[unknown]] = guess[unknown]
 
     def _drop_finished(self) -> None:
         """Finished images keep their lane, unused, until half of the lanes are: compacting copies the caches."""
@@ -277,7 +300,37 @@ class _Wave:
             return
         keep = torch.nonzero(still).flatten()
         self.alive = self.alive[keep]
-        self.lanes = [(cache.rows(keep), offset[keep]) for cache, offset in self.lanes]
+        self.lanes.keep(keep)
+        if self.draft is not None:
+            self.draft.keep(keep)
+
+
+class _Lanes:
+    """The caches of a wave on one engine. With guidance every image has two lanes: with its prompt and without."""
+
+    def __init__(self, engine: PortableEngine, job: Job, position: torch.Tensor, widest: int) -> None:
+        self.engine, self.scale = engine, job.drawing.guidance_scale
+        # A draft that cannot read the prompt guesses without it.
+        if job.prompt is not None and engine.config.prompt_length != job.prompt.shape[1]:
+            job, self.scale = replace(job, prompt=None), None
+        prompts = [job.prompt] if self.scale is None else [job.prompt, None]
+        slots = engine.config.context + widest
+        self.caches = [_prefill(engine, job, prompt, position, slots) for prompt in prompts]
+
+    def logits(self, ids: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        """float32 [n, W, n_colors], guided: of inputs ids [n, W] that score positions first … first + W − 1."""
+        engine = self.engine
+        found = [engine._head(engine._step(ids, first + offset, offset, cache)) for cache, offset in self.caches]
+        return found[0] if self.scale is None else guide(found[0], found[1], self.scale)
+
+    def keep(self, rows: torch.Tensor) -> None:
+        self.caches = [(cache.rows(rows), offset[rows]) for cache, offset in self.caches]
+
+
+def _portable(engine: Engine) -> PortableEngine:
+    if not isinstance(engine, PortableEngine):
+        raise ValueError(f"the portable engine takes drafts from portable engines, not from {engine.name}")
+    return engine
 
 
 def _leading_known(known: torch.Tensor) -> torch.Tensor:
