@@ -1,0 +1,77 @@
+"""What all launchers share: the launch configurations, which are data, and the names of dtypes in them.
+
+kernels/configs/ holds one JSON file per GPU family, with default.json for the rest. A file maps a kernel's name to rows
+of settings in rising order of "upto"; the first row whose "upto" is at least the size of the work is taken (the last row
+has none). Whoever has the GPU writes these files by measurement: `python -m benchmarks.tune`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent / "configs"
+Table = dict[str, list[dict[str, Any]]]
+
+# How a cache stores numbers: "plain" in a float type of its own, or scaled to fit into 8 bits, one float32 scale for
+# each key (or value) vector.
+SCALED_TYPES = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+PLAIN_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, on the CPU. Fixed when triton is first imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def family(device: torch.device) -> str:
+    """Name of the configuration file for a device: "sm90", "gfx942"; "default" on the CPU."""
+    if device.type != "cuda":
+        return "default"
+    if torch.version.hip:
+        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm{major}{minor}"
+
+
+@functools.cache
+def table(name: str) -> Table:
+    """Configurations of a GPU family, or of a file in kernels/configs by its name; default.json where there is none."""
+    path = FOLDER / f"{name}.json"
+    return json.loads((path if path.exists() else FOLDER / "default.json").read_text())
+
+
+def settings(configs: Table, kernel: str, size: int) -> dict[str, Any]:
+    """The settings of `kernel` for work of `size` (rows, keys …: see the kernel's launcher), without "upto"."""
+    for row in configs[kernel]:
+        if size <= row.get("upto", size):
+            return {key: value for key, value in row.items() if key != "upto"}
+    raise KeyError(f"the last row of {kernel!r} must have no 'upto'")
+
+
+def expect(condition: bool, message: str) -> None:
+    """Launchers state their shapes and dtypes with this: an assertion that survives `python -O`."""
+    if not condition:
+        raise ValueError(message)
+
+
+def expect_contiguous(**tensors: torch.Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and not tensor.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, but has strides {tuple(tensor.stride())}")
+
+
+def row_stride(name: str, x: torch.Tensor) -> int:
+    """x: [n, W, n_head, head_dim] whose n · W rows are equally far apart and contiguous inside (part of a fused qkv):
+    the distance between rows."""
+    n, window, n_head, head_dim = x.shape
+    stride = x.stride(1) if window > 1 else x.stride(0) if n > 1 else n_head * head_dim
+    inside = (n_head == 1 or x.stride(2) == head_dim) and x.stride(3) == 1
+    if not inside or not (n == 1 or x.stride(0) == window * stride):
+        raise ValueError(f"{name} must have contiguous rows that are equally far apart, not strides {x.stride()}")
+    return stride

@@ -1,0 +1,175 @@
+"""Decode attention equals its plain twin: windows, positions, splits (empty ones too), head dims, caches, prefixes."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fastigpt.kernels.decode_attention import (  # noqa: E402
+    decode_attention,
+    decode_attention_reference,
+    make_prefix,
+    plan_prefix,
+)
+from fastigpt.kernels.kv_cache import quantize_kv_reference  # noqa: E402
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def config(block_s=16, splits=1, block_m=16, prefix_splits=1, dot=False):
+    row = {"block_s": block_s, "splits": splits, "stages": 1, "warps": 4, "dot": dot}
+    prefix = {"block_m": block_m, "block_s": block_s, "splits": prefix_splits, "stages": 1, "warps": 4}
+    return {"decode_attention_1": [row], "decode_attention": [row], "prefix_attention": [prefix]}
+
+
+def draw(generator, device, *shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=generator).to(device, dtype)
+
+
+def poisoned(x, lanes_used):
+    """Everything after the keys in use is NaN: a kernel that looks there shows it."""
+    x = x.clone()
+    for lane, used in enumerate(lanes_used):
+        x[lane, :, max(used, 0) :] = float("nan")
+    return x
+
+
+def close(got, expected, dtype):
+    torch.testing.assert_close(got.float(), expected.float(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("head_dim", [64, 96])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_one_token_equals_the_twin(generator, device, dtype, head_dim, splits):
+    # Positions: the first slot, inside a block, on its edge, the last slot of a full cache, a finished image.
+    slots = [0, 20, 31, 36, -1]
+    n, heads, capacity = len(slots), 2, 37
+    q = draw(generator, device, n, 1, heads, head_dim, dtype=dtype)
+    k, v = (draw(generator, device, n, heads, capacity, head_dim, dtype=dtype) for _ in range(2))
+    used = [s + 1 for s in slots]
+    out = torch.full_like(q, float("nan"))
+    slots = torch.tensor(slots, dtype=torch.int32, device=device)
+    got = decode_attention(
+        q, poisoned(k, used), poisoned(v, used), slots, configs=config(splits=splits), out=out
+    )
+    assert got.data_ptr() == out.data_ptr()
+    close(got, decode_attention_reference(q, k, v, slots), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("window, splits", [(2, 1), (5, 4), (16, 1), (32, 2)])
+def test_window_is_causal_among_itself(generator, device, dtype, window, splits):
+    n, heads, head_dim, capacity = 3, 2, 64, 50
+    slots = torch.tensor([0, 7, capacity - window], dtype=torch.int32, device=device)
+    q = draw(generator, device, n, window, heads, head_dim, dtype=dtype)
+    k, v = (draw(generator, device, n, heads, capacity, head_dim, dtype=dtype) for _ in range(2))
+    used = (slots + window).tolist()
+    got = decode_attention(q, poisoned(k, used), poisoned(v, used), slots, configs=config(splits=splits))
+    close(got, decode_attention_reference(q, k, v, slots), dtype)
+
+
+def test_window_past_the_end_of_the_cache_reads_nothing_there(generator, device):
+    q = draw(generator, device, 1, 4, 1, 64)
+    k, v = (draw(generator, device, 1, 1, 8, 64) for _ in range(2))
+    slots = torch.tensor([6], dtype=torch.int32, device=device)  # rows 2 and 3 of the window have no slot
+    got = decode_attention(q, k, v, slots, configs=config())
+    close(got[:, :2], decode_attention_reference(q, k, v, slots)[:, :2], torch.float32)
+    assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("window", [1, 4])
+def test_queries_may_be_part_of_a_fused_qkv(generator, device, window):
+    n, heads, head_dim = 7, 2, 64
+    qkv = draw(generator, device, n * window, 3 * heads * head_dim)
+    q = qkv[:, : heads * head_dim].view(n, window, heads, head_dim)
+    k, v = (draw(generator, device, n, heads, 20, head_dim) for _ in range(2))
+    slots = torch.arange(n, dtype=torch.int32, device=device)
+    got = decode_attention(q, k, v, slots, configs=config(splits=2))
+    close(got, decode_attention_reference(q.contiguous(), k, v, slots), torch.float32)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("window", [1, 3])
+def test_eight_bit_cache_equals_the_twin(generator, device, cache_dtype, window):
+    n, heads, head_dim, capacity = 2, 2, 64, 20
+    q = draw(generator, device, n, window, heads, head_dim)
+    k, k_scale = quantize_kv_reference(draw(generator, device, n, heads, capacity, head_dim), cache_dtype)
+    v, v_scale = quantize_kv_reference(draw(generator, device, n, heads, capacity, head_dim), cache_dtype)
+    slots = torch.tensor([3, capacity - window], dtype=torch.int32, device=device)
+    scales = {"k_scale": k_scale, "v_scale": v_scale}
+    got = decode_attention(q, k, v, slots, configs=config(splits=2), **scales)
+    close(got, decode_attention_reference(q, k, v, slots, **scales), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("window, splits, prefix_splits", [(1, 1, 1), (1, 2, 3), (4, 1, 2), (4, 3, 1)])
+def test_shared_prefix_is_merged(generator, device, dtype, window, splits, prefix_splits):
+    source = [0, 0, 0, 1, 2, 2]  # of different lengths, one empty
+    n, heads, head_dim, capacity, length = len(source), 2, 64, 20, 40
+    q = draw(generator, device, n, window, heads, head_dim, dtype=dtype)
+    k, v = (draw(generator, device, n, heads, capacity, head_dim, dtype=dtype) for _ in range(2))
+    prefix_k, prefix_v = (draw(generator, device, 3, heads, length, head_dim, dtype=dtype) for _ in range(2))
+    lengths = torch.tensor([length, 0, 17], dtype=torch.int32, device=device)
+    slots = torch.tensor([0, 5, 9, 2, 0, 16], dtype=torch.int32, device=device)
+    configs = config(splits=splits, prefix_splits=prefix_splits)
+    used = lengths.tolist()
+    prefix = make_prefix(poisoned(prefix_k, used), poisoned(prefix_v, used), lengths, source, window, configs)
+    for scratch in (prefix.part_m, prefix.part_l, prefix.part_acc):
+        scratch.fill_(float("nan"))
+    got = decode_attention(q, k, v, slots, configs=configs, prefix=prefix)
+    expected = decode_attention_reference(
+        q, k, v, slots, prefix_k=prefix_k, prefix_v=prefix_v, lengths=lengths, source=source
+    )
+    close(got, expected, dtype)
+
+
+def test_scratch_is_left_ready_for_the_next_launch(generator, device):
+    q = draw(generator, device, 2, 1, 2, 64)
+    k, v = (draw(generator, device, 2, 2, 30, 64) for _ in range(2))
+    parts = [torch.full((3, 2, 2), float("nan"), device=device) for _ in range(2)]
+    parts.append(torch.full((3, 2, 2, 64), float("nan"), device=device))
+    arrivals = torch.zeros(4, dtype=torch.int32, device=device)
+    for slot in (4, 29):
+        slots = torch.full((2,), slot, dtype=torch.int32, device=device)
+        got = decode_attention(q, k, v, slots, configs=config(splits=3), scratch=(*parts, arrivals))
+        close(got, decode_attention_reference(q, k, v, slots), torch.float32)
+        assert not arrivals.any()
+
+
+def test_result_of_an_image_does_not_depend_on_its_neighbours_or_the_window(generator, device):
+    """With one configuration for all sizes (and dot products for W = 1 too), bit for bit."""
+    k, v = (draw(generator, device, 3, 2, 40, 64) for _ in range(2))
+    q = draw(generator, device, 3, 4, 2, 64)
+    slots = torch.tensor([3, 30, 11], dtype=torch.int32, device=device)
+    fixed = config(splits=2, dot=True)
+    together = decode_attention(q, k, v, slots, configs=fixed)
+    alone = decode_attention(q[1:2], k[1:2], v[1:2], slots[1:2], configs=fixed)
+    assert torch.equal(together[1:2], alone)
+
+
+def test_plan_covers_every_row_once():
+    blocks = plan_prefix([0, 0, 0, 2, 5, 5], window=3, block_m=4)
+    covered = sorted((row, source) for source, first, count in blocks for row in range(first, first + count))
+    assert covered == [(row, [0, 0, 0, 2, 5, 5][row // 3]) for row in range(18)]
+    assert all(count <= 4 for _, _, count in blocks)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"slots": torch.zeros(2, dtype=torch.int64)}, "int32"),
+        ({"k_cache": torch.zeros(2, 2, 8, 32)}, "k_cache"),
+        ({"k_cache": torch.zeros(2, 2, 8, 64, dtype=torch.int8), "v_cache": torch.zeros(2, 2, 8, 64, dtype=torch.int8)}, "scales"),
+        ({"k_cache": torch.zeros(2, 2, 64, 8).transpose(2, 3)}, "contiguous"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_named(change, message):
+    arguments = {
+        "q": torch.zeros(2, 1, 2, 64),
+        "k_cache": torch.zeros(2, 2, 8, 64),
+        "v_cache": torch.zeros(2, 2, 8, 64),
+        "slots": torch.zeros(2, dtype=torch.int32),
+    }
+    with pytest.raises(ValueError, match=message):
+        decode_attention(**{**arguments, **change}, configs=config())
