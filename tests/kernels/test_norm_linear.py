@@ -1,0 +1,110 @@
+"""Norm + linear equals its plain twin: one row and many, every ending, sizes that no block divides."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from fastigpt.kernels.launch import table  # noqa: E402
+from fastigpt.kernels.norm_linear import norm_linear, norm_linear_reference, uses_cublas  # noqa: E402
+
+FEW = {
+    "norm_linear": [
+        {"upto": 1, "block_m": 1, "block_n": 4, "block_k": 32, "stages": 1, "warps": 4},
+        {"block_m": 16, "block_n": 32, "block_k": 32, "stages": 1, "warps": 4},
+    ],
+    "cublas": [{"from_rows": 10**9}],
+}
+MANY = {"cublas": [{"from_rows": 1}]}
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def tensors(generator, device, rows, width, n, dtype):
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(device)
+
+    return normal(rows, width), normal(n, width).to(dtype) / width**0.5, normal(width).to(dtype), normal(n).to(dtype)
+
+
+def close(got, expected, dtype):
+    torch.testing.assert_close(got.float(), expected.float(), atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("configs", [FEW, MANY], ids=["kernel", "cublas"])
+@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize(
+    "dtype, options",
+    [
+        (torch.float32, {}),
+        (torch.float32, {"gain": True, "gelu": True, "bias": True}),
+        (torch.float16, {"gain": True, "bias": True}),
+        (torch.float32, {"residual": True, "bias": True}),
+        (torch.float16, {"residual": True}),
+    ],
+    ids=str,
+)
+def test_layer_equals_the_twin(generator, device, configs, rows, dtype, options):
+    width, n = 47, 75
+    x, weight, gain, bias = tensors(generator, device, rows, width, n, dtype)
+    options = {**options, "gain": gain if "gain" in options else None, "bias": bias if "bias" in options else None}
+    if options.get("residual"):
+        out = torch.randn(rows, n, generator=generator).to(device)
+    else:
+        out = torch.full((rows, n), float("nan"), dtype=dtype, device=device)
+    x = x if options["gain"] is not None else x.to(dtype)
+    expected = norm_linear_reference(x, weight, out.clone(), **options)
+    close(norm_linear(x, weight, out, configs=configs, **options), expected, dtype)
+
+
+@pytest.mark.parametrize("configs", [FEW, MANY], ids=["kernel", "cublas"])
+@pytest.mark.parametrize("lanes, window", [(1, 1), (4, 1), (4, 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_keys_and_values_go_into_the_cache(generator, device, configs, lanes, window, dtype):
+    n_head, head_dim, capacity = 3, 8, 6
+    width = n_head * head_dim
+    x, weight, gain, bias = tensors(generator, device, lanes * window, width, 3 * width, dtype)
+    slots = torch.tensor([2, 0, -1, capacity - 1][:lanes], dtype=torch.int32, device=device)
+
+    def caches():
+        return tuple(torch.full((lanes, n_head, capacity, head_dim), 7.0, dtype=dtype, device=device) for _ in range(2))
+
+    got, expected = caches(), caches()
+    shared = {"gain": gain, "bias": bias, "slots": slots, "window": window}
+    q = torch.full((lanes * window, width), float("nan"), dtype=dtype, device=device)
+    q_expected = norm_linear_reference(x, weight, q.clone(), kv_cache=expected, **shared)
+    norm_linear(x, weight, q, kv_cache=got, configs=configs, **shared)
+    close(q, q_expected, dtype)
+    for a, b in zip(got, expected):
+        close(a, b, dtype)
+        assert torch.equal(a == 7.0, b == 7.0)  # nothing else was touched
+
+
+def test_one_row_in_bfloat16(generator, device):
+    """No matrix product there, so the interpreter is right for bfloat16 too."""
+    x, weight, gain, bias = tensors(generator, device, 1, 64, 40, torch.bfloat16)
+    out = torch.full((1, 40), float("nan"), device=device)
+    options = {"gain": gain, "bias": bias, "gelu": True}
+    expected = norm_linear_reference(x, weight, out.clone(), **options)
+    close(norm_linear(x, weight, out, configs=FEW, **options), expected, torch.float32)
+
+
+def test_choice_of_cublas_comes_from_the_configuration():
+    configs = table("default")
+    threshold = configs["cublas"][0]["from_rows"]
+    assert uses_cublas(threshold, configs) and not uses_cublas(threshold - 1, configs)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"weight": torch.zeros(8, 5)}, "weight"),
+        ({"weight": torch.zeros(8, 4, dtype=torch.int8)}, "int8"),
+        ({"out": torch.zeros(2, 7)}, "out"),
+        ({"residual": True, "out": torch.zeros(2, 8, dtype=torch.float16)}, "float32"),
+        ({"gain": torch.zeros(5)}, "gain"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    arguments = {"x": torch.zeros(2, 4), "weight": torch.zeros(8, 4), "out": torch.zeros(2, 8)}
+    with pytest.raises(ValueError, match=message):
+        norm_linear(**{**arguments, **change}, configs=FEW)
