@@ -1,8 +1,8 @@
 """Causal attention over a block of queries: prefill and scoring, with as many keys as queries or more.
 
-Query i of Tq looks at keys 0 … Tk − Tq + i, so a block appended to a cache works as a whole sequence does. The softmax runs
-online over blocks of keys (Dao et al. 2022, arXiv 2205.14135); blocks that no query masks are done without a mask.
-On sm_90 the products become wgmma. `causal_attention_reference` is the plain twin.
+Query i of Tq looks at keys 0 … Tk − Tq + i, so a block appended to a cache works as a whole sequence does. The
+softmax runs online over blocks of keys (Dao et al. 2022, arXiv 2205.14135); blocks that no query masks are done
+without a mask. On sm_90 the products become wgmma. `causal_attention_reference` is the plain twin.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, settings
 
 LOG2_E = 1.4426950408889634
@@ -112,18 +111,25 @@ def causal_attention(
     out: torch.Tensor | None = None,
     config: dict[str, Any] | None = None,
 ) -> torch.Tensor:
-    """q: [B, Tq, n_head, head_dim], k, v: [B, Tk, n_head, head_dim], Tk ≥ Tq ≥ 1 → [B, Tq, n_head, head_dim], contiguous.
+    """q: [B, Tq, n_head, head_dim], k, v: [B, Tk, n_head, head_dim], Tk ≥ Tq ≥ 1 → [B, Tq, n_head, head_dim],
+    contiguous.
 
-    float32, bfloat16 or float16, all of one dtype. Tokens may be any distance apart (parts of a fused qkv), the heads of
-    a token must be contiguous. Scores are scaled by 1/√head_dim.
+    float32, bfloat16 or float16, all of one dtype. Tokens may be any distance apart (parts of a fused qkv), the heads
+    of a token must be contiguous. Scores are scaled by 1/√head_dim.
     """
     batch, tq, n_head, head_dim = q.shape
     tk = k.shape[1]
     expect(k.shape == v.shape == (batch, tk, n_head, head_dim), f"k and v must be [{batch}, Tk, {n_head}, {head_dim}]")
     expect(tk >= tq >= 1, f"there must be at least as many keys as queries, not {tk} and {tq}")
-    expect(q.dtype == k.dtype == v.dtype and q.dtype in PLAIN_TYPES, f"q, k and v cannot be {q.dtype}, {k.dtype}, {v.dtype}")
+    expect(
+        q.dtype == k.dtype == v.dtype and q.dtype in PLAIN_TYPES,
+        f"q, k and v cannot be {q.dtype}, {k.dtype}, {v.dtype}",
+    )
     for name, x in (("q", q), ("k", k), ("v", v)):
-        expect(x.stride(3) == 1 and (n_head == 1 or x.stride(2) == head_dim), f"the heads of a token of {name} must be contiguous")
+        expect(
+            x.stride(3) == 1 and (n_head == 1 or x.stride(2) == head_dim),
+            f"the heads of a token of {name} must be contiguous",
+        )
     if out is None:
         out = torch.empty((batch, tq, n_head, head_dim), dtype=q.dtype, device=q.device)
     expect(out.shape == q.shape and out.is_contiguous(), "out must be contiguous and shaped as q")

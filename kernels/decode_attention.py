@@ -1,9 +1,9 @@
 """Attention of a window of W ≥ 1 new queries per image, each image at its own position, against its cache.
 
-The cache is read once for all W queries. With W = 1 the work is a stream: every key slot of a block keeps a softmax of its
-own, so the loop holds no reduction across warps, and the slots are merged once at the end. With W > 1 the scores are a
-matrix product. The keys of an image can be split over several programs; the last one to finish merges the parts, so there
-is no second launch, and with one split nothing is merged at all.
+The cache is read once for all W queries. With W = 1 the work is a stream: every key slot of a block keeps a softmax
+of its own, so the loop holds no reduction across warps, and the slots are merged once at the end. With W > 1 the
+scores are a matrix product. The keys of an image can be split over several programs; the last one to finish merges
+the parts, so there is no second launch, and with one split nothing is merged at all.
 
 Images of one source may share a prefix. It is read once per head for all of them, as a matrix product over all their
 queries (`_prefix_attention`), and the result is merged into each image's own by log-sum-exp.
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-
 from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES, Table, expect, expect_contiguous, row_stride, settings
 
 LOG2_E = 1.4426950408889634
@@ -132,9 +131,7 @@ def _prefix_attention(
     part = (split.to(tl.int64) * rows_total + row) * HEADS + head
     tl.store(part_m + part, m, mask=stored)
     tl.store(part_l + part, l, mask=stored)
-    tl.store(
-        part_acc + part[:, None] * HEAD_DIM + d[None, :], acc, mask=stored[:, None] & in_head[None, :]
-    )
+    tl.store(part_acc + part[:, None] * HEAD_DIM + d[None, :], acc, mask=stored[:, None] & in_head[None, :])
 
 
 @triton.jit
@@ -271,7 +268,8 @@ def _decode_attention(
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values that all images of a source share: k, v [sources, n_head, P, head_dim] (scales [sources, n_head, P]).
+    """Keys and values that all images of a source share: k, v [sources, n_head, P, head_dim] (scales [sources,
+    n_head, P]).
 
     lengths: int32 [sources], how much of P is used. blocks: int32 [n_blocks, 3], from `plan_prefix`. splits: programs
     that share the keys of a source and head. part_m, part_l, part_acc: scratch, from `prefix_scratch`.
@@ -291,7 +289,9 @@ class Prefix:
 
 
 def plan_prefix(source: list[int], window: int, block_m: int) -> list[tuple[int, int, int]]:
-    """(source, first row, rows) of every program of the prefix kernel. source: [lanes], equal numbers are neighbours."""
+    """(source, first row, rows) of every program of the prefix kernel. source: [lanes], equal numbers are
+    neighbours.
+    """
     blocks, lane = [], 0
     while lane < len(source):
         end = lane
@@ -321,7 +321,7 @@ def make_prefix(
     v_scale: torch.Tensor | None = None,
 ) -> Prefix:
     """Plans the prefix of lanes whose sources are `source`, for windows of `window` queries."""
-    _, n_head, length, head_dim = k.shape
+    _, n_head, _, head_dim = k.shape
     config = settings(configs, "prefix_attention", len(source) * window)
     blocks = plan_prefix(source, window, config["block_m"])
     scratch = part_scratch(config["splits"], len(source) * window, n_head, head_dim, k.device)
@@ -382,15 +382,15 @@ def decode_attention(
     if prefix is not None:
         prefix_config = settings(configs, "prefix_attention", rows)
         _prefix_attention[(len(prefix.blocks), n_head, prefix.splits)](
-            q, prefix.k, prefix.v, _or(prefix.k_scale, prefix.k), _or(prefix.v_scale, prefix.v), prefix.blocks, prefix.lengths,
-            prefix.part_m, prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], scale,
+            q, prefix.k, prefix.v, _or(prefix.k_scale, prefix.k), _or(prefix.v_scale, prefix.v), prefix.blocks,
+            prefix.lengths, prefix.part_m, prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], scale,
             HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=prefix.block_m, BLOCK_S=prefix_config["block_s"],
             SPLITS=prefix.splits, SCALED=scaled, STAGES=prefix_config["stages"], num_warps=prefix_config["warps"],
         )  # fmt: skip
     parts = (None, None, None) if prefix is None else (prefix.part_m, prefix.part_l, prefix.part_acc)
     _decode_attention[(lanes * n_head, splits)](
-        q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, part_m, part_l, part_acc, arrivals, *parts,
-        rows, q_stride, capacity, scale,
+        q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, part_m, part_l, part_acc,
+        arrivals, *parts, rows, q_stride, capacity, scale,
         HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window, BLOCK_W=block_w, BLOCK_S=config["block_s"],
         SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits, SCALED=scaled, STAGES=config["stages"],
         num_warps=config["warps"],
@@ -434,8 +434,12 @@ def decode_attention_reference(
             if prefix_k is not None:
                 assert prefix_v is not None and source is not None and lengths is not None
                 at, length = source[lane], int(lengths[source[lane]])
-                more_k = plain(prefix_k[at, :, :length], None if prefix_k_scale is None else prefix_k_scale[at, :, :length])
-                more_v = plain(prefix_v[at, :, :length], None if prefix_v_scale is None else prefix_v_scale[at, :, :length])
+                more_k = plain(
+                    prefix_k[at, :, :length], None if prefix_k_scale is None else prefix_k_scale[at, :, :length]
+                )
+                more_v = plain(
+                    prefix_v[at, :, :length], None if prefix_v_scale is None else prefix_v_scale[at, :, :length]
+                )
                 k, v = torch.cat([more_k, k], dim=1), torch.cat([more_v, v], dim=1)
             scores = torch.einsum("hd,hsd->hs", q[lane, j].float(), k) / math.sqrt(q.shape[-1])
             out[lane, j] = torch.einsum("hs,hsd->hd", scores.softmax(-1), v).to(q.dtype)

@@ -1,7 +1,7 @@
 """Appends keys and values to a cache, scaling them into 8 bits where the cache is int8 or float8_e4m3.
 
-A cache is [n, n_head, capacity, head_dim], so that one head's keys are one contiguous stream. An 8-bit cache has a float32
-scale for every vector, [n, n_head, capacity]: value = stored · scale. `append_kv_reference` is the plain twin.
+A cache is [n, n_head, capacity, head_dim], so that one head's keys are one contiguous stream. An 8-bit cache has a
+float32 scale for every vector, [n, n_head, capacity]: value = stored · scale. `append_kv_reference` is the plain twin.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-
 from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES, expect, expect_contiguous, row_stride
 
 
@@ -79,16 +78,20 @@ def append_kv(
     capacity = k_cache.shape[2]
     stride = row_stride("k", k)
     expect(k.shape == v.shape and row_stride("v", v) == stride, "k and v must have one shape and one layout")
-    expect(k_cache.shape == v_cache.shape == (n, n_head, capacity, head_dim), f"caches must be {(n, n_head, '…', head_dim)}")
+    expect(
+        k_cache.shape == v_cache.shape == (n, n_head, capacity, head_dim),
+        f"caches must be {(n, n_head, '…', head_dim)}",
+    )
     expect(slots.dtype == torch.int32 and slots.shape == (n,), "slots must be int32 [n]")
     expect_contiguous(k_cache=k_cache, v_cache=v_cache, slots=slots, k_scale=k_scale, v_scale=v_scale)
     scaled = k_cache.dtype in SCALED_TYPES
     expect(scaled or k_cache.dtype in PLAIN_TYPES, f"a cache cannot be {k_cache.dtype}")
     expect(scaled == (k_scale is not None) == (v_scale is not None), "scales go with an 8-bit cache, and only with one")
     _append_kv[(n * window,)](
-        k, v, k_cache, v_cache, k_scale if scaled else k_cache, v_scale if scaled else v_cache, slots, stride, capacity, window,
-        HEADS=n_head, HEAD_DIM=head_dim, BLOCK_H=triton.next_power_of_2(n_head), BLOCK_D=triton.next_power_of_2(head_dim),
-        LIMIT=SCALED_TYPES.get(k_cache.dtype, 0.0), ROUND=k_cache.dtype == torch.int8, num_warps=4,
+        k, v, k_cache, v_cache, k_scale if scaled else k_cache, v_scale if scaled else v_cache, slots, stride,
+        capacity, window, HEADS=n_head, HEAD_DIM=head_dim, BLOCK_H=triton.next_power_of_2(n_head),
+        BLOCK_D=triton.next_power_of_2(head_dim), LIMIT=SCALED_TYPES.get(k_cache.dtype, 0.0),
+        ROUND=k_cache.dtype == torch.int8, num_warps=4,
     )  # fmt: skip
 
 

@@ -1,13 +1,14 @@
 """What all launchers share: the launch configurations, which are data, and the names of dtypes in them.
 
 kernels/configs/ holds one JSON file per GPU family, with default.json for the rest. A file maps a kernel's name to rows
-of settings in rising order of "upto"; the first row whose "upto" is at least the size of the work is taken (the last row
-has none). Whoever has the GPU writes these files by measurement: `python -m benchmarks.tune`.
+of settings in rising order of "upto"; the first row whose "upto" is at least the size of the work is taken (the last
+row has none). Whoever has the GPU writes these files by measurement: `python -m benchmarks.tune`.
 """
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -29,10 +30,36 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def family(device: torch.device) -> str:
-    """Name of the configuration file for a device: "sm90", "gfx942"; "default" on the CPU."""
+def why_unavailable(device: torch.device) -> str | None:
+    """A sentence that says why these kernels can't run on a device, or None if they can. Does not import triton."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if interpreting():
+        return (
+            None if device.type == "cpu" else f"TRITON_INTERPRET=1 runs kernels on the CPU, and the device is {device}"
+        )
     if device.type != "cuda":
-        return "default"
+        return f"Triton kernels need a CUDA or ROCm GPU, and the device is {device}"
+    if not torch.version.hip and torch.cuda.get_device_capability(device) < (8, 0):
+        major, minor = torch.cuda.get_device_capability(device)
+        return (
+            f"Triton kernels need compute capability 8.0, and {torch.cuda.get_device_name(device)} has {major}.{minor}"
+        )
+    return None
+
+
+def stores_float8(device: torch.device) -> bool:
+    """Whether kernels can convert float8_e4m3 here: NVIDIA from compute capability 8.9 on, and the interpreter."""
+    if device.type != "cuda":
+        return True
+    return not torch.version.hip and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def family(device: torch.device) -> str:
+    """Name of the configuration file for a device: "sm90", "gfx942"; "interpreter" on the CPU, where programs
+    run one after another, so few and large ones are best."""
+    if device.type != "cuda":
+        return "interpreter"
     if torch.version.hip:
         return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
     major, minor = torch.cuda.get_device_capability(device)

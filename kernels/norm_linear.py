@@ -1,11 +1,12 @@
 """RMS norm and a linear layer for few rows: the weights are streamed once, everything else rides along.
 
-y = norm(x) · gain @ weightᵀ + bias, then quick-GELU, or added to a float32 residual stream, or split into q, k, v with k and
-v written straight into the cache. The norm's factor is one number per row, so it is applied to the products: one pass
-over x and the weights serves both. One row is a stream of multiply-adds, more are a matrix product.
+y = norm(x) · gain @ weightᵀ + bias, then quick-GELU, or added to a float32 residual stream, or split into q, k, v with
+k and v written straight into the cache. The norm's factor is one number per row, so it is applied to the products: one
+pass over x and the weights serves both. One row is a stream of multiply-adds, more are a matrix product.
 
 With many rows the layer is bound by arithmetic and cuBLAS is better at it: from `cublas_from` rows of the measured
-configuration on, the product is cuBLAS's, between a kernel for the norm and one for what follows. Weights are [out, in].
+configuration on, the product is cuBLAS's, between a kernel for the norm and one for what follows. Weights are [out,
+in].
 
 `norm_linear_reference` is the plain twin.
 """
@@ -17,8 +18,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-
-from fastigpt.kernels.kv_cache import append_kv, append_kv_reference
+from fastigpt.kernels.kv_cache import append_kv_reference
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, expect_contiguous, settings
 
 
@@ -128,7 +128,9 @@ def _norm(x, gain, out, epsilon, K: tl.constexpr, BLOCK_K: tl.constexpr, NORM: t
 
 
 @triton.jit
-def _finish(y, bias, out, N: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr):
+def _finish(
+    y, bias, out, N: tl.constexpr, BLOCK_N: tl.constexpr, BIAS: tl.constexpr, GELU: tl.constexpr, RESIDUAL: tl.constexpr
+):
     # One row of what follows the product y: bias, quick-GELU, sum with the residual stream.
     at = tl.program_id(0).to(tl.int64) * N
     for n0 in range(0, N, BLOCK_N):
@@ -159,7 +161,9 @@ def rms_norm(x: torch.Tensor, gain: torch.Tensor | None, out: torch.Tensor, epsi
 def finish(
     y: torch.Tensor, out: torch.Tensor, *, bias: torch.Tensor | None = None, gelu: bool = False, residual: bool = False
 ) -> torch.Tensor:
-    """What follows a product y [rows, N]: bias, quick-GELU, and either a store to out or, if `residual`, a sum with it."""
+    """What follows a product y [rows, N]: bias, quick-GELU, and either a store to out or, if `residual`, a sum with
+    it.
+    """
     expect(y.shape == out.shape, f"out must be {tuple(y.shape)}, not {tuple(out.shape)}")
     expect_contiguous(y=y, out=out, bias=bias)
     width = y.shape[1]
@@ -196,9 +200,10 @@ def norm_linear(
 
     weight: [N, K], float32, bfloat16 or float16. gain: [K], None = no norm. residual: out is float32 and is added to.
     kv_cache: (k, v), each [rows / window, n_head, capacity, head_dim], for the fused projection of q, k and v; row r is
-    written to slot slots[r // window] + r % window, unless that is −1 or past the capacity. An 8-bit cache cannot be
-    written from here, for its scale needs a whole head: use `append_kv`. scratch: [rows · (K + N)] of weight's dtype
-    for the way over cuBLAS, so that a captured graph owns its memory.
+    written to slot slots[r // window] + r % window, unless that is −1 or past the capacity. That always takes the
+    kernel, and an 8-bit cache cannot be written from here, for its scale needs a whole head: for either, use
+    `append_kv`. scratch: at least rows · (K + N) of weight's dtype for the way over cuBLAS, so that a captured graph
+    owns its memory.
     """
     rows, width = x.shape
     n = weight.shape[0]
@@ -214,8 +219,8 @@ def norm_linear(
         expect(rows % window == 0, f"rows ({rows}) must be a multiple of window ({window})")
         expect(kv_cache[0].dtype in PLAIN_TYPES, "an 8-bit cache is written by append_kv")
         expect_contiguous(k_cache=kv_cache[0], v_cache=kv_cache[1])
-    if config is None and uses_cublas(rows, configs):
-        return _many_rows(x, weight, out, gain, bias, epsilon, gelu, residual, kv_cache, slots, window, scratch)
+    if config is None and kv_cache is None and uses_cublas(rows, configs):
+        return _many_rows(x, weight, out, gain, bias, epsilon, gelu, residual, scratch)
 
     k_cache, v_cache = kv_cache or (out, out)
     config = config or settings(configs, "norm_linear", rows)
@@ -240,9 +245,6 @@ def _many_rows(
     epsilon: float,
     gelu: bool,
     residual: bool,
-    kv_cache: tuple[torch.Tensor, torch.Tensor] | None,
-    slots: torch.Tensor | None,
-    window: int,
     scratch: torch.Tensor | None,
 ) -> torch.Tensor:
     rows, width = x.shape
@@ -251,16 +253,10 @@ def _many_rows(
         scratch = torch.empty(rows * (width + n), dtype=weight.dtype, device=x.device)
     if gain is not None or x.dtype != weight.dtype:
         x = rms_norm(x, gain, scratch[: rows * width].view(rows, width), epsilon)
+    if bias is None and not gelu and not residual and out.dtype == weight.dtype:
+        return torch.mm(x, weight.T, out=out)
     y = torch.mm(x, weight.T, out=scratch[rows * width : rows * (width + n)].view(rows, n))
-    if kv_cache is None:
-        return finish(y, out, bias=bias, gelu=gelu, residual=residual)
-    if bias is not None:
-        finish(y, y, bias=bias)
-    assert slots is not None
-    _, n_head, _, head_dim = kv_cache[0].shape
-    parts = y.view(rows // window, window, 3, n_head, head_dim)
-    append_kv(parts[:, :, 1], parts[:, :, 2], *kv_cache, slots)
-    return out.copy_(y[:, : n // 3])
+    return finish(y, out, bias=bias, gelu=gelu, residual=residual)
 
 
 def norm_linear_reference(

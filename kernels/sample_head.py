@@ -1,18 +1,19 @@
 """From the hidden states of a window to decided tokens and the next window's inputs, in one launch.
 
 Final norm, head, guidance, temperature, top-k, top-p, noise, argmax, known tokens, which guesses were right, and the
-embeddings of the next inputs. The colours are split over TILES programs for each block of images: each scores its colours
-and computes their noise (the bulk of the work); the last to finish chooses the tokens. Position, tokens and noise
-counters live on the device, so a captured graph can be replayed without the host.
+embeddings of the next inputs. The colours are split over TILES programs for each block of images: each scores its
+colours and computes their noise (the bulk of the work); the last to finish chooses the tokens. Position, tokens and
+noise counters live on the device, so a captured graph can be replayed without the host.
 
-The window of image b scores pixels position[b] … position[b] + W − 1. Its inputs are the token before and W − 1 guesses.
-The draw at a pixel depends only on the tokens before it, so it stands if all guesses before it were equal to their draws:
-that many tokens are kept, and the next window starts behind them. Its guesses are the draws that were not kept, then
-draws from the last row's logits with the noise of the pixel they are for (fixed-point sampling; Wiggers and Hoogeboom
-2020, arXiv 2002.09928). W = 1 is plain decoding.
+The window of image b scores pixels position[b] … position[b] + W − 1. Its inputs are the token before and W − 1
+guesses. The draw at a pixel depends only on the tokens before it, so it stands if all guesses before it were equal to
+their draws: that many tokens are kept, and the next window starts behind them. Its guesses are the draws that were
+not kept, then draws from the last row's logits with the noise of the pixel they are for (fixed-point sampling;
+Wiggers and Hoogeboom 2020, arXiv 2002.09928). W = 1 is plain decoding.
 
-The draw follows the noise contract of fastigpt/sampling.py bit for bit, and needs no sort: thresholds of top-k and top-p
-are found by bisection over the bit patterns of the scores, ties included. `sample_head_reference` is the plain twin.
+The draw follows the noise contract of fastigpt/sampling.py bit for bit, and needs no sort: thresholds of top-k and
+top-p are found by bisection over the bit patterns of the scores, ties included. `sample_head_reference` is the plain
+twin.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
 
 from fastigpt.engine import Drawing
-from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
-from fastigpt.sampling import draw, filter_logits, gumbel_noise, guide
+from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
 
 
 @triton.jit
@@ -84,8 +85,8 @@ def _top_k(scores, k):
 
 @triton.jit
 def _top_p(scores, rest):
-    # Removes the least likely while their probabilities sum to at most rest = 1 − top_p: in rising order of score, of equal
-    # scores the lowest token first; never the last.
+    # Removes the least likely while their probabilities sum to at most rest = 1 − top_p: in rising order of score, of
+    # equal scores the lowest token first; never the last.
     keys = _ordered(scores)
     c = tl.arange(0, scores.shape[1])
     top = tl.max(scores, axis=1)
@@ -123,7 +124,9 @@ def _logits(
         inside = k < WIDTH
         h = tl.load(x + row[:, None] * WIDTH + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
         g = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
-        w = tl.load(weight + color[:, None] * WIDTH + k[None, :], mask=(color < COLORS)[:, None] & inside[None, :], other=0.0)
+        w = tl.load(
+            weight + color[:, None] * WIDTH + k[None, :], mask=(color < COLORS)[:, None] & inside[None, :], other=0.0
+        )
         squares += tl.sum(h * h, axis=1)
         acc = tl.dot((h * g[None, :]).to(w.dtype), tl.trans(w), acc, input_precision="ieee")
     return acc * tl.rsqrt(squares / WIDTH + epsilon)[:, None]
@@ -201,7 +204,8 @@ def _embed(
     WIDTH: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr, IMAGES: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr, GUIDED: tl.constexpr,
 ):  # fmt: skip
-    # Token and position of every input; those past the last pixel take its position, and nobody reads what comes of them.
+    # Token and position of every input; those past the last pixel take its position, and nobody reads what comes of
+    # them.
     image, j, ok = _rows(tl.arange(0, BLOCK_R), block, n, W, BLOCK_W, IMAGES)
     start = tl.load(position + image, mask=ok, other=n_pixels)
     ok = ok & (start < n_pixels)
@@ -315,7 +319,9 @@ def _sample_head(
 
 @dataclass(frozen=True)
 class Head:
-    """What the head needs of a model: gain [width], weight [colours, width], wte [colours + 1, width], wpe [pixels, width]."""
+    """What the head needs of a model: gain [width], weight [colours, width], wte [colours + 1, width], wpe [pixels,
+    width].
+    """
 
     gain: torch.Tensor
     weight: torch.Tensor
@@ -387,7 +393,8 @@ def sample_head(
     advance: bool = True,
 ) -> None:
     """One pass's end: x float32 [lanes · W, width] and inputs int32 [n, W] of this window become those of the next, and
-    state moves on. Of `drawing` only which steps there are is read: the values are in state, so a graph serves them all.
+    state moves on. Of `drawing` only which steps there are is read: the values are in state, so a graph serves them
+    all.
 
     advance=False only draws, into scratch.chosen[:, :W].
     """
@@ -396,7 +403,9 @@ def sample_head(
     n_pixels = state.canvas.shape[1]
     guided = drawing.guidance_scale is not None
     lanes = n * (2 if guided else 1)
-    expect(x.shape == (lanes * window, width) and x.dtype == torch.float32, f"x must be float32 {(lanes * window, width)}")
+    expect(
+        x.shape == (lanes * window, width) and x.dtype == torch.float32, f"x must be float32 {(lanes * window, width)}"
+    )
     expect(inputs.dtype == torch.int32, "inputs must be int32")
     expect(state.slots.shape == state.offset.shape == (lanes,), f"slots and offset must be [{lanes}]")
     expect(state.index.shape == state.position.shape == (n,), f"index and position must be [{n}]")

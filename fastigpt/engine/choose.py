@@ -10,8 +10,10 @@ from fastigpt.engine import Engine
 from fastigpt.engine.cpu import CpuEngine
 from fastigpt.engine.portable import PortableEngine
 from fastigpt.engine.reference import ReferenceEngine
+from fastigpt.kernels import launch
 
-BACKENDS = ("cpu", "portable", "reference")  # fastest first
+# Fastest first of those that run on a device: cpu runs on CPUs only, and triton there only in its interpreter.
+BACKENDS = ("cpu", "triton", "portable", "reference")
 
 DTYPES = {
     "float32": torch.float32,
@@ -52,6 +54,8 @@ def why_unavailable(backend: str, device: torch.device) -> str | None:
     """A sentence that says why a backend can't run on a device, or None if it can."""
     if backend == "cpu" and device.type != "cpu":
         return "it runs on CPUs only"
+    if backend == "triton":
+        return launch.why_unavailable(device)
     return None
 
 
@@ -78,6 +82,10 @@ def build(
     reason = why_unavailable(backend, place)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot run on {place}: {reason}")
+    if backend == "triton":
+        from fastigpt.engine.triton import TritonEngine  # imports triton, which is not everywhere
+
+        return TritonEngine(config, weights, device=place, dtype=number, kv_dtype=cache)
     if backend == "reference":
         return ReferenceEngine(config, weights, device=place, dtype=number, kv_dtype=cache)
     if backend == "cpu":

@@ -1,11 +1,14 @@
-"""Causal attention equals its plain twin: whole sequences, blocks appended to a cache, odd lengths, parts of a fused qkv."""
+"""Causal attention equals its plain twin: whole sequences, blocks appended to a cache, odd lengths, parts of a fused
+qkv.
+"""
 
 import pytest
 import torch
+from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels.causal_attention import causal_attention, causal_attention_reference  # noqa: E402
+from fastigpt.kernels.causal_attention import causal_attention, causal_attention_reference
 
 CONFIGS = {"causal_attention": [{"block_m": 16, "block_n": 16, "stages": 1, "warps": 4}]}
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 3e-3}

@@ -2,16 +2,17 @@
 
 import pytest
 import torch
+from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels.decode_attention import (  # noqa: E402
+from fastigpt.kernels.decode_attention import (
     decode_attention,
     decode_attention_reference,
     make_prefix,
     plan_prefix,
 )
-from fastigpt.kernels.kv_cache import quantize_kv_reference  # noqa: E402
+from fastigpt.kernels.kv_cache import quantize_kv_reference
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -50,9 +51,7 @@ def test_one_token_equals_the_twin(generator, device, dtype, head_dim, splits):
     used = [s + 1 for s in slots]
     out = torch.full_like(q, float("nan"))
     slots = torch.tensor(slots, dtype=torch.int32, device=device)
-    got = decode_attention(
-        q, poisoned(k, used), poisoned(v, used), slots, configs=config(splits=splits), out=out
-    )
+    got = decode_attention(q, poisoned(k, used), poisoned(v, used), slots, configs=config(splits=splits), out=out)
     assert got.data_ptr() == out.data_ptr()
     close(got, decode_attention_reference(q, k, v, slots), dtype)
 
@@ -160,7 +159,7 @@ def test_plan_covers_every_row_once():
     [
         ({"slots": torch.zeros(2, dtype=torch.int64)}, "int32"),
         ({"k_cache": torch.zeros(2, 2, 8, 32)}, "k_cache"),
-        ({"k_cache": torch.zeros(2, 2, 8, 64, dtype=torch.int8), "v_cache": torch.zeros(2, 2, 8, 64, dtype=torch.int8)}, "scales"),
+        ({name: torch.zeros(2, 2, 8, 64, dtype=torch.int8) for name in ("k_cache", "v_cache")}, "scales"),
         ({"k_cache": torch.zeros(2, 2, 64, 8).transpose(2, 3)}, "contiguous"),
     ],
 )  # fmt: skip

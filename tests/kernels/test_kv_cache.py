@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels.kv_cache import append_kv, append_kv_reference  # noqa: E402
+from fastigpt.kernels.kv_cache import append_kv, append_kv_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.engine import Drawing  # noqa: E402
-from fastigpt.kernels.launch import table  # noqa: E402
-from fastigpt.kernels.sample_head import (  # noqa: E402
+from fastigpt.kernels.launch import table
+from fastigpt.kernels.sample_head import (
     Head,
     State,
     make_scratch,
@@ -17,7 +17,9 @@ from fastigpt.kernels.sample_head import (  # noqa: E402
     sample_head_reference,
     set_drawing,
 )
-from fastigpt.sampling import gumbel_noise  # noqa: E402
+
+from fastigpt.engine import Drawing
+from fastigpt.sampling import gumbel_noise
 
 CONFIGS = {**table("default"), "sample_head": [{"block_c": 16, "block_k": 16, "warps": 4}]}
 
@@ -125,8 +127,10 @@ def draw_from(scores, drawing, index, position):
     head = Head(ones, weight, weight, weight, 0.0)
     canvas = torch.full((n, int(position.max()) + 1), -1, dtype=torch.int32, device=scores.device)
     zeros = torch.zeros(n, dtype=torch.int32, device=scores.device)
-    state = State(canvas, canvas.to(torch.int8), position.int(), zeros, zeros, index,
-                  torch.zeros(2, dtype=torch.int64, device=scores.device), torch.zeros(3, device=scores.device))  # fmt: skip
+    integers, numbers = torch.zeros(2, dtype=torch.int64), torch.zeros(3)
+    state = State(
+        canvas, canvas.to(torch.int8), position.int(), zeros, zeros, index, integers.to(x.device), numbers.to(x.device)
+    )
     set_drawing(state.integers, state.numbers, drawing, n_colors)
     scratch = make_scratch(n, 1, n_colors, scores.device)
     inputs = torch.zeros((n, 1), dtype=torch.int32, device=scores.device)
