@@ -32,7 +32,7 @@ def close(got, expected, dtype):
 
 
 @pytest.mark.parametrize("configs", [FEW, MANY], ids=["kernel", "cublas"])
-@pytest.mark.parametrize("rows", [1, 3, 17])
+@pytest.mark.parametrize("rows", [1, 17])
 @pytest.mark.parametrize(
     "dtype, options",
     [

@@ -1,0 +1,517 @@
+"""The kernels as PyTorch operators, under one name on every device: torch.ops.fastigpt.*
+
+On a GPU they are the Triton kernels, on a CPU plain PyTorch (`nearest_centroid`: the extension). They have fake
+implementations and declare what they change, so torch.compile(fullgraph=True) and torch.export take them as they are.
+Arguments are checked before anything is launched. Inference only: nothing here has a gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from fastigpt.engine import Drawing
+from fastigpt.kernels import launch
+from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES
+from fastigpt.quantize import nearest_centroid as _nearest_centroid
+from fastigpt.sampling import checked_drawing, draw, guide
+
+Tensor = torch.Tensor
+
+_library = torch.library.Library("fastigpt", "DEF")
+_library.define("causal_attention(Tensor q, Tensor k, Tensor v) -> Tensor")
+_library.define(
+    "decode_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor positions, *, "
+    "Tensor(c!)? k_scale=None, Tensor(d!)? v_scale=None, Tensor? prefix_k=None, Tensor? prefix_v=None, "
+    "Tensor? prefix_k_scale=None, Tensor? prefix_v_scale=None, Tensor? prefix_lengths=None) -> Tensor"
+)
+_library.define(
+    "sample_head(Tensor hidden, Tensor gain, Tensor weight, Tensor index, Tensor position, SymInt seed, *, "
+    "float temperature=1.0, SymInt? top_k=None, float? top_p=None, Tensor? known=None, "
+    "Tensor? unconditional=None, float guidance_scale=1.0, float epsilon=1e-05) -> Tensor"
+)
+_library.define("nearest_centroid(Tensor points, Tensor centroids) -> Tensor")
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention, scaled by 1/√head_dim: query i of Tq looks at keys 0 … Tk − Tq + i.
+
+    q: [B, Tq, n_head, head_dim], k, v: [B, Tk, n_head, head_dim], Tk ≥ Tq ≥ 1, all float32, bfloat16 or float16; tokens
+    may be any distance apart, the heads of a token are contiguous. Returns [B, Tq, n_head, head_dim], contiguous.
+    Raises ValueError or TypeError for anything else.
+    """
+    return torch.ops.fastigpt.causal_attention(q, k, v)
+
+
+def decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    prefix_k_scale: Tensor | None = None,
+    prefix_v_scale: Tensor | None = None,
+    prefix_lengths: Tensor | None = None,
+) -> Tensor:
+    """Appends W keys and values per image to its cache, and attends to the cache from W queries, causal among
+    themselves.
+
+    q, k, v: [n, W, n_head, head_dim]. k_cache, v_cache: [n, n_head, capacity, head_dim], changed: of q's dtype, or
+    int8 or float8_e4m3fn with k_scale, v_scale float32 [n, n_head, capacity], changed too. positions: int32 [n], the
+    slot of each image's first new key. prefix_k, prefix_v: [sources, n_head, P, head_dim] of the cache's dtype (with
+    scales if that is 8-bit), keys that all images of a source see besides; image b belongs to source b // (n /
+    sources). prefix_lengths: int32 [sources], how many of the P are used (None: all). Returns [n, W, n_head, head_dim].
+
+    Raises ValueError where a position is negative or the window would not fit the capacity, which asks the device for
+    the positions; while a CUDA graph is captured that is left out, and rows without a slot are not stored.
+    """
+    return torch.ops.fastigpt.decode_attention(
+        q, k, v, k_cache, v_cache, positions, k_scale=k_scale, v_scale=v_scale, prefix_k=prefix_k, prefix_v=prefix_v,
+        prefix_k_scale=prefix_k_scale, prefix_v_scale=prefix_v_scale, prefix_lengths=prefix_lengths,
+    )  # fmt: skip
+
+
+def sample_head(
+    hidden: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    position: Tensor,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    known: Tensor | None = None,
+    unconditional: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    epsilon: float = 1e-5,
+) -> Tensor:
+    """Tokens int64 [n] from hidden states [n, width]: RMS norm, head, filters, and a draw by the noise contract.
+
+    gain: [width]. weight: [colours, width]. index, position: int64 [n], image index and pixel of each draw. seed:
+    −2⁶³ … 2⁶³ − 1, taken modulo 2⁶⁴. temperature, top_k, top_p: as in fastigpt.sample. known: int64 [n], −1 = draw,
+    else the result. unconditional: hidden states [n, width] of the same images without their prompt, for guidance.
+    """
+    return torch.ops.fastigpt.sample_head(
+        hidden, gain, weight, index, position, seed, temperature=temperature, top_k=top_k, top_p=top_p, known=known,
+        unconditional=unconditional, guidance_scale=guidance_scale, epsilon=epsilon,
+    )  # fmt: skip
+
+
+def nearest_centroid(points: Tensor, centroids: Tensor) -> Tensor:
+    """int64 [...]: the exact nearest row of centroids [K, D] for points [..., D]; see fastigpt.nearest_centroid."""
+    return torch.ops.fastigpt.nearest_centroid(points, centroids)
+
+
+# --- what is accepted ------------------------------------------------------------------------------------------------
+
+
+def _shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(x.shape) != expected:
+        raise ValueError(f"{name} must have shape {list(expected)}, not {list(x.shape)}")
+
+
+def _dtype(name: str, x: Tensor, *allowed: torch.dtype) -> None:
+    if x.dtype not in allowed:
+        raise TypeError(f"{name} must be {' or '.join(str(d).removeprefix('torch.') for d in allowed)}, not {x.dtype}")
+
+
+def _same_device(**tensors: Tensor | None) -> None:
+    found = {name: str(x.device) for name, x in tensors.items() if x is not None}
+    if len(set(found.values())) > 1:
+        raise ValueError("all tensors must be on one device, not " + ", ".join(f"{n} on {d}" for n, d in found.items()))
+
+
+def _heads(name: str, x: Tensor) -> None:
+    if x.stride(3) != 1 or (x.shape[2] > 1 and x.stride(2) != x.shape[3]):
+        raise ValueError(f"the heads of a token of {name} must be contiguous, not strides {list(x.stride())}")
+
+
+def _contiguous(**tensors: Tensor | None) -> None:
+    for name, x in tensors.items():
+        if x is not None and not x.is_contiguous():
+            raise ValueError(f"{name} must be contiguous, not strides {list(x.stride())}")
+
+
+def _check_causal(q: Tensor, k: Tensor, v: Tensor) -> None:
+    if q.dim() != 4 or q.shape[1] < 1:
+        raise ValueError(f"q must be [B, Tq, n_head, head_dim] with Tq of at least 1, not {list(q.shape)}")
+    batch, tq, n_head, head_dim = q.shape
+    if k.dim() != 4 or k.shape[1] < tq:
+        raise ValueError(f"k must be [{batch}, at least {tq}, {n_head}, {head_dim}], not {list(k.shape)}")
+    _shape("k", k, (batch, k.shape[1], n_head, head_dim))
+    _shape("v", v, tuple(k.shape))
+    _same_device(q=q, k=k, v=v)
+    _dtype("q", q, *PLAIN_TYPES)
+    for name, x in (("k", k), ("v", v)):
+        _dtype(name, x, q.dtype)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        _heads(name, x)
+
+
+def _check_decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    prefix_k: Tensor | None,
+    prefix_v: Tensor | None,
+    prefix_k_scale: Tensor | None,
+    prefix_v_scale: Tensor | None,
+    prefix_lengths: Tensor | None,
+) -> None:
+    if q.dim() != 4 or 0 in q.shape:
+        raise ValueError(f"q must be [n, W, n_head, head_dim], none of them 0, not {list(q.shape)}")
+    n, _, n_head, head_dim = q.shape
+    _shape("k", k, tuple(q.shape))
+    _shape("v", v, tuple(q.shape))
+    if k_cache.dim() != 4 or k_cache.shape[2] < 1:
+        raise ValueError(f"k_cache must be [{n}, {n_head}, capacity, {head_dim}], not {list(k_cache.shape)}")
+    capacity = k_cache.shape[2]
+    _shape("k_cache", k_cache, (n, n_head, capacity, head_dim))
+    _shape("v_cache", v_cache, tuple(k_cache.shape))
+    _shape("positions", positions, (n,))
+    _same_device(
+        q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, k_scale=k_scale, v_scale=v_scale,
+        prefix_k=prefix_k, prefix_v=prefix_v, prefix_lengths=prefix_lengths,
+    )  # fmt: skip
+    _dtype("q", q, *PLAIN_TYPES)
+    for name, x in (("k", k), ("v", v)):
+        _dtype(name, x, q.dtype)
+    _dtype("k_cache", k_cache, q.dtype, *SCALED_TYPES)
+    _dtype("v_cache", v_cache, k_cache.dtype)
+    _dtype("positions", positions, torch.int32)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        launch.row_stride(name, x)
+    _contiguous(
+        k_cache=k_cache, v_cache=v_cache, positions=positions, k_scale=k_scale, v_scale=v_scale, prefix_k=prefix_k,
+        prefix_v=prefix_v, prefix_k_scale=prefix_k_scale, prefix_v_scale=prefix_v_scale,
+    )  # fmt: skip
+    _check_scales("_scale", k_cache, k_scale, v_scale)
+    if prefix_k is None:
+        if any(x is not None for x in (prefix_v, prefix_k_scale, prefix_v_scale, prefix_lengths)):
+            raise ValueError("prefix_k is missing beside other parts of a prefix")
+        return
+    if prefix_v is None:
+        raise ValueError("prefix_k needs prefix_v")
+    sources = prefix_k.shape[0]
+    if sources < 1 or n % sources:
+        raise ValueError(f"prefix_k has {sources} sources, which must divide the {n} images")
+    _shape("prefix_k", prefix_k, (sources, n_head, prefix_k.shape[2], head_dim))
+    _shape("prefix_v", prefix_v, tuple(prefix_k.shape))
+    _dtype("prefix_k", prefix_k, k_cache.dtype)
+    _dtype("prefix_v", prefix_v, k_cache.dtype)
+    _check_scales("prefix scale", prefix_k, prefix_k_scale, prefix_v_scale)
+    if prefix_lengths is not None:
+        _shape("prefix_lengths", prefix_lengths, (sources,))
+        _dtype("prefix_lengths", prefix_lengths, torch.int32)
+
+
+def _check_scales(what: str, cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
+    scaled = cache.dtype in SCALED_TYPES
+    for side, scale in (("k", k_scale), ("v", v_scale)):
+        if scaled != (scale is not None):
+            raise ValueError(f"a {cache.dtype} cache needs {'a' if scaled else 'no'} {what} for its {side}")
+        if scale is not None:
+            _shape(f"{side} {what}", scale, tuple(cache.shape[:-1]))
+            _dtype(f"{side} {what}", scale, torch.float32)
+
+
+def _check_positions(positions: Tensor, window: int, capacity: int, prefix_lengths: Tensor | None, prefix: int) -> None:
+    if positions.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    low, high = (int(x) for x in positions.aminmax())
+    if low < 0 or high + window > capacity:
+        raise ValueError(
+            f"positions must be between 0 and {capacity - window} ({window} new keys, capacity {capacity}), "
+            f"not {low if low < 0 else high}"
+        )
+    if prefix_lengths is not None:
+        low, high = (int(x) for x in prefix_lengths.aminmax())
+        if low < 0 or high > prefix:
+            raise ValueError(f"prefix_lengths must be between 0 and {prefix}, not {low if low < 0 else high}")
+
+
+def _check_sample(
+    hidden: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    position: Tensor,
+    known: Tensor | None,
+    unconditional: Tensor | None,
+) -> None:
+    if hidden.dim() != 2 or 0 in hidden.shape:
+        raise ValueError(f"hidden must be [n, width], none of them 0, not {list(hidden.shape)}")
+    n, width = hidden.shape
+    _shape("gain", gain, (width,))
+    if weight.dim() != 2 or weight.shape[0] < 1:
+        raise ValueError(f"weight must be [colours, {width}], not {list(weight.shape)}")
+    _shape("weight", weight, (weight.shape[0], width))
+    for name, x in (("hidden", hidden), ("gain", gain), ("weight", weight)):
+        _dtype(name, x, *PLAIN_TYPES)
+    for name, tensor in (("index", index), ("position", position), ("known", known)):
+        if tensor is not None:
+            _shape(name, tensor, (n,))
+            _dtype(name, tensor, torch.int64)
+    if unconditional is not None:
+        _shape("unconditional", unconditional, (n, width))
+        _dtype("unconditional", unconditional, hidden.dtype)
+    _same_device(
+        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
+        unconditional=unconditional,
+    )  # fmt: skip
+
+
+# --- on the CPU: plain PyTorch ---------------------------------------------------------------------------------------
+
+
+def _causal_attention_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    _check_causal(q, k, v)
+    tq, tk = q.shape[1], k.shape[1]
+    seen = torch.ones(tq, tk, dtype=torch.bool, device=q.device).tril(tk - tq)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).contiguous()
+
+
+def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x [..., head_dim] in 8 bits, and its float32 scales [...]."""
+    x = x.float()
+    largest = x.abs().amax(-1)
+    scale = torch.where(largest > 0, largest / SCALED_TYPES[dtype], 1.0)
+    x = x / scale[..., None]
+    return (torch.sign(x) * (x.abs() + 0.5).floor() if dtype == torch.int8 else x).to(dtype), scale
+
+
+def _plain(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return x if scale is None else (x.float() * scale[..., None]).to(dtype)
+
+
+def _decode_attention_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    prefix_k_scale: Tensor | None = None,
+    prefix_v_scale: Tensor | None = None,
+    prefix_lengths: Tensor | None = None,
+) -> Tensor:
+    _check_decode(
+        q, k, v, k_cache, v_cache, positions, k_scale, v_scale, prefix_k, prefix_v, prefix_k_scale, prefix_v_scale,
+        prefix_lengths,
+    )  # fmt: skip
+    n, window = q.shape[:2]
+    _check_positions(positions, window, k_cache.shape[2], prefix_lengths, 0 if prefix_k is None else prefix_k.shape[2])
+    image = torch.arange(n)[:, None]
+    slots = positions.long()[:, None] + torch.arange(window)  # [n, W]
+    for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+        if scale is None:
+            cache[image, :, slots] = x
+        else:
+            stored, factor = _scaled(x, cache.dtype)
+            cache.view(torch.uint8)[image, :, slots] = stored.view(torch.uint8)
+            scale[image, :, slots] = factor
+    end = int(slots.max()) + 1
+    keys = _plain(k_cache[:, :, :end], None if k_scale is None else k_scale[:, :, :end], q.dtype)
+    values = _plain(v_cache[:, :, :end], None if v_scale is None else v_scale[:, :, :end], q.dtype)
+    seen = torch.arange(end) <= slots[..., None]  # [n, W, end]
+    # Slots behind an image's own hold whatever was there before, which may be NaN: 0 · NaN must not reach a sum.
+    values = values.masked_fill(~seen[:, -1, None, :, None], 0.0)
+    keys = keys.masked_fill(~seen[:, -1, None, :, None], 0.0)
+    if prefix_k is not None and prefix_v is not None:
+        sources, _, length, _ = prefix_k.shape
+        used = torch.full((sources,), length) if prefix_lengths is None else prefix_lengths
+        inside = torch.arange(length) < used[:, None]  # [sources, P]
+        of_image = torch.arange(n) // (n // sources)
+        more = [
+            _plain(x, scale, q.dtype).masked_fill(~inside[:, None, :, None], 0.0)[of_image]
+            for x, scale in ((prefix_k, prefix_k_scale), (prefix_v, prefix_v_scale))
+        ]
+        keys, values = torch.cat([more[0], keys], 2), torch.cat([more[1], values], 2)
+        seen = torch.cat([inside[of_image][:, None].expand(-1, window, -1), seen], 2)
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=seen[:, None])
+    return y.transpose(1, 2).contiguous()
+
+
+def _drawing(seed: int, temperature: float, top_k: int | None, top_p: float | None, scale: float | None) -> Drawing:
+    return checked_drawing(seed % 2**64, temperature, top_k, top_p, scale)
+
+
+def _sample_head_cpu(
+    hidden: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    position: Tensor,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    known: Tensor | None = None,
+    unconditional: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    epsilon: float = 1e-5,
+) -> Tensor:
+    _check_sample(hidden, gain, weight, index, position, known, unconditional)
+    drawing = _drawing(seed, temperature, top_k, top_p, guidance_scale)
+
+    def logits(x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), x.shape[-1:], gain.float(), epsilon) @ weight.float().T
+
+    scores = logits(hidden)
+    if unconditional is not None:
+        scores = guide(scores, logits(unconditional), guidance_scale)
+    tokens = draw(scores, index, position, drawing)
+    return tokens if known is None else torch.where(known >= 0, known, tokens)
+
+
+def _nearest_centroid_cpu(points: Tensor, centroids: Tensor) -> Tensor:
+    return _nearest_centroid(points, centroids)
+
+
+# --- on a GPU: Triton, imported when first used ----------------------------------------------------------------------
+
+
+def _configs(x: Tensor) -> launch.Table:
+    reason = launch.why_unavailable(x.device)
+    if reason is not None:
+        raise RuntimeError(f"fastigpt's operators cannot run on {x.device}: {reason}")
+    return launch.table(launch.family(x.device))
+
+
+def _causal_attention_gpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    _check_causal(q, k, v)
+    configs = _configs(q)
+    from fastigpt.kernels.causal_attention import causal_attention
+
+    return causal_attention(q, k, v, configs=configs)
+
+
+def _decode_attention_gpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    prefix_k_scale: Tensor | None = None,
+    prefix_v_scale: Tensor | None = None,
+    prefix_lengths: Tensor | None = None,
+) -> Tensor:
+    _check_decode(
+        q, k, v, k_cache, v_cache, positions, k_scale, v_scale, prefix_k, prefix_v, prefix_k_scale, prefix_v_scale,
+        prefix_lengths,
+    )  # fmt: skip
+    n, window = q.shape[:2]
+    _check_positions(positions, window, k_cache.shape[2], prefix_lengths, 0 if prefix_k is None else prefix_k.shape[2])
+    if k_cache.dtype == torch.float8_e4m3fn and not launch.stores_float8(q.device):
+        raise ValueError("a float8_e4m3fn cache needs an NVIDIA GPU of compute capability 8.9 or later")
+    configs = _configs(q)
+    from fastigpt.kernels.decode_attention import decode_attention, make_prefix
+    from fastigpt.kernels.kv_cache import append_kv
+
+    prefix = None
+    if prefix_k is not None and prefix_v is not None:
+        sources = len(prefix_k)
+        if prefix_lengths is None:
+            prefix_lengths = torch.full((sources,), prefix_k.shape[2], dtype=torch.int32, device=q.device)
+        of_image = [b // (n // sources) for b in range(n)]
+        prefix = make_prefix(
+            prefix_k, prefix_v, prefix_lengths, of_image, window, configs, prefix_k_scale, prefix_v_scale
+        )
+    append_kv(k, v, k_cache, v_cache, positions, k_scale, v_scale)
+    return decode_attention(
+        q, k_cache, v_cache, positions, configs=configs, k_scale=k_scale, v_scale=v_scale, prefix=prefix
+    )
+
+
+def _sample_head_gpu(
+    hidden: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    position: Tensor,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    known: Tensor | None = None,
+    unconditional: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    epsilon: float = 1e-5,
+) -> Tensor:
+    _check_sample(hidden, gain, weight, index, position, known, unconditional)
+    drawing = _drawing(seed, temperature, top_k, top_p, None if unconditional is None else guidance_scale)
+    configs = _configs(hidden)
+    from fastigpt.kernels.sample_head import Head, State, make_scratch, sample_head, set_drawing
+
+    n, device = len(hidden), hidden.device
+    x = hidden if unconditional is None else torch.cat([hidden, unconditional])
+    head = Head(gain.contiguous(), weight.contiguous(), weight, weight, epsilon)
+    lanes = torch.zeros(len(x), dtype=torch.int32, device=device)
+    integers = torch.empty(2, dtype=torch.int64, device=device)
+    numbers = torch.empty(3, dtype=torch.float32, device=device)
+    set_drawing(integers, numbers, drawing, len(weight))
+    canvas = torch.full((n, 1), -1, dtype=torch.int32, device=device)  # known tokens are put in below
+    state = State(canvas, canvas.to(torch.int8), position.int(), lanes, lanes, index.contiguous(), integers, numbers)
+    inputs = torch.zeros((n, 1), dtype=torch.int32, device=device)
+    scratch = make_scratch(n, 1, len(weight), device)
+    sample_head(x.float().contiguous(), inputs, head, state, scratch, drawing, configs=configs, advance=False)
+    tokens = scratch.chosen[:, 0].long()
+    return tokens if known is None else torch.where(known >= 0, known, tokens)
+
+
+# --- shapes without values -------------------------------------------------------------------------------------------
+
+
+def _causal_attention_fake(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _decode_attention_fake(q: Tensor, *_: Tensor, **__: Tensor | None) -> Tensor:
+    return torch.empty_like(q, memory_format=torch.contiguous_format)
+
+
+def _sample_head_fake(hidden: Tensor, *_: object, **__: object) -> Tensor:
+    return hidden.new_empty(hidden.shape[:1], dtype=torch.int64)
+
+
+def _nearest_centroid_fake(points: Tensor, centroids: Tensor) -> Tensor:
+    return points.new_empty(points.shape[:-1], dtype=torch.int64)
+
+
+for _name, _cpu, _gpu, _fake in (
+    ("causal_attention", _causal_attention_cpu, _causal_attention_gpu, _causal_attention_fake),
+    ("decode_attention", _decode_attention_cpu, _decode_attention_gpu, _decode_attention_fake),
+    ("sample_head", _sample_head_cpu, _sample_head_gpu, _sample_head_fake),
+    ("nearest_centroid", _nearest_centroid_cpu, None, _nearest_centroid_fake),
+):
+    _library.impl(_name, _cpu, "CPU")
+    if _gpu is not None:
+        _library.impl(_name, _gpu, "CUDA")
+    torch.library.register_fake(f"fastigpt::{_name}", _fake, lib=_library)

@@ -1,0 +1,228 @@
+"""Every kernel compiles for real GPUs on a machine that has none, with the configurations that ship.
+
+For each: no register is spilled, shared memory stays within what a block may have, and the instructions that make it
+fast are there. `pytest -s` prints the table of registers, shared memory and spills. sm_90 is covered for all head dims,
+the other targets for one; `-m slow` compiles every row of every table for every head dim.
+"""
+
+import re
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from fastigpt.kernels import launch
+from fastigpt.kernels.causal_attention import _causal_attention
+from fastigpt.kernels.decode_attention import _decode_attention, _prefix_attention
+from fastigpt.kernels.kv_cache import _append_kv
+from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
+from fastigpt.kernels.sample_head import _sample_head
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+if launch.interpreting():
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+# Shared memory a block may have, in bytes; sm_100 and gfx942 by their vendors' tables.
+TARGETS = {
+    "sm80": (GPUTarget("cuda", 80, 32), 166912),
+    "sm90": (GPUTarget("cuda", 90, 32), 232448),
+    "sm100": (GPUTarget("cuda", 100, 32), 232448),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 65536),
+}
+# Integers that the launchers pass as multiples of 16: Triton specialises on it, as it does at run time.
+MULTIPLES = {"q_stride", "row_stride", "batch_q", "batch_k", "batch_v", "stride_q", "stride_k", "stride_v", "capacity"}
+HEADS = {64: 8, 96: 16, 128: 8}  # head_dim: n_head of small, large and medium
+WIDTH = 512
+
+
+def argument_types(function, constants, half, cache):
+    """Pointers and integers by name, as the engine calls the kernels in bfloat16."""
+    state = {"canvas": "*i32", "pass_starts": "*i8", "index": "*i64", "integers": "*i64"}
+    int32 = {"position", "inputs", "slots", "offset", "chosen", "arrivals", "blocks", "lengths"}
+    float32 = {"part_m", "part_l", "part_acc", "prefix_m", "prefix_l", "prefix_acc", "numbers", "scores", "noise",
+               "k_scale", "v_scale", "gain"}  # fmt: skip
+    types = {}
+    for name in function.arg_names:
+        if name in constants:
+            types[name] = "constexpr"
+        elif name in state:
+            types[name] = state[name]
+        elif name in int32:
+            types[name] = "*i32"
+        elif name in {*float32, "x"} or (name == "out" and constants.get("RESIDUAL")):
+            types[name] = "*fp32"
+        elif name in {"k_cache", "v_cache"} or (name in {"k", "v"} and function is not _append_kv):
+            types[name] = cache
+        elif name in {"q", "k", "v", "out", "weight", "bias", "wte", "wpe", "y"}:
+            types[name] = half
+        elif name in {"scale", "epsilon"}:
+            types[name] = "fp32"
+        else:
+            types[name] = "i32"
+    return types
+
+
+def compiled(function, constants, target, warps, half="*bf16", cache="*bf16"):
+    types = argument_types(function, constants, half, cache)
+    aligned = [i for i, name in enumerate(function.arg_names) if types[name][0] == "*" or name in MULTIPLES]
+    source = ASTSource(function, types, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return triton.compile(source, target=target, options={"num_warps": warps})
+
+
+def cases(configs):
+    """(name, kernel, constants, warps, cache dtype) for every row of a table, with each head dim."""
+    for head_dim, heads in HEADS.items():
+        padded = triton.next_power_of_2(head_dim)
+        shape = {"HEADS": heads, "HEAD_DIM": head_dim, "BLOCK_D": padded}
+        for c in [launch.settings(configs, "causal_attention", head_dim)]:
+            constants = {**shape, "BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "STAGES": c["stages"]}
+            yield f"causal_attention {head_dim}", _causal_attention, constants, c["warps"], "*bf16"
+        for c in configs["prefix_attention"]:
+            constants = {**shape, "BLOCK_M": c["block_m"], "BLOCK_S": c["block_s"], "SPLITS": c["splits"],
+                         "SCALED": False, "STAGES": c["stages"]}  # fmt: skip
+            yield f"prefix_attention {head_dim} m={c['block_m']}", _prefix_attention, constants, c["warps"], "*bf16"
+        windows = [(1, c, "*bf16") for c in configs["decode_attention_1"]]
+        windows += [(8, c, "*bf16") for c in configs["decode_attention"][:1]]
+        if head_dim == 64:
+            windows += [(1, c, t) for c in configs["decode_attention_1"][-1:] for t in ("*i8", "*fp8e4nv")]
+            windows += [(64, c, "*bf16") for c in configs["decode_attention"][-1:]]
+        for window, c, cache in windows:
+            constants = {**shape, "WINDOW": window, "BLOCK_W": 1 if window == 1 else max(16, window),
+                         "BLOCK_S": c["block_s"], "SPLITS": c["splits"], "PREFIX_SPLITS": 2 if window == 8 else 0,
+                         "SCALED": cache != "*bf16", "STAGES": c["stages"]}  # fmt: skip
+            name = f"decode_attention {head_dim} W={window} splits={c['splits']} {cache[1:]}"
+            yield name, _decode_attention, constants, c["warps"], cache
+    heads, width = HEADS[64], WIDTH
+    nothing = {"NORM": False, "BIAS": False, "GELU": False, "RESIDUAL": False, "QKV": False}
+    for c in configs["norm_linear"]:
+        block = {"BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "BLOCK_K": c["block_k"], "STAGES": c["stages"]}
+        for name, k, n, steps in (
+            ("qkv", width, 3 * width, {"NORM": True, "QKV": True}),
+            ("fc", width, 4 * width, {"NORM": True, "GELU": True, "BIAS": True}),
+            ("out", 4 * width, width, {"RESIDUAL": True}),
+        ):
+            constants = {**nothing, **steps, "K": k, "N": n, "HEAD_DIM": 64, **block}
+            yield f"norm_linear {name} m={c['block_m']}", _norm_linear, constants, c["warps"], "*bf16"
+    for window, filters in ((1, False), (16, True), (32, False)):
+        c = launch.settings(configs, "sample_head", window)
+        constants = {"WIDTH": width, "COLORS": 512, "CP": 512, "W": window, "BLOCK_W": window,
+                     "IMAGES": max(1, 16 // window), "BLOCK_R": max(16, window), "CHUNK": 8 if filters else 16,
+                     "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "BLOCK_E": 256, "GUIDED": filters,
+                     "TOP_K": filters, "TOP_P": filters, "ADVANCE": True}  # fmt: skip
+        yield f"sample_head W={window}{' filters' if filters else ''}", _sample_head, constants, c["warps"], "*bf16"
+    append = {"HEADS": heads, "HEAD_DIM": 64, "BLOCK_H": 8, "BLOCK_D": 64, "LIMIT": 448.0, "ROUND": False}
+    yield "append_kv fp8", _append_kv, append, 4, "*fp8e4nv"
+    yield "rms_norm", _norm, {"K": width, "BLOCK_K": width, "NORM": True}, 4, "*bf16"
+    finish = {"N": 2048, "BLOCK_N": 2048, "BIAS": True, "GELU": True, "RESIDUAL": False}
+    yield "finish", _finish, finish, 4, "*bf16"
+
+
+def resources(kernel, target, folder, name):
+    """registers, spills and the instructions of a compiled kernel."""
+    if target.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        numbers = {m[1]: int(m[2]) for m in re.finditer(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", text)}
+        return numbers["vgpr_count"], numbers["vgpr_spill_count"], text
+    path = folder / (re.sub(r"\W", "_", name) + ".cubin")
+    path.write_bytes(kernel.asm["cubin"])
+    usage = subprocess.run(
+        [TOOLS / "cuobjdump", "--dump-resource-usage", path], capture_output=True, text=True, check=True
+    )
+    code = subprocess.run([TOOLS / "nvdisasm", path], capture_output=True, text=True, check=True).stdout
+    return int(re.findall(r"REG:(\d+)", usage.stdout)[-1]), len(re.findall(r"\b(?:STL|LDL)\b", code)), code
+
+
+def expected_instructions(name, target):
+    """What makes this kernel fast on this GPU, as a pattern of its machine code."""
+    if target.backend == "hip":
+        return None
+    if name.startswith("causal_attention"):
+        return {80: r"\bHMMA", 90: r"\bHGMMA", 100: r"UTCHMMA"}[target.arch]
+    if name.startswith(("decode_attention", "norm_linear")):
+        return r"\b(LDG\.E\.128|LDGSTS\.E\.BYPASS\.128|LDG\.E\.LTC\S*\.128)"
+    return None
+
+
+def representative(name, family):
+    """One row of each kind of work: enough to notice a kernel that no longer compiles well."""
+    if re.search(r"splits=4|m=16|m=32|rms_norm|finish|append", name):
+        return False
+    if family != "sm90":
+        return not re.search(r" (96|128)\b|W=64|W=32|norm_linear (qkv|out) m=64", name)
+    return not re.search(r"(prefix|decode)_attention 128|splits=1 bf16", name) or "W=64" in name
+
+
+@pytest.mark.parametrize("family", TARGETS)
+def test_kernels_compile_without_spills(family, tmp_path):
+    check(family, tmp_path, lambda name: representative(name, family))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("slow" not in sys.argv, reason="some minutes: ask for it with -m slow")
+@pytest.mark.parametrize("family", TARGETS)
+def test_every_configuration_compiles_without_spills(family, tmp_path):
+    check(family, tmp_path, lambda name: True)
+
+
+def check(family, tmp_path, chosen):
+    target, shared_limit = TARGETS[family]
+    configs = launch.table(family)
+    todo = [
+        case
+        for case in cases(configs)
+        if chosen(case[0])
+        and not (case[4] == "*fp8e4nv" and family in ("sm80", "gfx942"))  # refused there: see launch.stores_float8
+    ]
+
+    def work(case):
+        name, function, constants, warps, cache = case
+        kernel = compiled(function, constants, target, warps, cache=cache)
+        return name, kernel.metadata.shared, *resources(kernel, target, tmp_path, name)
+
+    with ThreadPoolExecutor(2) as pool:
+        rows = list(pool.map(work, todo))
+    print(f"\n{family:40} registers  shared  spills")
+    for name, shared, registers, spills, _ in rows:
+        print(f"{name:40} {registers:9} {shared:7} {spills:7}")
+    for name, shared, _, spills, code in rows:
+        assert spills == 0, f"{name} spills"
+        assert shared <= shared_limit, f"{name} needs {shared} bytes of shared memory"
+        pattern = expected_instructions(name, target)
+        assert pattern is None or re.search(pattern, code), f"{name} lacks {pattern}"
+
+
+def test_every_configuration_file_is_complete():
+    files = sorted(path.stem for path in launch.FOLDER.glob("*.json"))
+    assert {"default", "fixed", "interpreter", "sm90"} <= set(files)
+    wanted = {name: set(rows[0]) - {"upto", "dot"} for name, rows in launch.table("default").items()}
+    for file in files:
+        configs = launch.table(file)
+        assert set(configs) == set(wanted), file
+        for kernel, rows in configs.items():
+            sizes = [row["upto"] for row in rows[:-1]]
+            assert sizes == sorted(sizes) and "upto" not in rows[-1], f"{file}: {kernel}"
+            assert all(set(row) - {"upto", "dot"} == wanted[kernel] for row in rows), f"{file}: {kernel}"
+
+
+def test_fixed_configurations_depend_on_no_size_of_a_job():
+    """Only on the head dim, which a model fixes: a row's result is then the same in every batch and window."""
+    for kernel, rows in launch.table("fixed").items():
+        assert kernel == "causal_attention" or len(rows) == 1, kernel
+
+
+def test_stores_float8_is_what_the_compiler_accepts():
+    append = {"HEADS": 8, "HEAD_DIM": 64, "BLOCK_H": 8, "BLOCK_D": 64, "LIMIT": 448.0, "ROUND": False}
+    with pytest.raises(Exception, match=r"fp8e4nv|CompilationError"):
+        compiled(_append_kv, append, TARGETS["sm80"][0], 4, cache="*fp8e4nv")
+    assert torch.float8_e4m3fn in launch.SCALED_TYPES

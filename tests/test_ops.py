@@ -1,0 +1,191 @@
+"""The public operators: opcheck, fullgraph compilation, values against plain formulas, and errors before any work."""
+
+import math
+
+import pytest
+import torch
+
+import fastigpt.ops as ops
+from fastigpt.engine import Drawing
+from fastigpt.sampling import draw
+
+TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+
+
+def causal(dtype=torch.float32, tq=3, tk=5):
+    return tuple(torch.randn(2, t, 2, 8, dtype=dtype) for t in (tq, tk, tk))
+
+
+def decode(cache_dtype=torch.float32, window=2, prefix=True, n=4):
+    q, k, v = (torch.randn(n, window, 2, 8) for _ in range(3))
+    shape = (n, 2, 6, 8)
+    arguments = (q, k, v, *(torch.randn(shape).to(cache_dtype) for _ in range(2)))
+    options = {}
+    if cache_dtype != torch.float32:
+        options |= {"k_scale": torch.rand(shape[:-1]), "v_scale": torch.rand(shape[:-1])}
+    if prefix:
+        p = (2, 2, 3, 8)
+        options |= {"prefix_k": torch.randn(p).to(cache_dtype), "prefix_v": torch.randn(p).to(cache_dtype)}
+        options["prefix_lengths"] = torch.tensor([3, 1], dtype=torch.int32)
+        if cache_dtype != torch.float32:
+            options |= {"prefix_k_scale": torch.rand(p[:-1]), "prefix_v_scale": torch.rand(p[:-1])}
+    positions = torch.tensor([0, 1, 4, 2][:n], dtype=torch.int32)
+    return (*arguments, positions), options
+
+
+def sample(n=3):
+    hidden, gain, weight = torch.randn(n, 8), torch.rand(8), torch.randn(11, 8)
+    return hidden, gain, weight, torch.arange(n) + 2**40, torch.arange(n), -5
+
+
+CALLS = {
+    "causal_attention": (lambda: (causal(), {})),
+    "decode_attention": decode,
+    "sample_head": (lambda: (sample(), {"temperature": 0.8, "top_k": 5, "known": torch.tensor([-1, 4, -1])})),
+    "nearest_centroid": (lambda: ((torch.rand(4, 3), torch.rand(5, 3)), {})),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_opcheck(name):
+    arguments, options = CALLS[name]()
+    torch.library.opcheck(getattr(torch.ops.fastigpt, name).default, arguments, options, test_utils=TESTS)
+
+
+def test_opcheck_of_an_eight_bit_cache():
+    arguments, options = decode(torch.int8)
+    torch.library.opcheck(torch.ops.fastigpt.decode_attention.default, arguments, options, test_utils=TESTS)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_fullgraph_compilation(name):
+    arguments, options = CALLS[name]()
+    copies = [x.clone() if isinstance(x, torch.Tensor) else x for x in arguments]
+    function = getattr(ops, name)
+    compiled = torch.compile(lambda *a, **o: function(*a, **o), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*copies, **options), function(*arguments, **options))
+    for a, b in zip(copies, arguments):
+        assert not isinstance(a, torch.Tensor) or torch.equal(a, b)  # caches changed alike
+
+
+def plain_attention(q, k, v):
+    """One query, one head: q [D], k, v [S, D]."""
+    return (q @ k.T / math.sqrt(q.shape[-1])).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_causal_attention_is_the_formula(dtype, tolerance):
+    q, k, v = causal(dtype)
+    got = ops.causal_attention(q, k, v)
+    assert got.is_contiguous() and got.dtype == dtype
+    for b in range(2):
+        for i in range(3):
+            for h in range(2):
+                keys, values = k[b, : 3 + i, h].float(), v[b, : 3 + i, h].float()
+                expected = plain_attention(q[b, i, h].float(), keys, values)
+                torch.testing.assert_close(got[b, i, h].float(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8, torch.float8_e4m3fn])
+def test_decode_attention_appends_and_attends(cache_dtype):
+    (q, k, v, k_cache, v_cache, positions), options = decode(cache_dtype)
+    if cache_dtype == torch.float32:  # slots no query may see hold NaN
+        for b, first in enumerate(positions.tolist()):
+            k_cache[b, :, first:], v_cache[b, :, first:] = math.nan, math.nan
+    before = k_cache.clone()
+    got = ops.decode_attention(q, k, v, k_cache, v_cache, positions, **options)
+
+    def value(x, scale, *at):
+        return x[at].float() if scale is None else x[at].float() * scale[at][..., None]
+
+    scales = [options.get(name) for name in ("k_scale", "v_scale", "prefix_k_scale", "prefix_v_scale")]
+    for b, first in enumerate(positions.tolist()):
+        new = value(k_cache, scales[0], b, slice(None), slice(first, first + 2)).transpose(0, 1)
+        torch.testing.assert_close(new, k[b], atol={torch.float32: 0, torch.int8: 0.02}.get(cache_dtype, 0.2), rtol=0)
+        assert torch.equal(k_cache[b, :, :first].float(), before[b, :, :first].float())
+        source, used = b // 2, int(options["prefix_lengths"][b // 2])
+        for j in range(2):
+            for h in range(2):
+                parts = [
+                    torch.cat([value(p, ps, source, h, slice(used)), value(c, cs, b, h, slice(first + j + 1))])
+                    for p, ps, c, cs in (
+                        (options["prefix_k"], scales[2], k_cache, scales[0]),
+                        (options["prefix_v"], scales[3], v_cache, scales[1]),
+                    )
+                ]
+                torch.testing.assert_close(got[b, j, h], plain_attention(q[b, j, h], *parts), atol=1e-4, rtol=1e-4)
+
+
+def test_sample_head_is_norm_head_and_draw():
+    hidden, gain, weight, index, position, seed = sample()
+    x = hidden * torch.rsqrt((hidden**2).mean(-1, keepdim=True) + 1e-5) * gain
+    drawing = Drawing(seed=2**64 + seed, temperature=0.8, top_p=0.9)
+    expected = draw(x @ weight.T, index, position, drawing)
+    assert torch.equal(
+        ops.sample_head(hidden, gain, weight, index, position, seed, temperature=0.8, top_p=0.9), expected
+    )
+    known = torch.tensor([-1, 7, -1])
+    got = ops.sample_head(hidden, gain, weight, index, position, seed, temperature=0.8, top_p=0.9, known=known)
+    assert got.tolist() == [int(expected[0]), 7, int(expected[2])]
+    # Guided with scale 0, only the hidden states without the prompt count.
+    other = torch.randn_like(hidden)
+    guided = ops.sample_head(other, gain, weight, index, position, seed, unconditional=hidden, guidance_scale=0.0)
+    assert torch.equal(guided, ops.sample_head(hidden, gain, weight, index, position, seed))
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"q": torch.zeros(2, 1, 2, 8)}, ValueError, "k must have shape"),
+        ({"q": torch.zeros(4, 2, 2, 8, dtype=torch.float64)}, TypeError, "q must be float32"),
+        ({"k_cache": torch.zeros(4, 2, 6, 8, dtype=torch.int8)}, TypeError, "v_cache must be int8"),
+        ({"k_cache": torch.zeros(4, 2, 8, 6).transpose(2, 3)}, ValueError, "v_cache must have shape|contiguous"),
+        ({"positions": torch.zeros(4, dtype=torch.int64)}, TypeError, "positions must be int32"),
+        ({"positions": torch.tensor([0, 0, 5, 0], dtype=torch.int32)}, ValueError, "between 0 and 4 .*not 5"),
+        ({"positions": torch.tensor([0, -1, 0, 0], dtype=torch.int32)}, ValueError, "not -1"),
+        ({"q": torch.zeros(4, 2, 2, 8, device="meta")}, ValueError, "q on meta"),
+        ({"prefix_k": torch.zeros(3, 2, 3, 8)}, ValueError, "3 sources"),
+        ({"prefix_v": None}, ValueError, "prefix_v"),
+        ({"prefix_lengths": torch.tensor([4, 0], dtype=torch.int32)}, ValueError, "prefix_lengths .* not 4"),
+        ({"k_scale": torch.zeros(4, 2, 6)}, ValueError, "needs no _scale"),
+    ],
+)
+def test_decode_attention_names_what_is_wrong(change, error, message):
+    arguments, options = decode()
+    names = ("q", "k", "v", "k_cache", "v_cache", "positions")
+    with pytest.raises(error, match=message):
+        ops._decode_attention_cpu(**{**dict(zip(names, arguments)), **options, **change})
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        (lambda q, k, v: (q[0], k, v), ValueError, "q must be"),
+        (lambda q, k, v: (k, q, q), ValueError, "at least 5"),
+        (lambda q, k, v: (q, k, v[:, :4]), ValueError, "v must have shape"),
+        (lambda q, k, v: (q.half(), k, v), TypeError, "k must be float16"),
+        (lambda q, k, v: (q.int(), k, v), TypeError, "int32"),
+        (lambda q, k, v: (q.transpose(2, 3).contiguous().transpose(2, 3), k, v), ValueError, "contiguous"),
+    ],
+)
+def test_causal_attention_names_what_is_wrong(arguments, error, message):
+    with pytest.raises(error, match=message):
+        ops.causal_attention(*arguments(*causal()))
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"hidden": torch.zeros(3, 7)}, ValueError, "gain"),
+        ({"weight": torch.zeros(5, 7)}, ValueError, "weight"),
+        ({"index": torch.zeros(3, dtype=torch.int32)}, TypeError, "index"),
+        ({"position": torch.zeros(2, dtype=torch.int64)}, ValueError, "position"),
+        ({"temperature": -1.0}, ValueError, "temperature"),
+        ({"top_p": 0.0}, ValueError, "top_p"),
+        ({"unconditional": torch.zeros(3, 7)}, ValueError, "unconditional"),
+    ],
+)
+def test_sample_head_names_what_is_wrong(change, error, message):
+    names = ("hidden", "gain", "weight", "index", "position", "seed")
+    with pytest.raises(error, match=message):
+        ops.sample_head(**{**dict(zip(names, sample())), **change})
