@@ -403,7 +403,8 @@ def _causal_attention_gpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     configs = _configs(q)
     from fastigpt.kernels.causal_attention import causal_attention
 
-    return causal_attention(q, k, v, configs=configs)
+    with torch.cuda.device_of(q):
+        return causal_attention(q, k, v, configs=configs)
 
 
 def _decode_attention_gpu(
@@ -443,10 +444,11 @@ def _decode_attention_gpu(
         prefix = make_prefix(
             prefix_k, prefix_v, prefix_lengths, of_image, window, configs, prefix_k_scale, prefix_v_scale
         )
-    append_kv(k, v, k_cache, v_cache, positions, k_scale, v_scale)
-    return decode_attention(
-        q, k_cache, v_cache, positions, configs=configs, k_scale=k_scale, v_scale=v_scale, prefix=prefix
-    )
+    with torch.cuda.device_of(q):
+        append_kv(k, v, k_cache, v_cache, positions, k_scale, v_scale)
+        return decode_attention(
+            q, k_cache, v_cache, positions, configs=configs, k_scale=k_scale, v_scale=v_scale, prefix=prefix
+        )
 
 
 def _sample_head_gpu(
@@ -481,7 +483,8 @@ def _sample_head_gpu(
     state = State(canvas, canvas.to(torch.int8), position.int(), lanes, lanes, index.contiguous(), integers, numbers)
     inputs = torch.zeros((n, 1), dtype=torch.int32, device=device)
     scratch = make_scratch(n, 1, len(weight), device)
-    sample_head(x.float().contiguous(), inputs, head, state, scratch, drawing, configs=configs, advance=False)
+    with torch.cuda.device_of(hidden):
+        sample_head(x.float().contiguous(), inputs, head, state, scratch, drawing, configs=configs, advance=False)
     tokens = scratch.chosen[:, 0].long()
     return tokens if known is None else torch.where(known >= 0, known, tokens)
 

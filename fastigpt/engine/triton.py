@@ -9,12 +9,14 @@ interpreter the same code runs on the CPU, with direct launches where a GPU repl
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Filled, Job, OnRow
+from fastigpt.engine import Drawing, Filled, Job, OnRow
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.triton_session import Plan, Session
 from fastigpt.engine.window import WIDTHS
@@ -112,6 +114,10 @@ class TritonEngine:
         self.lock = threading.RLock()
         self._idle: dict[Plan, Session] = {}  # oldest first
 
+    def _device_guard(self) -> AbstractContextManager[object]:
+        # Triton launches on the current device, whatever its arguments are on.
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
     # --- whole sequences: scoring and prefill ------------------------------------------------------------------------
 
     def embed(self, tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
@@ -163,7 +169,7 @@ class TritonEngine:
 
     @torch.inference_mode()
     def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        with self.lock:
+        with self.lock, self._device_guard():
             x = self._score(tokens, prompt, layer)
             gain = self.head.gain if layer == self.config.n_layer else self.blocks[layer].ln_1
             rows = x.view(-1, x.shape[-1])
@@ -171,7 +177,7 @@ class TritonEngine:
 
     @torch.inference_mode()
     def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        with self.lock:
+        with self.lock, self._device_guard():
             x = self._score(tokens, prompt, self.config.n_layer)
             out = torch.empty((*x.shape[:2], self.config.n_colors), dtype=torch.float32, device=self.device)
             norm_linear(
@@ -184,7 +190,7 @@ class TritonEngine:
 
     @torch.inference_mode()
     def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
-        with self.lock:
+        with self.lock, self._device_guard():
             plan = Plan.of(self.config, job)
             # Taken out while in use: a callback that fills as well gets a session of its own.
             session = self._idle.pop(plan, None)
@@ -202,8 +208,17 @@ class TritonEngine:
         while self._idle and plan.bytes(self) > _MEMORY_SHARE * free_memory(self.device):
             del self._idle[next(iter(self._idle))]
 
+    @torch.inference_mode()
+    def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
+        with self.lock, self._device_guard():
+            tokens = torch.full((n, self.config.n_pixels), -1)
+            index = torch.arange(n)
+            job = Job(tokens, index, torch.zeros_like(index), None, Drawing(), window)
+            session = Session(self, Plan.of(self.config, job))
+            return session.rehearsal(job, position, window)
+
     def max_batch(self, job: Job) -> int:
-        with self.lock:
+        with self.lock, self._device_guard():
             plan = Plan.of(self.config, job)
             free = free_memory(self.device) + sum(idle.bytes(self) for idle in self._idle)
             shared, each = plan.bytes_shared_and_each(self, max(WIDTHS) if job.window == "auto" else int(job.window))

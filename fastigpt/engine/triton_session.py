@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -224,6 +225,16 @@ class Session:
         report.rows(config.height)
         return Filled(self.state.canvas.long().cpu(), self.state.pass_starts.bool().cpu())
 
+    def rehearsal(self, job: Job, position: int, width: int) -> Callable[[], None]:
+        """Runs the same pass each time it is called, at this position of every image, on made-up keys and values."""
+        self.begin(job)
+        for x in (self.cache.k, self.cache.v, self.cache.k_scale, self.cache.v_scale):
+            if x is not None:
+                x.copy_(torch.ones((), device=x.device).expand(x.shape))
+        self.state.position.fill_(position)
+        self.state.slots.fill_(position)
+        return self._switch(None, width).runner(1, again=True)
+
     def _passes(self, width: int, position: int) -> int:
         """How many passes the next launch makes: to the end of a row at one token each, fewer for wide windows."""
         row = self.engine.config.width
@@ -328,15 +339,19 @@ class Window:
             configs=engine.configs,
         )
 
-    def runner(self, passes: int) -> Callable[[], None]:
-        """Runs this many passes: a graph's replay on a GPU, direct launches in the interpreter."""
+    def runner(self, passes: int, *, again: bool = False) -> Callable[[], None]:
+        """Runs this many passes: a graph's replay on a GPU, direct launches in the interpreter. again: from where the
+        images are now, every time."""
+        start = (self.session.state.position.clone(), self.session.state.slots.clone()) if again else None
         if self.engine.device.type != "cuda":
-            return lambda: self._run(passes)
+            return lambda: self._run(passes, start)
+        if again:
+            return partial(self._replay, self._capture(passes, start))
         if passes not in self.graphs:
-            self.graphs[passes] = self._capture(passes)
+            self.graphs[passes] = self._capture(passes, None)
         return self.graphs[passes].replay
 
-    def _capture(self, passes: int) -> torch.cuda.CUDAGraph:
+    def _capture(self, passes: int, start: tuple[torch.Tensor, torch.Tensor] | None) -> torch.cuda.CUDAGraph:
         # Compiling launches kernels, so it happens before the capture, on a copy of the state that is put back after.
         if not self.graphs:
             state = self.session.state
@@ -348,10 +363,19 @@ class Window:
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.engine.pool, capture_error_mode="thread_local"):
-            self._run(passes)
+            self._run(passes, start)
         return graph
 
-    def _run(self, passes: int) -> None:
+    def _replay(self, graph: torch.cuda.CUDAGraph) -> None:
+        graph.replay()  # a graph knows addresses only: `self` keeps what is there
+
+    @torch.inference_mode()
+    def _run(self, passes: int, start: tuple[torch.Tensor, torch.Tensor] | None) -> None:
+        if start is not None:
+            state = self.session.state
+            state.position.copy_(start[0])
+            state.slots.copy_(start[1])
+            state.canvas.fill_(-1)
         for _ in range(passes):
             self.one_pass()
 

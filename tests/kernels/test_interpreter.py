@@ -1,4 +1,4 @@
-"""Runs the kernel tests of this folder in Triton's interpreter, in processes of their own."""
+"""Runs the kernel tests of this folder in Triton's interpreter, in two processes of their own at once."""
 
 import os
 import subprocess
@@ -10,14 +10,38 @@ import pytest
 pytest.importorskip("triton")
 
 FOLDER = Path(__file__).parent
-FILES = sorted(p.name for p in FOLDER.glob("test_*.py") if p.name not in {"test_interpreter.py", "test_compile.py"})
+# About equally long; every other file of this folder is in one of them.
+GROUPS = (
+    ("test_triton_engine.py", "test_kv_cache.py"),
+    ("test_sample_head.py", "test_norm_linear.py", "test_decode_attention.py", "test_causal_attention.py", "test_gpu_ops.py"),
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_kernels_equal_their_twins_in_the_interpreter(file):
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", file]
-    run = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, check=False)
-    print(run.stdout[-5000:], run.stderr[-2000:])
-    assert run.returncode == 0
-    assert " passed" in run.stdout and "skipped" not in run.stdout
+    running = []
+    for group in GROUPS:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *group]
+        log = tmp_path_factory.mktemp("interpreter") / "log.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(command, cwd=FOLDER, env=environment, stdout=file, stderr=subprocess.STDOUT)
+        running.append((process, log))
+    yield running
+    for process, _ in running:
+        process.kill()
+
+
+@pytest.mark.parametrize("group", range(len(GROUPS)))
+def test_kernels_equal_their_twins_in_the_interpreter(runs, group):
+    process, log = runs[group]
+    returncode = process.wait()
+    output = log.read_text()
+    print(output[-6000:])
+    assert returncode == 0
+    assert " passed" in output and "skipped" not in output
+
+
+def test_every_file_is_in_a_group():
+    files = {path.name for path in FOLDER.glob("test_*.py")} - {"test_interpreter.py", "test_compile.py"}
+    assert files == {name for group in GROUPS for name in group}

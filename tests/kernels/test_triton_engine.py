@@ -124,6 +124,14 @@ def test_batches_fit_the_memory_there_is(device):
     assert engine.max_batch(job(empty(SMALL, 2), Drawing())) > 1000
 
 
+def test_prepared_passes_can_be_repeated(device):
+    _, engine = both(SMALL, device, 13)
+    for window in (1, 3):
+        run = engine.prepared_pass(n=2, position=4, window=window)
+        run()
+        run()
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
