@@ -1,8 +1,8 @@
 """The kernels as PyTorch operators, under one name on every device: torch.ops.fastigpt.*
 
-On a GPU they are the Triton kernels, on a CPU plain PyTorch (`nearest_centroid`: the extension). They have fake
-implementations and declare what they change, so torch.compile(fullgraph=True) and torch.export take them as they are.
-Arguments are checked before anything is launched. Inference only: nothing here has a gradient.
+On a GPU they are the Triton kernels, on a CPU plain PyTorch; `nearest_centroid` is the extension's on both. They have
+fake implementations and declare what they change, so torch.compile(fullgraph=True) and torch.export take them as they
+are. Arguments are checked before anything is launched. Inference only: nothing here has a gradient.
 """
 
 from __future__ import annotations
@@ -384,10 +384,6 @@ def _sample_head_cpu(
     return tokens if known is None else torch.where(known >= 0, known, tokens)
 
 
-def _nearest_centroid_cpu(points: Tensor, centroids: Tensor) -> Tensor:
-    return _nearest_centroid(points, centroids)
-
-
 # --- on a GPU: Triton, imported when first used ----------------------------------------------------------------------
 
 
@@ -489,6 +485,13 @@ def _sample_head_gpu(
     return tokens if known is None else torch.where(known >= 0, known, tokens)
 
 
+# --- by the extension, on either -------------------------------------------------------------------------------------
+
+
+def _nearest_centroid_anywhere(points: Tensor, centroids: Tensor) -> Tensor:
+    return _nearest_centroid(points, centroids)
+
+
 # --- shapes without values -------------------------------------------------------------------------------------------
 
 
@@ -512,9 +515,8 @@ for _name, _cpu, _gpu, _fake in (
     ("causal_attention", _causal_attention_cpu, _causal_attention_gpu, _causal_attention_fake),
     ("decode_attention", _decode_attention_cpu, _decode_attention_gpu, _decode_attention_fake),
     ("sample_head", _sample_head_cpu, _sample_head_gpu, _sample_head_fake),
-    ("nearest_centroid", _nearest_centroid_cpu, None, _nearest_centroid_fake),
+    ("nearest_centroid", _nearest_centroid_anywhere, _nearest_centroid_anywhere, _nearest_centroid_fake),
 ):
     _library.impl(_name, _cpu, "CPU")
-    if _gpu is not None:
-        _library.impl(_name, _gpu, "CUDA")
+    _library.impl(_name, _gpu, "CUDA")
     torch.library.register_fake(f"fastigpt::{_name}", _fake, lib=_library)

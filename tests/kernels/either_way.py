@@ -12,12 +12,10 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GPU = torch.cuda.is_available() and not INTERPRETED
 
-if GPU:
-    pytestmark = [pytest.mark.gpu]
-elif INTERPRETED:
-    pytestmark = []
-else:
-    pytestmark = [pytest.mark.skip(reason="needs a GPU or TRITON_INTERPRET=1 (test_interpreter.py runs it so)")]
+if not (GPU or INTERPRETED):
+    pytest.skip("needs a GPU or TRITON_INTERPRET=1 (test_interpreter.py runs it so)", allow_module_level=True)
+
+pytestmark = [pytest.mark.gpu] if GPU else []
 
 
 @pytest.fixture
