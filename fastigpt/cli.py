@@ -111,6 +111,9 @@ def complete(
     mask: Annotated[
         Path | None, typer.Option(help="Picture of what to draw anew (white), canvas or image size.")
     ] = None,
+    particles: Annotated[
+        int, typer.Option(help="Candidates per result, weighted by the known cells after the hole.")
+    ] = 1,
     out: Annotated[Path, typer.Option(help="A grid: original, what was kept, results; or .npz, or a folder.")] = Path(
         "completed.png"
     ),
@@ -146,6 +149,7 @@ def complete(
         n,
         rows=rows,
         mask=drawn_mask,
+        particles=particles,
         prompt=prompt,
         guidance_scale=guidance_scale,
         seed=seed,

@@ -18,6 +18,8 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine, Job, OnRow
 from fastigpt.engine.choose import build
 from fastigpt.palette import Palette
+from fastigpt.particles import CANDIDATE, MOST
+from fastigpt.particles import run as run_particles
 from fastigpt.prompts import Vocabulary
 from fastigpt.sampling import checked_drawing, fresh_seed
 from fastigpt.streaming import RowStream
@@ -192,6 +194,7 @@ class ImageGPT:
         *,
         rows: int | None = None,
         mask: Any = None,
+        particles: int = 1,
         prompt: str | Sequence[str] | None = None,
         guidance_scale: float | None = None,
         seed: int | None = None,
@@ -211,7 +214,10 @@ class ImageGPT:
 
         images: as for `encode`. What to draw anew, one of: rows = keep the first `rows` rows; mask (bool, True = draw
         anew) [H, W] or [n_images, H, W] at the size of the canvas or of the images; transparent parts of the images.
-        prompt: one for all or one for each image. The other arguments are those of `sample`.
+        particles: candidates per result. 1 draws each unknown cell from what is before it; more are resampled by how
+        well they predict the known cells after the hole (see particles.py), and take as many times longer and more.
+        Where nothing known follows the unknown cells they change nothing. prompt: one for all or one for each image.
+        The other arguments are those of `sample`.
         """
         count = whole("n", n, 1)
         kind = self._checked_output(output_type)
@@ -234,6 +240,7 @@ class ImageGPT:
             window=window,
             draft=draft,
             progress=progress,
+            particles=particles,
         )
         result = self._output(filled, kind, stats.seed, first_index)
         return (result, stats) if return_stats else result
@@ -295,12 +302,22 @@ class ImageGPT:
         draft: ImageGPT | str | os.PathLike[str] | None,
         progress: bool | None,
         on_row: OnRow | None = None,
+        particles: int = 1,
     ) -> tuple[torch.Tensor, Stats]:
         count = len(tokens)
+        candidates = whole("particles", particles, 1, MOST)
         job, limit = self._job(
             tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
-        filled, seconds, count_waves = waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=progress)
+        if candidates == 1:
+            filled, seconds, count_waves = waves.run(
+                self.engine, job, batch_size=limit, on_row=on_row, progress=progress
+            )
+        else:
+            whole("first_index", first_index, 0, CANDIDATE - count)  # above it the candidates have their noise
+            filled, seconds, count_waves = run_particles(
+                self.engine, job, candidates, batch_size=limit, progress=progress
+            )
         canvas = (count, self.config.height, self.config.width)
         drawn = (tokens < 0).view(canvas)
         return filled.tokens, Stats(job.drawing.seed, drawn, filled.pass_starts.view(canvas), seconds, count_waves)
