@@ -39,7 +39,7 @@ def run(
     engine: Engine, job: Job, particles: int, *, batch_size: int | None, progress: bool | None
 ) -> tuple[Filled, float, int]:
     """Fills a job with `particles` candidates per result (1 to MOST; image indices below CANDIDATE) and returns it with
-    the seconds and the waves of results it took. pass_starts are those of the candidate that was picked, and of its ancestors.
+    the seconds and the waves it took. pass_starts are those of the candidate that was picked, and of its ancestors.
 
     The stretches that are weighted run from a row with unknown cells up to the next such row. Where the effective
     sample size 1/Σw² is then below half of the candidates they are resampled systematically. At the last known cell one
