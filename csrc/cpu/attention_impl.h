@@ -129,19 +129,24 @@ F16 finish(const typename P::Acc* acc, const Planes<P>& a) {
   }
 }
 
+constexpr size_t kAhead = 8192;  // bytes between what is prefetched and what is used
+
 // --- the walks --------------------------------------------------------------------------------------------------------
 
-// Scores of Q queries against B blocks of keys.
+// Scores of Q queries against B blocks of keys. Prefetches as many bytes from `next`.
 template <class P, int Q, int B>
 void score_blocks(const uint8_t* keys, size_t block_bytes, int groups, const Planes<P>* q, const float* k_scale, float* scores,
-                  size_t stride) {
+                  size_t stride, const uint8_t* next) {
   typename P::Acc acc[Q][B][P::kPlanes];
   for (int i = 0; i < Q; ++i)
     for (int b = 0; b < B; ++b)
       for (int p = 0; p < P::kPlanes; ++p) acc[i][b][p] = P::none();
   for (int g = 0; g < groups; ++g) {
     I16 key[B];
-    for (int b = 0; b < B; ++b) key[b] = load(static_cast<const void*>(keys + b * block_bytes + size_t(g) * 64));
+    for (int b = 0; b < B; ++b) {
+      key[b] = load(static_cast<const void*>(keys + b * block_bytes + size_t(g) * 64));
+      prefetch(next + b * block_bytes + size_t(g) * 64);
+    }
     for (int i = 0; i < Q; ++i)
       for (int p = 0; p < P::kPlanes; ++p) {
         const auto a = P::act(q[i].plane[p] + size_t(g) * P::kGroup);
@@ -175,11 +180,14 @@ void score_range(CacheShape shape, const HeadCache& head, int blocks, const Plan
   constexpr int B = Q == 1 ? kSoloBlocks<P> : kSharedBlocks<P>;
   const int groups = shape.k_groups();
   const size_t bytes = size_t(groups) * 64;
+  // After the last keys come the values.
+  const int ahead = int(kAhead / bytes);
+  auto soon = [&](int b) { return b + ahead < blocks ? head.k + (b + ahead) * bytes : head.v + (b + ahead - blocks) * bytes; };
   int b = 0;
   for (; b + B <= blocks; b += B)
-    score_blocks<P, Q, B>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride);
+    score_blocks<P, Q, B>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride, soon(b));
   for (; b < blocks; ++b)
-    score_blocks<P, Q, 1>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride);
+    score_blocks<P, Q, 1>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride, soon(b));
 }
 
 struct Segment {
@@ -189,7 +197,8 @@ struct Segment {
 
 // Σ weight · value for Q queries and V × 16 dimensions, over all segments.
 template <class P, int Q, int V>
-void sum_values(CacheShape shape, const Segment* segments, int dim0, const Planes<P>* w, float* out, size_t out_stride) {
+void sum_values(CacheShape shape, const Segment* segments, int dim0, const Planes<P>* w, float* out, size_t out_stride,
+                const uint8_t* next) {
   typename P::Acc acc[Q][V][P::kPlanes];
   for (int i = 0; i < Q; ++i)
     for (int v = 0; v < V; ++v)
@@ -199,9 +208,14 @@ void sum_values(CacheShape shape, const Segment* segments, int dim0, const Plane
     const uint8_t* values = segments[s].head->v + size_t(dim0) / 16 * 64;
     const int g0 = segments[s].first * (kKeyBlock / P::kGroup);
     const int groups = segments[s].blocks * (kKeyBlock / P::kGroup);
+    const int ahead = int(kAhead / step);
     for (int g = 0; g < groups; ++g, values += step) {
       I16 value[V];
-      for (int v = 0; v < V; ++v) value[v] = load(static_cast<const void*>(values + v * 64));
+      const uint8_t* soon = g + ahead < groups ? values + ahead * step : next + (g + ahead - groups) * step;
+      for (int v = 0; v < V; ++v) {
+        value[v] = load(static_cast<const void*>(values + v * 64));
+        prefetch(soon + v * 64);
+      }
       for (int i = 0; i < Q; ++i)
         for (int p = 0; p < P::kPlanes; ++p) {
           const auto a = P::act(w[i].plane[p] + size_t(g0 + g) * P::kGroup);
@@ -214,11 +228,11 @@ void sum_values(CacheShape shape, const Segment* segments, int dim0, const Plane
 }
 
 template <class P, int Q>
-void sum_all_values(CacheShape shape, const Segment* segments, const Planes<P>* w, float* out, size_t out_stride) {
+void sum_all_values(CacheShape shape, const Segment* segments, const Planes<P>* w, float* out, size_t out_stride, const uint8_t* next) {
   int d = 0;
   const int dim = shape.value_dim();
-  for (; d + kSumVectors * 16 <= dim; d += kSumVectors * 16) sum_values<P, Q, kSumVectors>(shape, segments, d, w, out, out_stride);
-  for (; d < dim; d += 16) sum_values<P, Q, 1>(shape, segments, d, w, out, out_stride);
+  for (; d + kSumVectors * 16 <= dim; d += kSumVectors * 16) sum_values<P, Q, kSumVectors>(shape, segments, d, w, out, out_stride, next);
+  for (; d < dim; d += 16) sum_values<P, Q, 1>(shape, segments, d, w, out, out_stride, next);
 }
 
 // Turns the scores of a query that sees `keys` keys into weights, padded with zeros to `padded`; returns 1 / their sum.
@@ -309,8 +323,8 @@ void attend_as(const Attend& job) {
       inverse[i] = softmax<P>(scratch.scores + i * size_t(slots), job.slot + first + i + 1, padded, heads, job.begin, w[i]);
     int i = 0;
     for (; i + kSumQueries<P> <= queries; i += kSumQueries<P>)
-      sum_all_values<P, kSumQueries<P>>(shape, segments, w + i, scratch.out + i * dim, dim);
-    for (; i < queries; ++i) sum_all_values<P, 1>(shape, segments, w + i, scratch.out + i * dim, dim);
+      sum_all_values<P, kSumQueries<P>>(shape, segments, w + i, scratch.out + i * dim, dim, job.next);
+    for (; i < queries; ++i) sum_all_values<P, 1>(shape, segments, w + i, scratch.out + i * dim, dim, job.next);
     for (i = 0; i < queries; ++i) {
       float* y = scratch.out + i * dim;
       const int row = first + i;

@@ -13,6 +13,7 @@
 
 #include "filter.h"
 #include "model.h"
+#include "window.h"
 
 namespace fastigpt {
 namespace {
@@ -40,7 +41,7 @@ struct FillImpl {
   void run_stretches(std::vector<Stretch> stretches, const std::vector<int>& image_of, const int64_t* prompt);
   int advance(double seconds);
   void rehearse();
-  int pass(const int* images, int count, int window);
+  void pass(const int* images, int count, int next_window);
   void draw_row(const Image& image, int j, FilterScratch& filter, float* scores);
   int pick(const float* scores, const Image& image, int position) const;
   void guess(Image& image, int which, int window, FilterScratch& filter, float* scores);
@@ -52,8 +53,11 @@ struct FillImpl {
   const int n, n_pixels, lanes;  // lanes: of one image, 2 with guidance
   const int offset[2];           // prompt slots of the lane with the prompt, and of the one without
   const DrawSettings settings;
-  int window;
+  const int fixed_window;        // 0: the tuner's choice
   const bool made_up;            // the caches are filled with small numbers instead of the known tokens' keys and values
+  int next_window = 1;
+  bool warm = false;             // the first pass pays for memory that was never touched
+  std::unique_ptr<WindowTuner> tuner;
   std::vector<int64_t> tokens;
   std::vector<uint8_t> known_, pass_starts;
   std::vector<int32_t> guesses;
@@ -72,7 +76,7 @@ struct FillImpl {
 FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, const uint64_t* index, const int64_t* source,
                    const int64_t* prompt, const DrawSettings& settings, int window, bool made_up)
     : model(model), n(n), n_pixels(model.shape.n_pixels), lanes(settings.guided ? 2 : 1),
-      offset{prompt ? model.shape.prompt_length : 0, 0}, settings(settings), window(window), made_up(made_up),
+      offset{prompt ? model.shape.prompt_length : 0, 0}, settings(settings), fixed_window(window), made_up(made_up),
       tokens(tokens_in, tokens_in + size_t(n) * n_pixels), known_(tokens.size()), pass_starts(tokens.size()),
       guesses(tokens.size()), images(n) {
   for (size_t i = 0; i < tokens.size(); ++i) known_[i] = tokens[i] >= 0, guesses[i] = known_[i] ? int32_t(tokens[i]) : 0;
@@ -96,6 +100,8 @@ FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, cons
   decode.stretches.reserve(n * lanes);
   decode.first_row.reserve(n * lanes);
   decode.inputs.reserve(rows);
+  if (!window) tuner.reset(new WindowTuner(model.pass_costs(n * lanes)));
+  next_window = window ? window : tuner->width();
   prefill(source, prompt);
 }
 
@@ -239,8 +245,8 @@ void FillImpl::guess(Image& image, int which, int window, FilterScratch& filter,
   image.guessed = std::max(image.guessed, until);
 }
 
-// One pass over some images. Returns the tokens it decided.
-int FillImpl::pass(const int* which, int count, int window) {
+// One pass over some images, and guesses for the next one.
+void FillImpl::pass(const int* which, int count, int next_window) {
   decode.clear();
   draws.clear();
   for (int k = 0; k < count; ++k) {
@@ -276,7 +282,6 @@ int FillImpl::pass(const int* which, int count, int window) {
     }
   });
   if (broken) throw std::runtime_error("the model's logits are not finite numbers");
-  int decided = 0;
   for (int k = 0; k < count; ++k) {
     Image& image = images[which[k]];
     int64_t* row = tokens.data() + size_t(which[k]) * n_pixels;
@@ -288,27 +293,26 @@ int FillImpl::pass(const int* which, int count, int window) {
       const int at = image.position + j;
       const int token = known(which[k], at) ? int(row[at]) : drawn[image.row + j];
       if (right) row[at] = token, ++kept;
+      if (tuner && right && j + 1 < image.width && !known(which[k], at)) tuner->guessed(j + 1, guessed[at] == token);
       right = right && guessed[at] == token;
       guessed[at] = token;
     }
     image.guessed = std::max(image.guessed, image.position + image.width);
     image.position += kept;
-    decided += kept;
     settle(which[k]);
   }
-  if (window > 1) {
+  if (next_window > 1) {
     ticket.store(0, std::memory_order_relaxed);
     auto body = [&](int thread) {
       for (int task; (task = ticket.fetch_add(1, std::memory_order_relaxed)) < count;)
         if (images[which[task]].position < n_pixels)
-          guess(images[which[task]], which[task], window, filters[thread], ws->thread[thread].scores.as<float>());
+          guess(images[which[task]], which[task], next_window, filters[thread], ws->thread[thread].scores.as<float>());
     };
     if (count > 1)
       model.pool.run(body);
     else
       body(0);
   }
-  return decided;
 }
 
 int FillImpl::advance(double seconds) {
@@ -316,32 +320,44 @@ int FillImpl::advance(double seconds) {
   std::vector<int> batch;
   batch.reserve(n);
   for (;;) {
-    int least = n_pixels, rows = 0;
-    bool any = false;
-    const int width = window ? window : 1;
+    // The window after this one is chosen before this pass, because guesses are made while its logits are at hand.
+    const int width = next_window;
+    if (tuner) next_window = tuner->width();
+    const auto pass_started = Clock::now();
+    bool any = false, uniform = true;
+    int rows = 0;
     batch.clear();
     for (int i = 0; i < n; ++i) {
       Image& image = images[i];
-      if (image.position >= n_pixels) continue;
+      if (image.position >= n_pixels) {
+        uniform = false;
+        continue;
+      }
       any = true;
       // Known tokens are certain, so they widen the window.
       int sure = image.position;
       while (sure < image.end && sure - image.position < kKnownRun && known(i, sure)) ++sure;
-      const int run = sure - image.position;
       image.guessed = std::max(image.guessed, sure);
-      image.width = std::min({std::max(1, image.guessed - image.position + 1), width + run, image.end - image.position});
+      image.width = std::min({image.guessed - image.position + 1, width + sure - image.position, image.end - image.position});
+      uniform = uniform && image.width == width;
       if (rows + lanes * image.width > ws->rows) {
-        pass(batch.data(), int(batch.size()), width);
+        pass(batch.data(), int(batch.size()), next_window);
         batch.clear();
         rows = 0;
       }
       batch.push_back(i);
       rows += lanes * image.width;
     }
-    if (!batch.empty()) pass(batch.data(), int(batch.size()), width);
+    if (!any) return n_pixels;
+    pass(batch.data(), int(batch.size()), next_window);
+    if (tuner && uniform && warm) {
+      tuner->timed(width, std::chrono::duration<double>(Clock::now() - pass_started).count());
+      model.keep_pass_costs(n * lanes, tuner->costs());
+    }
+    warm = true;
+    int least = n_pixels;
     for (const Image& image : images) least = std::min(least, image.position);
-    if (!any || least >= n_pixels) return n_pixels;
-    if (std::chrono::duration<double>(Clock::now() - started).count() >= seconds) return least;
+    if (least >= n_pixels || std::chrono::duration<double>(Clock::now() - started).count() >= seconds) return least;
   }
 }
 
@@ -349,7 +365,7 @@ int FillImpl::advance(double seconds) {
 void FillImpl::rehearse() {
   std::vector<int> batch;
   batch.reserve(n);
-  const int position = images[0].position;
+  const int position = images[0].position, window = fixed_window;
   for (int first = 0; first < n;) {
     batch.clear();
     int rows = 0;

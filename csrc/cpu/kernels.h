@@ -99,6 +99,7 @@ struct Attend {
   Rows out_rows;      // else as activations for weights of out_number, already at the head's first element
   Number out_number;
   uint8_t* scratch;  // attend_scratch() bytes, 64-byte aligned
+  const uint8_t* next;  // keys that the thread will read after this, to be prefetched
 };
 
 struct DrawKey {

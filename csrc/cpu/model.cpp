@@ -6,7 +6,27 @@
 #include <cstring>
 #include <stdexcept>
 
+#ifdef FASTIGPT_PROFILE
+#include <chrono>
+#endif
+
 namespace fastigpt {
+
+#ifdef FASTIGPT_PROFILE
+// Seconds that thread 0 spent in each phase; for profiling builds only (csrc/tests/bench_pass.cpp).
+double profile_seconds[8];
+static std::chrono::steady_clock::time_point profile_last;
+static void profile(int phase, int thread) {
+  if (thread) return;
+  const auto now = std::chrono::steady_clock::now();
+  if (phase >= 0) profile_seconds[phase] += std::chrono::duration<double>(now - profile_last).count();
+  profile_last = now;
+}
+#define PHASE(number) profile(number, thread)
+#else
+#define PHASE(number)
+#endif
+
 namespace {
 
 Number parse_number(const std::string& name, const char* what) {
@@ -23,17 +43,11 @@ uint16_t round_bf16(float x) {
 }
 
 // weight(i, o) = data[i · out + o], or data[o · in + i] if transposed.
-PackedLinear pack(const float* data, int in, int out, bool transposed, Number number, ThreadPool& pool) {
-  if (number == Number::i8 && in > 65000) throw std::invalid_argument("int8 layers read at most 65000 inputs: their sums are 32 bits");
+void pack(PackedLinear& p, const float* data, bool transposed, ThreadPool& pool) {
+  const Number number = p.view.number;
+  const int in = p.view.in, out = p.view.out, panels = p.view.panels();
   const int group = group_size(number), bytes = 4 / group;
-  PackedLinear p;
-  p.view.number = number;
-  p.view.in = in;
-  p.view.out = out;
-  p.view.groups = (in + group - 1) / group;
-  const int panels = p.view.panels();
-  p.data = Buffer(panels * p.view.panel_bytes());
-  p.view.data = p.data.as<>();
+  std::memset(p.data, 0, panels * p.view.panel_bytes());
   if (number == Number::i8) {
     p.scale = Buffer(size_t(panels) * kPanel * 4);
     p.column_sum = Buffer(size_t(panels) * kPanel * 4);
@@ -43,7 +57,7 @@ PackedLinear pack(const float* data, int in, int out, bool transposed, Number nu
   auto weight = [&](int i, int o) { return transposed ? data[size_t(o) * in + i] : data[size_t(i) * out + o]; };
   pool.run([&](int thread) {
     for (int panel = panels * thread / pool.size(); panel < panels * (thread + 1) / pool.size(); ++panel) {
-      uint8_t* to = p.data.as<>() + panel * p.view.panel_bytes();
+      uint8_t* to = p.data + panel * p.view.panel_bytes();
       const int columns = std::min(kPanel, out - panel * kPanel);
       float inverse[kPanel] = {};
       if (number == Number::i8)
@@ -70,7 +84,7 @@ PackedLinear pack(const float* data, int in, int out, bool transposed, Number nu
         }
     }
   });
-  return p;
+  p.loaded = true;
 }
 
 // Rows padded with zeros to a multiple of 32.
@@ -127,13 +141,54 @@ Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, Number wei
 }
 
 ModelImpl::ModelImpl(const ModelShape& shape, Number weights, Number cache, Isa isa, int threads)
-    : shape(shape), weights(weights), cache(cache), kernels(kernels_for(isa)), pool(threads), layers(shape.n_layer) {}
+    : shape(shape), weights(weights), cache(cache), kernels(kernels_for(isa)), pool(threads), layers(shape.n_layer) {
+  if (weights == Number::i8 && std::max(shape.n_embd, shape.n_inner) > 65000)
+    throw std::invalid_argument("int8 layers read at most 65000 inputs: their sums are 32 bits");
+  const int d = shape.n_embd, f = shape.n_inner;
+  size_t bytes = 0;
+  auto shape_linear = [&](PackedLinear& p, int in, int out, Number number) {
+    p.view.number = number;
+    p.view.in = in;
+    p.view.out = out;
+    p.view.groups = (in + group_size(number) - 1) / group_size(number);
+    p.view.data = nullptr;
+    bytes += round_up(p.view.panels() * p.view.panel_bytes(), 64);
+  };
+  for (auto& w : layers) {
+    shape_linear(w.qkv, d, 3 * d, weights);
+    shape_linear(w.attn_out, d, d, weights);
+    shape_linear(w.mlp_in, d, f, weights);
+    shape_linear(w.mlp_out, f, d, weights);
+  }
+  // 1/300 of the weights, and nothing after it averages its errors out: int8 models keep a bfloat16 head.
+  shape_linear(head, d, shape.n_colors, weights == Number::i8 ? Number::bf16 : weights);
+  // One piece of memory, in the order a pass reads it, so that it lies in huge pages.
+  linear_memory = Buffer(bytes);
+  uint8_t* at = linear_memory.as<>();
+  auto place = [&](PackedLinear& p) {
+    p.view.data = p.data = at;
+    at += round_up(p.view.panels() * p.view.panel_bytes(), 64);
+  };
+  for (auto& w : layers) place(w.qkv), place(w.attn_out), place(w.mlp_in), place(w.mlp_out);
+  place(head);
+}
 
 Input ModelImpl::word(int64_t id, int slot) const {
   return {prompt_wte.as<float>() + id * width(), prompt_wpe.as<float>() + slot * width()};
 }
 
 Input ModelImpl::pixel(int64_t id, int at) const { return {wte.as<float>() + id * width(), wpe.as<float>() + at * width()}; }
+
+PassCosts ModelImpl::pass_costs(int sequences) const {
+  std::lock_guard<std::mutex> lock(costs_mutex_);
+  const auto found = costs_.find(sequences);
+  return found == costs_.end() ? PassCosts{} : found->second;
+}
+
+void ModelImpl::keep_pass_costs(int sequences, const PassCosts& costs) const {
+  std::lock_guard<std::mutex> lock(costs_mutex_);
+  costs_[sequences] = costs;
+}
 
 void ModelImpl::begin(Pass& pass) const {
   for (int i = 0; i < pass.n_layer; ++i) pass.ws->tickets[i].store(0, std::memory_order_relaxed);
@@ -183,8 +238,11 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
   Workspace& ws = *pass.ws;
   const int d = shape.head_dim(), heads = shape.n_head, stretches = int(pass.stretches.size());
   const size_t element = ws.attn_out.data ? kernels.activation_bytes(weights) : 0;
-  // Heads outside, sequences inside: those that share a prefix find the head's part of it in the cache.
-  for (int task; (task = ws.tickets[layer].fetch_add(1, std::memory_order_relaxed)) < heads * stretches;) {
+  // Heads outside, sequences inside: those that share a prefix find the head's part of it in the processor's cache.
+  const int tasks = heads * stretches;
+  auto draw_ticket = [&] { return ws.tickets[layer].fetch_add(1, std::memory_order_relaxed); };
+  for (int task = draw_ticket(), next; task < tasks; task = next) {
+    next = draw_ticket();
     const int head = task / stretches;
     const Stretch& s = pass.stretches[task % stretches];
     const int row = pass.first_row[task % stretches];
@@ -205,6 +263,9 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
     if (element) job.out_rows.data += row * ws.attn_out.stride + head * d * element;
     job.out_number = weights;
     job.scratch = ws.thread[thread].attend.as<>();
+    const Stretch& t = pass.stretches[next % stretches];
+    job.next = next < tasks ? (t.prefix ? t.prefix->at(layer, t.prefix_lane, next / stretches) : t.own->at(layer, t.lane, next / stretches)).k
+                            : job.own.v;
     kernels.attend(job);
   }
 }
@@ -218,6 +279,7 @@ void ModelImpl::run(const Pass& pass, int thread) const {
     for (size_t i = 0; i < d; ++i) x[i] = pass.inputs[r].word[i] + pass.inputs[r].position[i];
   }
   pool.barrier();
+  PHASE(-1);
   const bool i8 = weights == Number::i8;
   const LinearOut to_qkv{Sink::store, ws.qkv.as<float>(), ws.qkv_stride, {}, weights};
   const LinearOut to_x{Sink::add, ws.x.as<float>(), ws.x_stride, {}, weights};
@@ -225,24 +287,32 @@ void ModelImpl::run(const Pass& pass, int thread) const {
   for (int i = 0; i < pass.n_layer; ++i) {
     const LayerWeights& w = layers[i];
     Rows h = norm(pass, thread, w.ln_1.as<float>(), weights);
+    PHASE(0);
     linear(w.qkv, h, pass, thread, to_qkv, &w.attn_out);
     pool.barrier();
+    PHASE(1);
     attention(pass, i, thread);
     pool.barrier();
+    PHASE(2);
     h = i8 ? quantize(pass, thread, ws.attn.as<float>(), ws.x_stride, shape.n_embd) : ws.attn_out;
     linear(w.attn_out, h, pass, thread, to_x, &w.mlp_in);
     pool.barrier();
+    PHASE(3);
     h = norm(pass, thread, w.ln_2.as<float>(), weights);
+    PHASE(0);
     linear(w.mlp_in, h, pass, thread, to_inner, &w.mlp_out);
     pool.barrier();
+    PHASE(4);
     h = i8 ? quantize(pass, thread, ws.inner.as<float>(), ws.inner_stride, shape.n_inner) : ws.inner_out;
     linear(w.mlp_out, h, pass, thread, to_x, i + 1 < pass.n_layer ? &layers[i + 1].qkv : &head);
     pool.barrier();
+    PHASE(5);
   }
   if (pass.logits) {
     const Rows h = norm(pass, thread, ln_f.as<float>(), head.view.number);
     linear(head, h, pass, thread, {Sink::store, ws.logits.as<float>(), ws.logits_stride, {}, weights}, &layers[0].qkv);
     pool.barrier();
+    PHASE(6);
   }
   if (pass.hidden) {
     const float* gain = pass.n_layer == shape.n_layer ? ln_f.as<float>() : layers[pass.n_layer].ln_1.as<float>();
@@ -282,9 +352,7 @@ void CpuModel::load(const std::string& name, const float* data, size_t count) {
   if (name == "prompt.wpe.weight" && m.shape.n_words) return rows(m.prompt_wpe, m.shape.prompt_length);
   if (name == "lm_head.weight") {
     expect(size_t(m.shape.n_colors) * d);
-    // 1/300 of the weights, and nothing after it averages its errors out: int8 models keep a bfloat16 head.
-    m.head = pack(data, d, m.shape.n_colors, true, m.weights == Number::i8 ? Number::bf16 : m.weights, m.pool);
-    return;
+    return pack(m.head, data, true, m.pool);
   }
   const std::string prefix = "transformer.h.";
   const size_t dot = name.find('.', prefix.size());
@@ -301,11 +369,7 @@ void CpuModel::load(const std::string& name, const float* data, size_t count) {
                          Known{"mlp.c_fc", &w.mlp_in, d, f}, Known{"mlp.c_proj", &w.mlp_out, f, d}}) {
     if (part == std::string(k.name) + ".weight") {
       expect(size_t(k.in) * k.out);
-      Buffer bias = std::move(k.to->bias);
-      *k.to = pack(data, k.in, k.out, false, m.weights, m.pool);
-      k.to->bias = std::move(bias);
-      k.to->view.bias = k.to->bias.as<float>();
-      return;
+      return pack(*k.to, data, false, m.pool);
     }
     if (part == std::string(k.name) + ".bias") {
       expect(k.out);
@@ -327,7 +391,7 @@ void CpuModel::check_complete() const {
   need(bool(m.wte), "transformer.wte.weight");
   need(bool(m.wpe), "transformer.wpe.weight");
   need(bool(m.ln_f), "transformer.ln_f.weight");
-  need(bool(m.head.data), "lm_head.weight");
+  need(m.head.loaded, "lm_head.weight");
   if (m.shape.n_words) need(bool(m.prompt_wte), "prompt.wte.weight");
   if (m.shape.n_words) need(bool(m.prompt_wpe), "prompt.wpe.weight");
   for (int i = 0; i < m.shape.n_layer; ++i) {
@@ -335,19 +399,14 @@ void CpuModel::check_complete() const {
     const LayerWeights& w = m.layers[i];
     need(bool(w.ln_1), block + "ln_1.weight");
     need(bool(w.ln_2), block + "ln_2.weight");
-    need(bool(w.qkv.data), block + "attn.c_attn.weight");
-    need(bool(w.attn_out.data), block + "attn.c_proj.weight");
-    need(bool(w.mlp_in.data), block + "mlp.c_fc.weight");
-    need(bool(w.mlp_out.data), block + "mlp.c_proj.weight");
+    need(w.qkv.loaded, block + "attn.c_attn.weight");
+    need(w.attn_out.loaded, block + "attn.c_proj.weight");
+    need(w.mlp_in.loaded, block + "mlp.c_fc.weight");
+    need(w.mlp_out.loaded, block + "mlp.c_proj.weight");
   }
 }
 
-size_t CpuModel::weight_bytes() const {
-  const ModelImpl& m = *impl_;
-  size_t sum = m.head.data.size();
-  for (const auto& w : m.layers) sum += w.qkv.data.size() + w.attn_out.data.size() + w.mlp_in.data.size() + w.mlp_out.data.size();
-  return sum;
-}
+size_t CpuModel::weight_bytes() const { return impl_->linear_memory.size(); }
 
 size_t CpuModel::cache_bytes(int slots) const {
   const ModelShape& s = impl_->shape;

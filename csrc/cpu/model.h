@@ -2,7 +2,9 @@
 // its own place, through all layers.
 #pragma once
 #include <atomic>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -10,13 +12,16 @@
 #include "fastigpt/decode.h"
 #include "fastigpt/threads.h"
 #include "kernels.h"
+#include "window.h"
 
 namespace fastigpt {
 
-// A linear layer with the memory it lives in.
+// A linear layer; `data` lies in ModelImpl::linear_memory.
 struct PackedLinear {
   Linear view;
-  Buffer data, scale, column_sum, bias;
+  uint8_t* data = nullptr;
+  bool loaded = false;
+  Buffer scale, column_sum, bias;
 };
 
 struct LayerWeights {
@@ -92,12 +97,17 @@ struct ModelImpl {
   mutable ThreadPool pool;
   Buffer wte, wpe, prompt_wte, prompt_wpe, ln_f;
   PackedLinear head;
+  Buffer linear_memory;
   std::vector<LayerWeights> layers;
   size_t width() const { return round_up(shape.n_embd, 32); }  // of a padded row
 
   Input word(int64_t id, int slot) const;    // prompt
   Input pixel(int64_t id, int at) const;     // start token: n_colors at 0
   CacheShape cache_shape() const { return {cache, shape.head_dim()}; }
+
+  // What passes with so many sequences cost, as far as jobs have measured it.
+  PassCosts pass_costs(int sequences) const;
+  void keep_pass_costs(int sequences, const PassCosts& costs) const;
 
   // Prepares a pass (before the threads start) and runs one thread's part of it. All threads return together.
   void begin(Pass& pass) const;
@@ -108,6 +118,9 @@ struct ModelImpl {
   }
 
  private:
+  mutable std::mutex costs_mutex_;
+  mutable std::map<int, PassCosts> costs_;
+
   Rows norm(const Pass& pass, int thread, const float* gain, Number number) const;
   Rows quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const;
   void linear(const PackedLinear& layer, Rows in, const Pass& pass, int thread, const LinearOut& out, const PackedLinear* next) const;

@@ -329,7 +329,7 @@ inline F16 log16(F16 x) {
   return fma(k, set1(kLn2), log1p_reduced(f));
 }
 
-inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+inline void prefetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }  // into the second-level cache
 
 inline uint16_t to_bf16(float x) {  // nearest, ties to even
   uint32_t bits;

@@ -1,0 +1,26 @@
+#!/bin/sh
+# Builds a program of this folder with the sources of csrc/cpu:  build.sh PROGRAM OUTPUT [FLAGS...]
+# e.g. build.sh bench_pass /tmp/bench_pass -O3 -DFASTIGPT_PROFILE
+#      build.sh test_decode /tmp/test_decode -O1 -g -fsanitize=address,undefined
+set -e
+program=$1 output=$2
+shift 2
+here=$(cd "$(dirname "$0")" && pwd)
+cxx=${CXX:-g++}
+objects=$(mktemp -d)
+trap 'rm -rf "$objects"' EXIT
+avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
+for source in "$here/$program.cpp" "$here"/../cpu/*.cpp; do
+  name=$(basename "$source" .cpp)
+  flags=
+  case $name in
+    quantize*) continue ;;
+    *_avx2) flags="-mavx2 -mfma -mf16c" ;;
+    *_avx512) flags=$avx512 ;;
+    *_avx512vnni) flags="$avx512 -mavx512vnni -mavx512bf16" ;;
+  esac
+  "$cxx" -std=c++17 -Wall -Wextra -Wno-unused-parameter -ffp-contract=off "$@" $flags -I"$here/../include" -I"$here/../cpu" \
+    -c "$source" -o "$objects/$name.o" &
+done
+wait
+"$cxx" "$@" "$objects"/*.o -pthread -o "$output"

@@ -1,0 +1,153 @@
+// Runs every instruction set of the CPU engine on odd shapes, for the sanitizers to watch, and checks the promise that batch,
+// window, prefix sharing and threads change no bit. Built and run by tests/test_engine_cpu_sanitized.py.
+#undef NDEBUG
+#include <algorithm>
+#include <cassert>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "fastigpt/decode.h"
+#include "kernels.h"
+
+using namespace fastigpt;
+
+static std::mt19937 rng(7);
+
+static std::vector<float> noise(size_t n, float scale, float mean = 0) {
+  std::normal_distribution<float> normal(mean, scale);
+  std::vector<float> x(n);
+  for (auto& v : x) v = normal(rng);
+  return x;
+}
+
+static std::unique_ptr<CpuModel> make(const ModelShape& s, const char* weights, const char* cache, Isa isa, int threads) {
+  rng.seed(7);
+  auto model = std::make_unique<CpuModel>(s, weights, cache, isa, threads);
+  const int d = s.n_embd, f = s.n_inner;
+  auto load = [&](const std::string& name, size_t n, float scale, float mean = 0) {
+    const auto x = noise(n, scale, mean);  // exactly as long as the tensor: reading past its end is seen
+    model->load(name, x.data(), n);
+  };
+  load("transformer.wte.weight", size_t(s.n_colors + 1) * d, 0.5f);
+  load("transformer.wpe.weight", size_t(s.n_pixels) * d, 0.5f);
+  load("transformer.ln_f.weight", d, 0.1f, 1);
+  load("lm_head.weight", size_t(s.n_colors) * d, 2 / std::sqrt(float(d)));
+  if (s.n_words) load("prompt.wte.weight", size_t(s.n_words) * d, 0.5f);
+  if (s.n_words) load("prompt.wpe.weight", size_t(s.prompt_length) * d, 0.5f);
+  for (int i = 0; i < s.n_layer; ++i) {
+    const std::string b = "transformer.h." + std::to_string(i) + ".";
+    load(b + "ln_1.weight", d, 0.1f, 1);
+    load(b + "ln_2.weight", d, 0.1f, 1);
+    load(b + "attn.c_attn.weight", size_t(3) * d * d, 1 / std::sqrt(float(d)));
+    load(b + "attn.c_attn.bias", size_t(3) * d, 0.1f);
+    load(b + "attn.c_proj.weight", size_t(d) * d, 1 / std::sqrt(float(d)));
+    load(b + "mlp.c_fc.weight", size_t(d) * f, 1 / std::sqrt(float(d)));
+    load(b + "mlp.c_fc.bias", f, 0.1f);
+    load(b + "mlp.c_proj.weight", size_t(d) * f, 1 / std::sqrt(float(f)));
+  }
+  model->check_complete();
+  return model;
+}
+
+static std::vector<int64_t> fill(const CpuModel& m, const std::vector<int64_t>& tokens, int n, bool shared, const std::vector<int64_t>& prompt,
+                                 const DrawSettings& draw, int window) {
+  std::vector<uint64_t> index(n);
+  std::vector<int64_t> source(n);
+  for (int i = 0; i < n; ++i) index[i] = 3 + i, source[i] = shared ? 0 : i;
+  FillJob job(m, n, tokens.data(), index.data(), source.data(), prompt.empty() ? nullptr : prompt.data(), draw, window);
+  while (job.advance(0) < m.shape().n_pixels) {
+  }
+  const std::vector<int64_t> out(job.tokens(), job.tokens() + tokens.size());
+  for (size_t i = 0; i < out.size(); ++i) {
+    assert(out[i] >= 0 && out[i] < m.shape().n_colors);
+    assert(tokens[i] < 0 || tokens[i] == out[i]);
+  }
+  return out;
+}
+
+static void check(const ModelShape& s, const char* weights, const char* cache, Isa isa, bool thorough) {
+  const auto one = make(s, weights, cache, isa, 1), two = make(s, weights, cache, isa, 2);
+  const int n = 3;
+  std::vector<int64_t> known(size_t(n) * s.n_pixels), prompt;
+  for (auto& t : known) t = int64_t(rng() % s.n_colors);
+  if (s.n_words) {
+    prompt.resize(size_t(n) * s.prompt_length, 1);
+    for (int i = 0; i < s.prompt_length; ++i) prompt[i] = prompt[s.prompt_length + i] = int64_t(rng() % s.n_words);
+  }
+  const int64_t* words = prompt.empty() ? nullptr : prompt.data();
+
+  // Scores: together and alone, whole and cut short. Outputs are poisoned first.
+  std::vector<float> all(known.size() * s.n_colors, NAN), alone(size_t(s.n_pixels) * s.n_colors, NAN);
+  one->score(known.data(), n, s.n_pixels, words, -1, all.data());
+  for (float x : all) assert(std::isfinite(x));
+  const int shorter = std::max(1, s.n_pixels - 1);
+  two->score(known.data() + size_t(2) * s.n_pixels, 1, shorter, words ? words + 2 * s.prompt_length : nullptr, -1, alone.data());
+  assert(!std::memcmp(alone.data(), all.data() + size_t(2) * s.n_pixels * s.n_colors, size_t(shorter) * s.n_colors * 4));
+  for (int layer = 0; layer <= s.n_layer; layer += s.n_layer) {
+    std::vector<float> hidden(known.size() * s.n_embd, NAN);
+    two->score(known.data(), n, s.n_pixels, words, layer, hidden.data());
+    for (float x : hidden) assert(std::isfinite(x));
+  }
+
+  // Canvases: a shared start, holes, a known end.
+  std::vector<int64_t> tokens = known;
+  for (int i = 0; i < n; ++i)
+    for (int p = 0; p < s.n_pixels; ++p) {
+      int64_t& t = tokens[size_t(i) * s.n_pixels + p];
+      if (p < s.n_pixels / 3)
+        t = known[p];
+      else if (i == 0 || (p % 5 != 2 && p < s.n_pixels - i))
+        t = -1;
+    }
+  if (words) std::copy_n(prompt.begin(), s.prompt_length, prompt.begin() + 2 * s.prompt_length);
+  for (int setting = 0; setting < (words ? 4 : 3); setting += thorough ? 1 : 3) {
+    DrawSettings draw;
+    draw.seed = 0x123456789abcdef0ull + setting;
+    if (setting == 1) draw.temperature = 0.7f, draw.top_k = 5, draw.top_p = 0.9;
+    if (setting == 2) draw.temperature = 0;
+    if (setting == 3) draw.guided = true, draw.guidance_scale = 2;
+    const auto want = fill(*one, tokens, n, false, prompt, draw, 1);
+    for (int window : thorough ? std::vector<int>{1, 2, 300, 0} : std::vector<int>{9}) assert(fill(*two, tokens, n, window % 2 == 0, prompt, draw, window) == want);
+  }
+
+  // Two threads of the caller on one model.
+  if (!thorough) return;
+  DrawSettings draw;
+  const auto want = fill(*two, tokens, n, true, prompt, draw, 3);
+  std::vector<int64_t> first, second;
+  std::thread other([&] { first = fill(*two, tokens, n, true, prompt, draw, 3); });
+  second = fill(*two, tokens, n, false, prompt, draw, 1);
+  other.join();
+  assert(first == want && second == want);
+}
+
+int main() {
+  const ModelShape shapes[] = {
+      {2, 3, 15, 7, 29, 7, 5, 19, 1e-5f},     // head_dim 5, nothing a multiple of anything, a prompt longer than a key block
+      {1, 1, 40, 33, 21, 100, 0, 0, 1e-5f},   // head_dim 40
+      {1, 2, 192, 200, 35, 65, 3, 2, 1e-5f},  // head_dim 96
+      {1, 1, 128, 64, 18, 512, 0, 0, 1e-5f},  // head_dim 128
+      {1, 1, 1, 1, 1, 1, 0, 0, 1e-5f},        // the smallest there is
+  };
+  const char* kinds[][2] = {{"f32", "f32"}, {"bf16", "bf16"}, {"i8", "i8"}, {"bf16", "i8"}};
+  for (Isa isa : supported_isas()) {
+    for (const auto& shape : shapes)
+      for (const auto& kind : kinds) check(shape, kind[0], kind[1], isa, &shape == shapes && &kind == kinds + 1);
+    // The draw, with rows that end inside a vector.
+    for (int n : {1, 15, 16, 17, 64, 65, 1500}) {
+      std::vector<float> scores((n + 63) / 64 * 64, -INFINITY);
+      for (int i = 0; i < n; ++i) scores[i] = float(i % 7);
+      for (uint64_t i = 0; i < 50; ++i) {
+        const int token = kernels_for(isa).draw(scores.data(), n, {i, i << 33, uint32_t(i)});
+        assert(token >= 0 && token < n);
+      }
+    }
+    std::printf("%s ok\n", isa_name(isa));
+  }
+}
