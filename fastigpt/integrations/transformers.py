@@ -319,6 +319,8 @@ def _marks(model: ImageGPTForCausalImageModeling) -> list[tuple[Any, ...]]:
 def _checksum(tensor: torch.Tensor) -> torch.Tensor:
     """int64 scalar, on the tensor's device: the sum of its bytes taken as 64-bit integers, eight at a time."""
     data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+    if data.storage_offset() % 8:  # a slice of a larger buffer, which cannot be viewed in steps of eight
+        data = data.clone()
     whole = len(data) // 8 * 8
     total = data[:whole].view(torch.int64).sum() if whole else torch.zeros((), dtype=torch.int64, device=data.device)
     return total + data[whole:].sum()

@@ -333,6 +333,22 @@ def test_weights_that_change_are_noticed(change):
         assert not torch.equal(before, expected)
 
 
+def test_parameters_may_be_slices_of_one_buffer():
+    theirs, ours = twins()
+    buffer = torch.zeros(sum(p.numel() for p in ours.parameters()) + 1)
+    first = 1
+    for parameter in ours.parameters():
+        place = buffer[first : first + parameter.numel()].view_as(parameter)
+        parameter.data = place.copy_(parameter.data)
+        first += parameter.numel()
+    expected = theirs.generate(IDS, max_length=17)
+    assert torch.equal(served(ours, IDS, max_length=17), expected)
+    buffer.neg_()
+    for parameter in theirs.parameters():
+        parameter.data.neg_()
+    assert torch.equal(served(ours, IDS, max_length=17), theirs.generate(IDS, max_length=17))
+
+
 def test_the_engine_is_kept_while_the_weights_are():
     _, ours = twins()
     engine = ours.generate.engine()
