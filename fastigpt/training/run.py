@@ -38,7 +38,7 @@ class Settings:
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
-    ema_decay: float = 0.998
+    ema_decay: float = 0.99
     prompt_dropout: float = 0.2
     seed: int = 0
     dtype: str = "bf16"
@@ -161,8 +161,9 @@ class Run:
                 if last or time.monotonic() - saved > save_seconds:
                     self.save()
                     saved = time.monotonic()
-                if self.step % sample_every == 0 or last:
+                if self.step % sample_every == 0 and not last:
                     self.export()
+        self.export()  # also when a run is started again that was killed after its last step
 
     def _record(self, loss: float, norm: float, *, held_out: bool) -> None:
         row = {

@@ -35,7 +35,7 @@ def train(
     learning_rate: float = 3e-3,
     warmup: int = 100,
     weight_decay: float = 0.05,
-    ema_decay: float = 0.998,
+    ema_decay: float = 0.99,
     prompt_dropout: float = 0.2,
     seed: int = 0,
     device: str = "cpu",
