@@ -75,7 +75,7 @@ def accelerate(
     forward hooks, run the original `generate` after one warning that says why. `cache_implementation` changes nothing.
 
     dtype, kv_dtype, backend: as for ImageGPT; dtype None computes in the model's own dtype, on its device. The `cpu`
-    and `triton` engines lay the weights out anew in that dtype; embeddings and norms are shared where they need not be.
+    and `triton` engines keep the weights once more, laid out anew in that dtype; `portable` shares all but the linears.
     Before every call the weights are compared with those the engine was built from (place, version and checksum: one
     read of the weights), and the engine is rebuilt if they changed or moved.
 

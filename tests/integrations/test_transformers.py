@@ -113,6 +113,17 @@ def test_models_in_half_precision_stay_in_it(dtype):
     assert ours.generate.engine().dtype == dtype
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_model_that_moves_to_a_gpu_is_served_there():
+    theirs, ours = twins(HEAD_DIM_96)
+    ids = torch.tensor([[512, 1], [512, 0]])
+    expected = theirs.to("cuda").generate(ids.to("cuda"), max_length=65)
+    found = served(ours.to("cuda"), ids.to("cuda"), max_length=65)
+    assert torch.equal(found, expected) and found.device.type == "cuda"
+    assert ours.generate.engine().device.type == "cuda"
+
+
 # --- the same distribution ---------------------------------------------------------------------------------------
 
 
