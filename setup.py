@@ -85,6 +85,10 @@ class BuildExtension(build_ext):
     """Compiles all files at once, each with the flags of its instruction set, and .cu files with nvcc."""
 
     def build_extension(self, ext):
+        # An object built with the other choice of FASTIGPT_CUDA is as new as its sources and still wrong.
+        choice = Path(self.build_temp) / "cuda-choice"
+        if not choice.exists() or choice.read_text() != str(nvcc()):
+            self.force = True
         compile_one, postargs = self.compiler.compile, list(ext.extra_compile_args or [])
 
         def compile_parallel(files, **kwargs):
@@ -101,6 +105,8 @@ class BuildExtension(build_ext):
         self.compiler.compile = compile_parallel
         try:
             super().build_extension(ext)
+            choice.parent.mkdir(parents=True, exist_ok=True)
+            choice.write_text(str(nvcc()))
         finally:
             self.compiler.compile = compile_one
 
@@ -139,7 +145,7 @@ def extension() -> Pybind11Extension:
         "fastigpt._C",
         sources(),
         include_dirs=["csrc/include", "csrc/cpu"],
-        depends=[p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*.h")],
+        depends=[p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cu"}],
         extra_compile_args=flags,
         extra_link_args=[] if MSVC else ["-pthread"],
         cxx_std=17,
