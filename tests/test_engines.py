@@ -233,8 +233,6 @@ def test_prepared_passes_can_be_repeated_and_disturb_nothing(backend, window):
 @pytest.mark.parametrize("shape", ["tiny", "prompted"])
 def test_a_draft_changes_no_token(backend, shape):
     """Whatever the draft guesses: another model's guesses, the model's own, with prompts it can or cannot read."""
-    if backend == "cpu":
-        pytest.skip("the cpu engine takes no drafts")
     config = CONFIGS[shape]
     weights = random_weights(config, seed=24)
     smaller = ImageGPTConfig(n_layer=1, n_head=1, n_embd=8, height=4, width=4, n_colors=9)

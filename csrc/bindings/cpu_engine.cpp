@@ -78,14 +78,14 @@ Floats score(const CpuModel& model, const Ids& tokens, const std::optional<Ids>&
 
 // A job together with the model it runs on.
 struct Fill {
-  std::shared_ptr<CpuModel> model;
+  std::shared_ptr<CpuModel> model, draft;
   int n;
   std::unique_ptr<FillJob> job;
 };
 
 std::unique_ptr<Fill> make_fill(std::shared_ptr<CpuModel> model, const Ids& tokens, const Ids& index, const Ids& source,
                                 const std::optional<Ids>& prompt, uint64_t seed, double temperature, int top_k, double top_p,
-                                std::optional<double> guidance_scale, int window) {
+                                std::optional<double> guidance_scale, int window, std::shared_ptr<CpuModel> draft) {
   model->check_complete();
   const ModelShape& shape = model->shape();
   if (tokens.ndim() != 2 || tokens.shape(0) < 1 || tokens.shape(0) > (1 << 20)) throw std::invalid_argument("tokens must have the shape [n, " + std::to_string(shape.n_pixels) + "]");
@@ -100,6 +100,11 @@ std::unique_ptr<Fill> make_fill(std::shared_ptr<CpuModel> model, const Ids& toke
   if (guidance_scale && !std::isfinite(*guidance_scale)) throw std::invalid_argument("guidance_scale must be finite");
   if (guidance_scale && !prompt) throw std::invalid_argument("guidance_scale needs a prompt");
   if (window < 0) throw std::invalid_argument("window must not be negative");
+  if (draft) {
+    draft->check_complete();
+    if (draft->shape().n_pixels != shape.n_pixels || draft->shape().n_colors != shape.n_colors)
+      throw std::invalid_argument("draft must have as many pixels and colours as the model");
+  }
   DrawSettings settings;
   settings.seed = seed;
   settings.temperature = float(temperature);
@@ -111,8 +116,9 @@ std::unique_ptr<Fill> make_fill(std::shared_ptr<CpuModel> model, const Ids& toke
   py::gil_scoped_release release;
   auto fill = std::make_unique<Fill>();
   fill->n = int(n);
-  fill->job = std::make_unique<FillJob>(*model, int(n), ids, reinterpret_cast<const uint64_t*>(indices), sources, words, settings, window);
+  fill->job = std::make_unique<FillJob>(*model, int(n), ids, reinterpret_cast<const uint64_t*>(indices), sources, words, settings, window, draft.get());
   fill->model = std::move(model);
+  fill->draft = std::move(draft);
   return fill;
 }
 
@@ -147,7 +153,7 @@ void bind_cpu_engine(py::module_& m) {
   py::class_<Fill>(m, "CpuFill", "One wave of canvases being filled.")
       .def(py::init(&make_fill), py::arg("model"), py::arg("tokens").noconvert(), py::arg("index").noconvert(),
            py::arg("source").noconvert(), py::arg("prompt").noconvert(), py::kw_only(), py::arg("seed"), py::arg("temperature"),
-           py::arg("top_k"), py::arg("top_p"), py::arg("guidance_scale"), py::arg("window"))
+           py::arg("top_k"), py::arg("top_p"), py::arg("guidance_scale"), py::arg("window"), py::arg("draft") = nullptr)
       .def("advance", [](Fill& f, double seconds) { return f.job->advance(seconds); }, py::arg("seconds"),
            py::call_guard<py::gil_scoped_release>(),
            "Works for about `seconds`; returns how many leading tokens are final in every image.")

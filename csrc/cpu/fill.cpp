@@ -19,6 +19,7 @@ namespace fastigpt {
 namespace {
 
 constexpr int kPassRows = 512;    // tokens in a pass, all images together
+constexpr int kWidestChoice = 32; // window that the tuner may choose
 constexpr int kKnownRun = 64;     // known tokens that a window takes along
 using Clock = std::chrono::steady_clock;
 
@@ -46,6 +47,8 @@ struct FillImpl {
   int pick(const float* scores, const Image& image, int position) const;
   void guess(Image& image, int which, int window, FilterScratch& filter, float* scores);
   void settle(int which);
+  void guess_with_draft(int window);
+  void pass_in_parts(const std::vector<int>& which);
 
   bool known(int image, int position) const { return known_[size_t(image) * n_pixels + position]; }
 
@@ -71,6 +74,9 @@ struct FillImpl {
   std::vector<std::pair<int, int>> draws; // image and place in its window
   std::atomic<int> ticket{0};
   Pass decode;
+  std::unique_ptr<FillImpl> draft;        // the same job on a smaller model, whose tokens are this one's guesses
+  std::vector<int> draft_fed;             // [image]: inputs that the draft has read, right or wrong
+  std::vector<int> draft_told;            // [image]: decided tokens that the draft knows of
 };
 
 FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, const uint64_t* index, const int64_t* source,
@@ -90,7 +96,7 @@ FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, cons
     image.guessed = image.position;
     settle(i);
   }
-  const int widest = window ? window : 32;
+  const int widest = window ? window : kWidestChoice;
   const int rows = std::max({256, lanes * (std::min(widest, n_pixels) + kKnownRun), std::min(kPassRows, n * lanes * std::min(widest, n_pixels))});
   ws.reset(new Workspace(model.shape, model.kernels, model.weights, model.cache_shape(), rows, model.shape.context(), model.pool.size()));
   filters.assign(model.pool.size(), FilterScratch(model.shape.n_colors));
@@ -315,6 +321,56 @@ void FillImpl::pass(const int* which, int count, int next_window) {
   }
 }
 
+// Passes of at most as many rows as the workspace holds, over images whose widths are set.
+void FillImpl::pass_in_parts(const std::vector<int>& which) {
+  for (size_t first = 0, last = 0; first < which.size(); first = last) {
+    for (int rows = 0; last < which.size() && (last == first || rows + lanes * images[which[last]].width <= ws->rows); ++last)
+      rows += lanes * images[which[last]].width;
+    pass(which.data() + first, int(last - first), 1);
+  }
+}
+
+// The smaller model draws the window one token at a time, with the same noise. What was decided since is known to it by then.
+// Of the inputs it has read, those before this model's position are right: their tokens were decided as it had guessed them.
+void FillImpl::guess_with_draft(int window) {
+  std::vector<int> batch;
+  batch.reserve(n);
+  for (int i = 0; i < n; ++i) {
+    const int position = images[i].position;
+    if (position >= n_pixels) continue;
+    const size_t row = size_t(i) * n_pixels;
+    for (int& p = draft_told[i]; p < position; ++p) {
+      draft->tokens[row + p] = tokens[row + p];
+      draft->guesses[row + p] = int32_t(tokens[row + p]);
+      draft->known_[row + p] = 1;
+    }
+    Image& theirs = draft->images[i];
+    theirs.position = std::min(draft_fed[i], position);
+    theirs.width = position - theirs.position + 1;
+    draft_fed[i] = position + 1;
+    batch.push_back(i);
+  }
+  draft->pass_in_parts(batch);
+  for (int place = 1; place + 1 < window; ++place) {
+    batch.clear();
+    for (int i = 0; i < n; ++i) {
+      // A finished image stands at n_pixels, in either model.
+      if (images[i].position >= n_pixels || draft->images[i].position >= n_pixels) continue;
+      draft->images[i].width = 1;
+      ++draft_fed[i];
+      batch.push_back(i);
+    }
+    draft->pass_in_parts(batch);
+  }
+  for (int i = 0; i < n; ++i) {
+    Image& image = images[i];
+    const int until = std::min(image.position + window - 1, image.end - 1);
+    for (int p = image.position; p < until; ++p)
+      if (!known(i, p)) guesses[size_t(i) * n_pixels + p] = int32_t(draft->tokens[size_t(i) * n_pixels + p]);
+    image.guessed = std::max(image.guessed, until);
+  }
+}
+
 int FillImpl::advance(double seconds) {
   const auto started = Clock::now();
   std::vector<int> batch;
@@ -324,6 +380,7 @@ int FillImpl::advance(double seconds) {
     const int width = next_window;
     if (tuner) next_window = tuner->width();
     const auto pass_started = Clock::now();
+    if (draft && width > 1) guess_with_draft(width);
     bool any = false, uniform = true;
     int rows = 0;
     batch.clear();
@@ -341,7 +398,7 @@ int FillImpl::advance(double seconds) {
       image.width = std::min({image.guessed - image.position + 1, width + sure - image.position, image.end - image.position});
       uniform = uniform && image.width == width;
       if (rows + lanes * image.width > ws->rows) {
-        pass(batch.data(), int(batch.size()), next_window);
+        pass(batch.data(), int(batch.size()), draft ? 1 : next_window);
         batch.clear();
         rows = 0;
       }
@@ -349,10 +406,10 @@ int FillImpl::advance(double seconds) {
       rows += lanes * image.width;
     }
     if (!any) return n_pixels;
-    pass(batch.data(), int(batch.size()), next_window);
+    pass(batch.data(), int(batch.size()), draft ? 1 : next_window);
     if (tuner && uniform && warm) {
       tuner->timed(width, std::chrono::duration<double>(Clock::now() - pass_started).count());
-      model.keep_pass_costs(n * lanes, tuner->costs());
+      if (!draft) model.keep_pass_costs(n * lanes, tuner->costs());
     }
     warm = true;
     int least = n_pixels;
@@ -381,8 +438,19 @@ void FillImpl::rehearse() {
 }
 
 FillJob::FillJob(const CpuModel& model, int n, const int64_t* tokens, const uint64_t* index, const int64_t* source,
-                 const int64_t* prompt, const DrawSettings& settings, int window)
-    : impl_(new FillImpl(*model.impl_, n, tokens, index, source, prompt, settings, window)) {}
+                 const int64_t* prompt, const DrawSettings& settings, int window, const CpuModel* draft)
+    : impl_(new FillImpl(*model.impl_, n, tokens, index, source, prompt, settings, window)) {
+  if (!draft) return;
+  // A draft that cannot read the prompt guesses without it.
+  const ModelShape &mine = model.shape(), &theirs = draft->shape();
+  const bool reads = prompt && mine.prompt_length == theirs.prompt_length && mine.n_words == theirs.n_words;
+  DrawSettings plain = settings;
+  plain.guided = settings.guided && reads;
+  impl_->draft.reset(new FillImpl(*draft->impl_, n, tokens, index, source, reads ? prompt : nullptr, plain, window ? window : kWidestChoice));
+  if (impl_->tuner) impl_->tuner.reset(new WindowTuner(PassCosts{}));  // its passes cost more than those without a draft
+  for (const auto& image : impl_->images) impl_->draft_fed.push_back(image.position);
+  impl_->draft_told = impl_->draft_fed;
+}
 
 FillJob::FillJob(const CpuModel& model, int n, int position, int window) {
   const size_t pixels = size_t(model.shape().n_pixels);

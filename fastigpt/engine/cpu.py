@@ -8,6 +8,7 @@ threads.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 
@@ -123,8 +124,8 @@ class CpuEngine:
         drawing, width = job.drawing, self.config.width
         if job.window != "auto" and (not isinstance(job.window, int) or job.window < 1):
             raise ValueError(f'window must be "auto" or a positive int, not {job.window!r}')
-        if job.draft is not None:
-            raise ValueError("the cpu engine guesses with the model's own logits; drafts run on the portable engine")
+        if job.draft is not None and not isinstance(job.draft, CpuEngine):
+            raise ValueError(f"the cpu engine takes drafts from cpu engines, not from {job.draft.name}")
         fill = _C.CpuFill(
             self._model,
             _ids("tokens", job.tokens),
@@ -137,6 +138,7 @@ class CpuEngine:
             top_p=1.0 if drawing.top_p is None else drawing.top_p,
             guidance_scale=drawing.guidance_scale,
             window=0 if job.window == "auto" else job.window,
+            draft=None if job.draft is None else job.draft._model,
         )
         row = 0
         while row < self.config.height:
@@ -155,7 +157,8 @@ class CpuEngine:
 
     def max_batch(self, job: Job) -> int:
         lanes = 1 if job.drawing.guidance_scale is None else 2
-        cache = lanes * self._model.cache_bytes(self.config.context)
+        engines = [self] if job.draft is None else [self, cast(CpuEngine, job.draft)]
+        cache = lanes * sum(e._model.cache_bytes(e.config.context) for e in engines)
         return max(1, int(_MEMORY_SHARE * free_memory(self.device) / cache))
 
 

@@ -62,9 +62,10 @@ struct DrawSettings {
 class FillJob {
  public:
   // tokens [n, n_pixels] in [−1, n_colors); index, source [n]; prompt [n, prompt_length] or null. window ≥ 1, or 0: chosen
-  // from measured times. The model must outlive the job.
+  // from measured times. draft: a smaller model with as many pixels and colours that guesses the windows, or null. The
+  // models must outlive the job.
   FillJob(const CpuModel& model, int n, const int64_t* tokens, const uint64_t* index, const int64_t* source, const int64_t* prompt,
-          const DrawSettings& settings, int window);
+          const DrawSettings& settings, int window, const CpuModel* draft = nullptr);
   // n images that stand at `position` < n_pixels, on caches of made-up contents: for timing passes with rehearse().
   FillJob(const CpuModel& model, int n, int position, int window);
   ~FillJob();
