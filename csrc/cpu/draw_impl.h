@@ -16,31 +16,20 @@ constexpr float kNoiseError = 4e-6f;
 // Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) for sixteen consecutive counters.
 // out[4 · counter + word].
 void philox_16(uint32_t first, const DrawKey& key, uint32_t* out) {
-  uint32_t c0[16], c1[16], c2[16], c3[16];
-  for (int i = 0; i < 16; ++i) {
-    c0[i] = first + uint32_t(i);
-    c1[i] = key.position;
-    c2[i] = uint32_t(key.index);
-    c3[i] = uint32_t(key.index >> 32);
-  }
+  alignas(64) static constexpr int32_t kLanes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  I16 c0 = addi(set1i(int32_t(first)), load(static_cast<const void*>(kLanes))), c1 = set1i(int32_t(key.position));
+  I16 c2 = set1i(int32_t(uint32_t(key.index))), c3 = set1i(int32_t(uint32_t(key.index >> 32)));
   uint32_t k0 = uint32_t(key.seed), k1 = uint32_t(key.seed >> 32);
   for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < 16; ++i) {
-      const uint64_t p0 = uint64_t(0xD2511F53u) * c0[i], p1 = uint64_t(0xCD9E8D57u) * c2[i];
-      c0[i] = uint32_t(p1 >> 32) ^ c1[i] ^ k0;
-      c1[i] = uint32_t(p1);
-      c2[i] = uint32_t(p0 >> 32) ^ c3[i] ^ k1;
-      c3[i] = uint32_t(p0);
-    }
+    const Product p0 = multiply(c0, 0xD2511F53u), p1 = multiply(c2, 0xCD9E8D57u);
+    c0 = xori(xori(p1.high, c1), set1i(int32_t(k0)));
+    c1 = p1.low;
+    c2 = xori(xori(p0.high, c3), set1i(int32_t(k1)));
+    c3 = p0.low;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  for (int i = 0; i < 16; ++i) {
-    out[4 * i] = c0[i];
-    out[4 * i + 1] = c1[i];
-    out[4 * i + 2] = c2[i];
-    out[4 * i + 3] = c3[i];
-  }
+  interleave(c0, c1, c2, c3, out);
 }
 
 // −log(−log u), u = (bits >> 8 + ½) · 2⁻²⁴ = z · 2⁻²⁵ with z odd. u near 1 is not a float32: there the reduced argument of the
