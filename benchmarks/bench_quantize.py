@@ -63,11 +63,15 @@ def race(benchmark, ours: Callable[[], np.ndarray], peer: Callable[[], np.ndarra
     peer_times: list[float] = []
 
     def one_of_theirs() -> None:
+        # Each side runs once untimed before it is timed, on caches of its own, and after a pause, because a peer's OpenMP
+        # threads spin on for a while and would take a core from whoever comes next.
+        time.sleep(0.3)
+        peer()
         start = time.perf_counter()
         peer()
         peer_times.append(time.perf_counter() - start)
-        time.sleep(0.3)  # a peer's OpenMP threads spin on for a while and would take a core from ours
-        ours()  # a peer takes 50 ms to seconds, ours a few: without this the caches it emptied are what is measured
+        time.sleep(0.3)
+        ours()
 
     benchmark.pedantic(ours, setup=one_of_theirs, rounds=rounds)
     median, peer_median = benchmark.stats.stats.median, statistics.median(peer_times)
