@@ -40,9 +40,9 @@ def decode_rows(window: int) -> Iterator[tuple[Row, Callable[[Row], float]]]:
 
 
 def decode_candidates(size: int | None) -> list[Row]:
-    splits = (8, 16, 32) if size == 16 else (2, 4, 8) if size == 128 else (1, 2)
+    splits = (8, 16) if size == 16 else (2, 4) if size == 128 else (1, 2)
     return [{"block_s": block, "splits": split, "stages": stages, "warps": 4}
-            for split in splits for block, stages in ((32, 3), (64, 1), (64, 3), (128, 2))]  # fmt: skip
+            for split in splits for block, stages in ((64, 1), (64, 3), (128, 2))]  # fmt: skip
 
 
 def linear_candidates(rows: int) -> list[Row]:
@@ -51,7 +51,7 @@ def linear_candidates(rows: int) -> list[Row]:
         sizes = ((1, 2, 512, 2, 2), (1, 4, 512, 1, 4), (1, 4, 512, 2, 4), (1, 8, 512, 1, 4), (1, 4, 1024, 1, 4))
     else:
         m = max(16, rows)
-        sizes = ((m, 16, 128, 3, 4), (m, 16, 256, 2, 4), (m, 32, 64, 4, 4), (m, 32, 128, 3, 4), (m, 64, 64, 3, 4))
+        sizes = ((m, 16, 128, 3, 4), (m, 32, 64, 4, 4), (m, 32, 128, 3, 4), (16, 16, 128, 4, 4), (16, 32, 128, 4, 4))
     return [dict(zip(names, size)) for size in sizes]
 
 
@@ -85,10 +85,6 @@ def tune(seconds: float) -> launch.Table:
             limit = {"upto": table[kernel][i]["upto"]} if "upto" in table[kernel][i] else {}
             table[kernel][i] = {**limit, **row}
 
-    for kernel, window in (("decode_attention_1", 1), ("decode_attention", 8)):
-        for i, (limit, timed) in enumerate(decode_rows(window)):
-            print(kernel, limit, flush=True)
-            keep(kernel, i, best(decode_candidates(limit.get("upto")), timed, deadline))
     for i, rows in enumerate((1, 16, 32, 64)):
 
         def linear(candidate: Row, rows: int = rows) -> float:
@@ -100,6 +96,10 @@ def tune(seconds: float) -> launch.Table:
         keep("norm_linear", i, best(linear_candidates(rows), linear, deadline))
     if time.monotonic() < deadline:
         table["cublas"] = [{"from_rows": crossing(table)}]
+    for kernel, window in (("decode_attention_1", 1), ("decode_attention", 8)):
+        for i, (limit, timed) in enumerate(decode_rows(window)):
+            print(kernel, limit, flush=True)
+            keep(kernel, i, best(decode_candidates(limit.get("upto")), timed, deadline))
     for i, head_dim in enumerate((64, 128)):
 
         def causal(candidate: Row, head_dim: int = head_dim) -> float:

@@ -378,22 +378,24 @@ def decode_attention(
     else:
         part_m, part_l, part_acc, arrivals = scratch
     scale = LOG2_E / math.sqrt(head_dim)
+    wide = 2 if q.dtype == torch.float32 else 1  # configurations are for 16-bit types: as many bytes, half the keys
     block_d = triton.next_power_of_2(head_dim)
     if prefix is not None:
         prefix_config = settings(configs, "prefix_attention", rows)
         _prefix_attention[(len(prefix.blocks), n_head, prefix.splits)](
             q, prefix.k, prefix.v, _or(prefix.k_scale, prefix.k), _or(prefix.v_scale, prefix.v), prefix.blocks,
             prefix.lengths, prefix.part_m, prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], scale,
-            HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=prefix.block_m, BLOCK_S=prefix_config["block_s"],
-            SPLITS=prefix.splits, SCALED=scaled, STAGES=prefix_config["stages"], num_warps=prefix_config["warps"],
+            HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=prefix.block_m,
+            BLOCK_S=prefix_config["block_s"] // wide, SPLITS=prefix.splits, SCALED=scaled,
+            STAGES=prefix_config["stages"], num_warps=prefix_config["warps"],
         )  # fmt: skip
     parts = (None, None, None) if prefix is None else (prefix.part_m, prefix.part_l, prefix.part_acc)
     _decode_attention[(lanes * n_head, splits)](
         q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, part_m, part_l, part_acc,
         arrivals, *parts, rows, q_stride, capacity, scale,
-        HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window, BLOCK_W=block_w, BLOCK_S=config["block_s"],
-        SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits, SCALED=scaled, STAGES=config["stages"],
-        num_warps=config["warps"],
+        HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window, BLOCK_W=block_w,
+        BLOCK_S=config["block_s"] // wide, SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
+        SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"],
     )  # fmt: skip
     return out
 

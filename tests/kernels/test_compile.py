@@ -31,9 +31,10 @@ if launch.interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-# Shared memory a block may have, in bytes; sm_100 and gfx942 by their vendors' tables.
+# Shared memory a block may have, in bytes, by the vendors' tables. What ships for sm_80 is what any NVIDIA GPU gets
+# that has no table of its own, so it must fit the 99 KiB of sm_86 and sm_89.
 TARGETS = {
-    "sm80": (GPUTarget("cuda", 80, 32), 166912),
+    "sm80": (GPUTarget("cuda", 80, 32), 101376),
     "sm90": (GPUTarget("cuda", 90, 32), 232448),
     "sm100": (GPUTarget("cuda", 100, 32), 232448),
     "gfx942": (GPUTarget("hip", "gfx942", 64), 65536),
@@ -156,10 +157,10 @@ def expected_instructions(name, target):
 
 def representative(name, family):
     """One row of each kind of work: enough to notice a kernel that no longer compiles well."""
-    if re.search(r"splits=4|m=16|m=32|rms_norm|finish|append", name):
+    if re.search(r"splits=4|rms_norm|finish|append", name):
         return False
     if family != "sm90":
-        return not re.search(r" (96|128)\b|W=64|W=32|norm_linear (qkv|out) m=64", name)
+        return not re.search(r" (96|128)\b|W=64|W=32|norm_linear (qkv|out) m=(32|64)|prefix_attention 64 m=16", name)
     return not re.search(r"(prefix|decode)_attention 128|splits=1 bf16", name) or "W=64" in name
 
 
