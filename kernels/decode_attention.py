@@ -386,7 +386,7 @@ def decode_attention(
             q, prefix.k, prefix.v, _or(prefix.k_scale, prefix.k), _or(prefix.v_scale, prefix.v), prefix.blocks,
             prefix.lengths, prefix.part_m, prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], scale,
             HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=prefix.block_m,
-            BLOCK_S=prefix_config["block_s"] // wide, SPLITS=prefix.splits, SCALED=scaled,
+            BLOCK_S=max(16, prefix_config["block_s"] // wide), SPLITS=prefix.splits, SCALED=scaled,
             STAGES=prefix_config["stages"], num_warps=prefix_config["warps"],
         )  # fmt: skip
     parts = (None, None, None) if prefix is None else (prefix.part_m, prefix.part_l, prefix.part_acc)
@@ -394,7 +394,7 @@ def decode_attention(
         q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, part_m, part_l, part_acc,
         arrivals, *parts, rows, q_stride, capacity, scale,
         HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window, BLOCK_W=block_w,
-        BLOCK_S=config["block_s"] // wide, SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
+        BLOCK_S=max(16, config["block_s"] // wide), SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
         SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"],
     )  # fmt: skip
     return out
