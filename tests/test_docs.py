@@ -76,10 +76,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_blocks_run(page, folder, capsys, request):
-    if page.name == "README.md":
-        reason = "needs the network without saying so; takes mask and input_ids from nowhere"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_python_blocks_run(page, folder, capsys):
     names: dict[str, object] = {"__name__": "__main__"}
     for line, info_string, code in blocks(page, "python"):
         if not missing(info_string):
