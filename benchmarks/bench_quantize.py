@@ -63,8 +63,8 @@ def race(benchmark, ours: Callable[[], np.ndarray], peer: Callable[[], np.ndarra
     peer_times: list[float] = []
 
     def one_of_theirs() -> None:
-        # Each side runs once untimed before it is timed, on caches of its own, and after a pause, because a peer's OpenMP
-        # threads spin on for a while and would take a core from whoever comes next.
+        # Each side runs once untimed before it is timed, on caches of its own, and after a pause, because a peer's
+        # OpenMP threads spin on for a while and would take a core from whoever comes next.
         time.sleep(0.3)
         peer()
         start = time.perf_counter()
