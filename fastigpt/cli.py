@@ -281,6 +281,47 @@ def train(
     print(f"trained {folder}; draw from it: fastigpt sample --model {folder}")
 
 
+@app.command()
+def probe(
+    data: Annotated[
+        str, typer.Argument(help="A folder of class folders, an .npz of x and y, [bold]digits[/] or [bold]scenes[/].")
+    ],
+    model: Model = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Images at most.")] = 1000,
+    out: Annotated[Path, typer.Option(help="The plot.")] = Path("probe.png"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the split and of the untrained model.")] = 0,
+    device: Device = None,
+    backend: Backend = "auto",
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Probe what each layer knows: `fastigpt probe digits --out probe.png`.
+
+    Logistic regression on the features of every layer, beside raw pixels and an untrained model of the same shape.
+    """
+    try:
+        import matplotlib  # noqa: F401
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"probing needs scikit-learn and matplotlib (fastigpt[train]): {error}") from None
+    from fastigpt import probe as probing
+    from fastigpt.api import load
+    from fastigpt.probe_data import load as load_data
+
+    if out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--out {out}: the plot is a .png, .svg or .pdf")
+    check_writable(out)
+    loaded = load(model, device=device, backend=backend, dtype=dtype)
+    labelled = load_data(data, n, loaded.config.height, loaded.config.width, seed)
+    probes = probing.probe(loaded, labelled, seed=seed, progress=None)
+    probing.plot(out, probes)
+    if as_json:
+        print(json.dumps(probing.as_dict(loaded, labelled, probes)))
+        return
+    print(probing.table(probes))
+    print(f"{out}: probes of {loaded.name} on {len(labelled.pixels)} images of {labelled.name}")
+
+
 def _window(text: str) -> int | str:
     return int(text) if text.lstrip("-").isdigit() else text
 
