@@ -59,9 +59,7 @@ def tables(rounds: int) -> None:
             acceptance = {window: passes for window, (_, passes) in found.items() if window != "auto"}
     small = ImageGPT.from_config(ImageGPTConfig.preset("small"), device=device)
     print(f"small preset, n = 1, {small.dtype}: time of a pass, the bundled model's acceptance replayed\n")
-    print(
-        "| window | ms per pass at 32 / 512 / 960 | passes | seconds per image | times window 1 |\n|---|---|---|---|---|"
-    )
+    print("| window | ms per pass at 32 / 512 / 960 | passes | seconds | times window 1 |\n|---|---|---|---|---|")
     base = 0.0
     for window, passes in acceptance.items():
         times = [
