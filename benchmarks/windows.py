@@ -79,15 +79,15 @@ def check(count: int) -> None:
     total = 0
     for dtype in ("float32", "bfloat16"):
         model = fastigpt.load(device="cpu", dtype=dtype, kv_dtype=dtype)
-        canvas = model.sample(count // 4, seed=99, window=1, output_type="tokens").masked_fill(half.flatten(), -1)
+        canvas = model.sample(count // 8, seed=99, window=1, output_type="tokens").masked_fill(half.flatten(), -1)
         jobs = {
-            "plain": lambda window, m=model: m.sample(count // 4, seed=1, window=window, output_type="tokens"),
+            "plain": lambda window, m=model: m.sample(count // 8, seed=1, window=window, output_type="tokens"),
             "filters": lambda window, m=model: m.sample(
-                count // 4, seed=2, temperature=0.9, top_k=40, top_p=0.95, window=window, output_type="tokens"
+                count // 8, seed=2, temperature=0.9, top_k=40, top_p=0.95, window=window, output_type="tokens"
             ),
             "forced tokens": lambda window, m=model, c=canvas: m.fill(c, seed=3, window=window),
             "prompt and guidance": lambda window, m=model: m.sample(
-                count // 4,
+                count // 8,
                 prompt="a red house on snow at night",
                 guidance_scale=2.0,
                 seed=4,
