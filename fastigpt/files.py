@@ -51,6 +51,8 @@ def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     try:
         write(temporary)
         temporary.chmod(0o777 & ~_umask())
+        for file in temporary.iterdir():
+            file.chmod(0o666 & ~_umask())  # safetensors makes its files private
         if not target.exists():
             os.replace(temporary, target)
             return

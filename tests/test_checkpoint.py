@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -67,6 +68,13 @@ def test_a_saved_model_comes_back_the_same(tmp_path, config, biases):
     tokens = random_tokens(config, 2)
     assert torch.equal(before.logits(tokens), after.logits(tokens))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]  # no temporary files beside it
+
+
+def test_others_can_read_what_was_saved(saved):
+    mask = os.umask(0)
+    os.umask(mask)
+    assert {oct(path.stat().st_mode & 0o777) for path in saved.iterdir()} == {oct(0o666 & ~mask)}
+    assert saved.stat().st_mode & 0o777 == 0o777 & ~mask
 
 
 def test_saving_over_an_older_checkpoint_replaces_it(saved):
