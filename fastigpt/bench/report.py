@@ -80,21 +80,24 @@ def plot_throughput(path: Path, timings: Sequence[Timing]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7, 4.5))
+    figure, axes = plt.subplots(figsize=(8.5, 4.5))
+    floors = set()
     for k, name in enumerate(dict.fromkeys((t.peer, t.dtype, t.kv_dtype) for t in timings)):
         mine = sorted((t for t in timings if (t.peer, t.dtype, t.kv_dtype) == name), key=lambda t: t.n)
         counts = [t.n for t in mine]
         label = f"{name[0]}, {name[1]}" + ("" if name[1] == name[2] else f", {name[2]} cache")
         axes.plot(counts, [60 * t.n / t.seconds() for t in mine], "o-", color=f"C{k}", label=label)
-        floors = [60 * t.n / t.floor_seconds() for t in mine]
-        axes.plot(counts, floors, "--", color=f"C{k}", alpha=0.6, label=f"floor of {label}")
+        if name[1:] not in floors:  # the same for all who read the same bytes
+            floors.add(name[1:])
+            axes.plot(counts, [60 * t.n / t.floor_seconds() for t in mine], "--", color=f"C{k}", alpha=0.5)
+    axes.plot([], [], "--", color="grey", label="the machine's limit, by precision")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xticks(sorted({t.n for t in timings}), [str(n) for n in sorted({t.n for t in timings})])
     axes.set_xlabel("images at a time")
     axes.set_ylabel("images per minute")
     axes.grid(True, which="both", alpha=0.25)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5))
     figure.tight_layout()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=130)

@@ -1,0 +1,93 @@
+"""The benchmark's arithmetic: floors counted from shapes, whole images from three passes, ratios only where there is one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, random_weights
+from PIL import Image
+from typer.testing import CliRunner
+
+from fastigpt import ImageGPT, ImageGPTConfig, Palette
+from fastigpt.bench.floor import kv_bytes_per_token, pass_floor
+from fastigpt.bench.machine import measure_machine, typical
+from fastigpt.bench.measure import Timing, ratio, whole_images
+from fastigpt.bench.peers import EnginePeer, TransformersPeer
+from fastigpt.cli import app
+
+SMALL = ImageGPTConfig.preset("small")
+
+
+def test_the_floor_counts_what_a_pass_must_move_and_compute():
+    floor = pass_floor(
+        SMALL,
+        n=3,
+        position=100,
+        window=2,
+        dtype=torch.bfloat16,
+        kv_dtype=torch.bfloat16,
+        bandwidth=1e9,
+        gemm=1e12,
+    )
+    matrices = 24 * 12 * 512 * 512 + 512 * 512  # blocks and the head; embeddings are looked up
+    assert floor.bytes == 2 * matrices + 3 * 100 * 2 * 24 * 512 * 2
+    assert floor.operations == 2 * matrices * 3 * 2 + 4 * 3 * 2 * 100 * 512 * 24
+    assert floor.memory_seconds == floor.bytes / 1e9 and floor.compute_seconds == floor.operations / 1e12
+    assert floor.seconds == max(floor.memory_seconds, floor.compute_seconds)
+    assert kv_bytes_per_token(SMALL, torch.bfloat16) * 1024 == pytest.approx(50.3e6, rel=1e-3)
+    assert kv_bytes_per_token(SMALL, torch.int8) == 2 * 24 * (512 + 4 * 8)
+
+
+def test_whole_images_are_exact_where_time_is_linear_in_the_position():
+    def line(p: int) -> float:
+        return 3.0 + 0.5 * p
+
+    positions = (32, 512, 992)
+    total = whole_images(positions, [line(p) for p in positions], 1024)
+    assert total == pytest.approx(sum(line(p) for p in range(1024)))
+
+
+def timing(seconds: list[float]) -> Timing:
+    return Timing("x", 1, "float32", "float32", 1, [1, 8, 15], [seconds] * 3, [], 16)
+
+
+def test_a_ratio_is_only_printed_where_the_spread_allows_one():
+    fast, slow = timing([1.0, 1.01, 1.02, 1.0]), timing([2.0, 2.02, 2.01, 2.0])
+    assert ratio(slow, fast) == "1.99×"
+    noisy = timing([0.8, 1.0, 1.3, 1.1])
+    assert ratio(noisy, fast) == "within noise"
+    assert typical([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, pytest.approx(1 / 3))
+
+
+def test_the_machines_limits_are_plausible():
+    machine = measure_machine(torch.device("cpu"))
+    assert 1e8 < machine.bandwidth < 1e13
+    assert all(1e8 < rate < 1e16 for rate in machine.gemm.values())
+    assert 0 < machine.spread["bandwidth"] <= 1
+
+
+def test_every_peer_runs_the_same_pass_again_and_again():
+    engine = ImageGPT(TINY, random_weights(TINY)).engine
+    peers = [EnginePeer(engine), TransformersPeer(TINY, torch.device("cpu"), torch.float32)]
+    for peer in peers:
+        work = peer.prepared_pass(n=2, position=5)
+        for _ in range(12):  # a cache that grew would run past the last position
+            work()
+
+
+def test_bench_prints_a_table_and_writes_json_and_a_plot(tmp_path):
+    palette = Palette(np.random.default_rng(2).uniform(-1, 1, (9, 3)).astype(np.float32))
+    ImageGPT(TINY, random_weights(TINY), palette=palette).save_pretrained(tmp_path / "tiny")
+    arguments = ["bench", "-m", str(tmp_path / "tiny"), "-n", "1,2", "--rounds", "1"]
+    arguments += ["--json", str(tmp_path / "b.json"), "--plot", str(tmp_path / "b.png")]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "transformers" in result.output and "GB/s" in result.output and "of floor" in result.output
+    figures = json.loads((tmp_path / "b.json").read_text())
+    assert {t["peer"] for t in figures["timings"]} >= {"transformers", "fastigpt portable"}
+    assert all(0 < t["seconds"] and t["floor_seconds"] < t["seconds"] for t in figures["timings"])
+    with Image.open(tmp_path / "b.png") as picture:
+        assert picture.width > 500
