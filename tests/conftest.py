@@ -28,6 +28,14 @@ PROMPTED = ImageGPTConfig(n_layer=2, n_head=2, n_embd=16, height=4, width=4, n_c
 HEAD_DIM_96 = ImageGPTConfig(n_layer=2, n_head=2, n_embd=192, height=8, width=8)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
+
+
 def random_weights(
     config: ImageGPTConfig, seed: int = 0, *, biases: bool = False, scale: float = 1.0
 ) -> dict[str, torch.Tensor]:

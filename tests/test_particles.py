@@ -171,7 +171,7 @@ def test_the_distribution_is_the_exact_conditional():
 
 def test_scenes_with_a_hole_are_likelier_the_more_candidates():
     model = fastigpt.load()
-    images = np.stack([image for image, _, _ in itertools.islice(scenes(HELD_OUT_SEED, 20_000), 6)])
+    images = np.stack([image for image, _, _ in itertools.islice(scenes(HELD_OUT_SEED, 20_000), 24)])
     mask = np.zeros((32, 32), bool)
     mask[8:12, 8:24] = True
     mean = []
@@ -179,7 +179,7 @@ def test_scenes_with_a_hole_are_likelier_the_more_candidates():
         tokens = model.complete(images, mask=mask, particles=k, seed=0, output_type="tokens")
         assert torch.equal(tokens[:, ~mask.ravel()], model.encode(images)[:, ~mask.ravel()])
         mean.append(float(model.nll(tokens).mean()))
-    assert mean[1] < mean[0] - 0.005
+    assert mean[1] < mean[0] - 0.002
 
 
 # --- the noise contract ------------------------------------------------------------------------------------------
