@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -77,6 +78,7 @@ def sample(
 
     if heat_map is not None:
         check_writable(heat_map)
+        _require("matplotlib", "train")
     save = _writer(out, scale)
     loaded = load(model, device=device, backend=backend, dtype=dtype, kv_dtype=kv_dtype)
     pixels, stats = loaded.sample(
@@ -233,6 +235,8 @@ def bench(
     for path in (plot, out):
         if path is not None:
             check_writable(path)
+    if plot is not None:
+        _require("matplotlib", "train")
     run_bench(
         model,
         [int(count) for count in n.split(",")],
@@ -320,6 +324,12 @@ def probe(
         return
     print(probing.table(probes))
     print(f"{out}: probes of {loaded.name} on {len(labelled.pixels)} images of {labelled.name}")
+
+
+def _require(module: str, extra: str) -> None:
+    """Raises ImportError, before any work, if an optional package is missing."""
+    if find_spec(module) is None:
+        raise ImportError(f"this needs {module}: pip install 'fastigpt[{extra}]'")
 
 
 def _window(text: str) -> int | str:

@@ -96,6 +96,14 @@ def test_sample_draws_a_heat_map_of_its_passes(tiny, tmp_path):
         assert image.width > 300 and len(image.convert("L").getcolors()) > 10
 
 
+def test_pictures_that_need_matplotlib_say_so_before_any_work(monkeypatch, capsys, tiny, tmp_path):
+    monkeypatch.setattr("fastigpt.cli.find_spec", lambda name: None)
+    out = tmp_path / "s.png"
+    arguments = ["sample", "-n", 1, "-m", tiny, "--out", out, "--heat-map", tmp_path / "h.png"]
+    assert "fastigpt[train]" in fail(monkeypatch, capsys, *arguments)
+    assert not out.exists()
+
+
 def test_complete_shows_original_kept_and_results(tiny, photo, tmp_path):
     out = tmp_path / "c.png"
     run("complete", photo, "-n", 3, "--rows", 2, "--seed", 0, "-m", tiny, "--out", out, "--scale", 1)
