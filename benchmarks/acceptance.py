@@ -33,8 +33,10 @@ STAGES = {  # name: most seconds it may take
     "tests": 120.0,
     "tune": 100.0,
     "kernels": 70.0,
+    "quantize": 20.0,
     "engine": 120.0,
     "peers": 110.0,
+    "memcheck": 60.0,
 }
 TARGETS = {  # the figures asked for on an H200 in bf16: what, reach, stretch
     "small n=1, seconds per image": (0.35, 0.15),
@@ -43,6 +45,7 @@ TARGETS = {  # the figures asked for on an H200 in bf16: what, reach, stretch
     "small n=512 float8_e4m3fn cache, images/s": (220.0, 300.0),
     "large n=64, seconds": (3.8, 3.2),
     "completion speed-up by prefix sharing": (1.8, None),
+    "nearest centroid, 512 colours, uint8, Gpixel/s": (10.0, None),
 }
 
 
@@ -155,6 +158,39 @@ def kernels(out: Path, rows: Rows) -> None:
             rows.add(work=name, error=failed[-1])
     if failed:
         raise RuntimeError(f"{len(failed)} kernels failed:\n" + "\n".join(failed))
+
+
+def quantize(out: Path, rows: Rows) -> None:
+    """Nearest centroid of 67 million pixels, beside the bytes it must move: the points, and an int64 for each."""
+    import numpy as np
+    import torch
+    from gpu_time import graph_seconds
+
+    from fastigpt import Palette, nearest_centroid
+
+    (limits,) = read(out, "machine")
+    clusters = np.random.default_rng(0).uniform(-1, 1, (512, 3)).astype(np.float32)
+    palette, centroids = Palette(clusters), torch.from_numpy(clusters).cuda()
+    pixels = torch.randint(0, 256, (1 << 26, 3), dtype=torch.uint8, device="cuda")
+    colors = torch.rand(1 << 24, 3, device="cuda") * 2 - 1
+    for work, points, call in (
+        ("512 colours, uint8", pixels, lambda: palette.encode(pixels)),
+        ("512 colours, float32", colors, lambda: nearest_centroid(colors, centroids)),
+    ):
+        seconds = graph_seconds([call])
+        moved = len(points) * (points[0].nbytes + 8)
+        floor = moved / limits["bandwidth"]
+        rows.add(work=work, seconds=seconds, gigapixels=len(points) / seconds / 1e9, share_of_floor=floor / seconds)
+
+
+def memcheck(out: Path, rows: Rows) -> None:
+    """compute-sanitizer over the CUDA kernels of csrc: out-of-bounds and misaligned accesses."""
+    tests = ROOT / "tests" / "test_quantize_cuda.py"
+    command = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q"]
+    command += ["-m", "gpu", "-p", "no:cacheprovider", str(tests), "-k", "equals_cpu and not 256 and not 1048576"]
+    run = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
+    rows.add(step="memcheck", returncode=run.returncode, output=(run.stdout + run.stderr)[-1500:])
+    run.check_returncode()
 
 
 def random_weights(config, device):
@@ -335,6 +371,9 @@ def figures(out: Path) -> dict[str, float]:
     ):
         if work in found:
             values[target] = found[work][key]
+    for row in read(out, "quantize"):
+        if row["work"] == "512 colours, uint8":
+            values["nearest centroid, 512 colours, uint8, Gpixel/s"] = row["gigapixels"]
     return values
 
 
@@ -365,7 +404,7 @@ def report(out: Path, stages: list[dict[str, object]]) -> None:
     for name, (reach, stretch) in TARGETS.items():
         measured = f"{values[name]:.4g}" if name in values else "not measured"
         lines.append(f"| {name} | {measured} | {reach} | {stretch if stretch is not None else '–'} |")
-    for stage in ("engine", "peers", "kernels", "tests"):
+    for stage in ("engine", "peers", "kernels", "quantize", "tests", "memcheck"):
         lines += ["", f"## {stage}", "", *table(read(out, stage))]
     lines += ["", "## Stages", "", *table(stages), ""]
     (out / "README.md").write_text("\n".join(lines))
