@@ -37,6 +37,8 @@ PALETTE_ARRAYS = ("clusters.npy", "kmeans_centers.npy")
 _WANTED = [CONFIG, PROCESSOR, PROMPT, *PALETTE_ARRAYS, "model*.safetensors*", "pytorch_model*.bin*"]
 # Causal masks that old transformers versions stored beside the weights.
 _MASK_BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
+# What torch.load(weights_only=True) raises for bytes that are damaged or hold more than tensors.
+DAMAGED_PICKLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -197,7 +199,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
     try:
         data = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
+    except DAMAGED_PICKLE as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{path} is damaged, or holds more than tensors: {reason[0]}") from None
     if not isinstance(data, dict) or not all(

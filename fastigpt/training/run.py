@@ -225,7 +225,7 @@ class Run:
             return
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # torch raises whatever the damaged bytes led to
+        except checkpoint.DAMAGED_PICKLE as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
         mine, theirs = self._identity(), state["identity"]
         differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
