@@ -32,14 +32,14 @@ class Settings:
     peak, reached after `warmup` steps and lowered to zero along a cosine. prompt_dropout: share of every batch that is
     shown without captions. ema_decay: of the averaged weights that are saved (lower in the first steps)."""
 
-    steps: int = 4500
-    batch_size: int = 10
+    steps: int = 4600
+    batch_size: int = 12
     learning_rate: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.05
     clip: float = 1.0
-    ema_decay: float = 0.99
-    prompt_dropout: float = 0.2
+    ema_decay: float = 0.995
+    prompt_dropout: float = 0.17
     seed: int = 0
     dtype: str = "bf16"
 

@@ -5,6 +5,7 @@ import torch
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.reference import ReferenceEngine
+from fastigpt.training import network as network_module
 from fastigpt.training.network import Network
 
 CONFIG = ImageGPTConfig(3, 2, 24, height=3, width=5, n_colors=11, n_words=7, prompt_length=4)
@@ -27,7 +28,9 @@ def test_state_dict_is_the_checkpoint(config):
 
 @pytest.mark.parametrize("length", [1, 7, 15])
 @pytest.mark.parametrize("with_prompt", [False, True])
-def test_logits_are_those_of_the_reference(length, with_prompt):
+@pytest.mark.parametrize("block", [4, 272])
+def test_logits_are_those_of_the_reference(length, with_prompt, block, monkeypatch):
+    monkeypatch.setattr(network_module, "_BLOCK", block)
     network = fresh()
     tokens = torch.randint(0, CONFIG.n_colors, (3, length))
     prompt = torch.randint(0, CONFIG.n_words, (3, CONFIG.prompt_length)) if with_prompt else None
@@ -41,3 +44,15 @@ def test_the_same_seed_gives_the_same_start():
     a, b, c = Network(CONFIG, seed=1), Network(CONFIG, seed=1), Network(CONFIG, seed=2)
     assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))
     assert not torch.equal(a.lm_head.weight, c.lm_head.weight)
+
+
+@pytest.mark.parametrize("length", [1, 5, 8, 13])
+def test_attention_in_blocks_has_the_values_and_gradients_of_the_other(length, monkeypatch):
+    monkeypatch.setattr(network_module, "_BLOCK", 5)
+    inputs = [torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    weights = torch.randn(2, 3, length, 8, dtype=torch.float64)
+    outputs = [attend(*inputs) for attend in (network_module._attend_in_blocks, network_module._attend)]
+    gradients = [torch.autograd.grad((y * weights).sum(), inputs) for y in outputs]
+    torch.testing.assert_close(outputs[0], outputs[1])
+    for mine, theirs in zip(*gradients):
+        torch.testing.assert_close(mine, theirs)
