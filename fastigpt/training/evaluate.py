@@ -1,7 +1,8 @@
 """How good a model of scenes is: `python -m fastigpt.training.evaluate` prints the table of the model card.
 
 Held-out nats per token, how many of the facts a prompt asks for are in the picture (as describe.py reads it), whether
-completions keep what the given half shows, and whether samples are new and differ from each other.
+completions keep what the given half shows, whether samples are new and differ from each other, and what linear probes
+find in the layers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 import fastigpt
+from fastigpt import probe, probe_data
 from fastigpt.model import ImageGPT
 from fastigpt.training.captions import parse
 from fastigpt.training.data import HELD_OUT_SEED
@@ -46,19 +48,22 @@ def _draw(seed: int, first: int, n: int) -> Drawn:
     return Drawn(np.stack(images), list(captions), list(facts))
 
 
-def evaluate(model: ImageGPT, *, n: int = 64, seed: int = 0) -> dict[str, Any]:
-    """All figures, n images for each. Nats are per token; shares lie in [0, 1]; distances are root mean squares of the
-    difference of two pictures in steps of 1/255. Raises ValueError if the model cannot read the scenes' prompts."""
+def evaluate(model: ImageGPT, *, n: int = 64, n_probe: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """All figures, n images for each, n_probe for the probes. Nats are per token; shares and accuracies lie in [0, 1];
+    distances are root mean squares of the difference of two pictures in steps of 1/255. Raises ValueError if the model
+    cannot read the scenes' prompts or n_probe images are too few for a probe."""
     if n < 2:
         raise ValueError(f"n must be at least 2, not {n!r}")
     if model.vocabulary is None:
         raise ValueError(f"{model.name!r} reads no prompts")
+    labelled = probe_data.load("scenes", n_probe, model.config.height, model.config.width)
     return {
         "nats": nats(model, held_out(n)),
         "reader": reader_accuracy(model, 2000),
         "prompts": {str(scale): prompt_following(model, n, scale, seed) for scale in GUIDANCE},
         "completion": completion(model, n, seed),
         "diversity": diversity(model, n, seed),
+        "probes": probe.as_dict(model, labelled, probe.probe(model, labelled, seed=seed)),
     }
 
 
@@ -153,6 +158,8 @@ def table(figures: dict[str, Any]) -> str:
         "|---|---|---|",
         f"| samples | {diverse['samples to training']:.1f} | {diverse['among samples']:.1f} |",
         f"| held-out renderings | {diverse['held-out to training']:.1f} | {diverse['among held-out']:.1f} |",
+        "",
+        probe.table([probe.Probe(**each) for each in figures["probes"]["probes"]]),
     ]
     return "\n".join(lines)
 
@@ -167,12 +174,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m fastigpt.training.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("--model", help="a checkpoint directory or hub id (default: the bundled model)")
     parser.add_argument("-n", type=int, default=64, help="images for each figure (default: 64)")
+    parser.add_argument("--probe-images", type=int, default=1000, help="scenes the probes see (default: 1000)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(arguments)
     model = fastigpt.load(options.model, backend=options.backend)
-    figures = evaluate(model, n=options.n, seed=options.seed)
+    figures = evaluate(model, n=options.n, n_probe=options.probe_images, seed=options.seed)
     print(json.dumps(figures, indent=2) if options.json else table(figures))
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from fastigpt.bundled import bundled_palette
+from fastigpt.probe import Probe
 from fastigpt.training import evaluate
 from fastigpt.training.data import scene_vocabulary
 
@@ -15,6 +16,7 @@ class Painter:
     """Stands in for a model: its samples are the held-out scenes the captions were made from, `shift` places on."""
 
     name, vocabulary = "painter", scene_vocabulary()
+    config = SimpleNamespace(height=32, width=32)
 
     def __init__(self, shift=0):
         self.shift, self.palette = shift, bundled_palette()
@@ -42,8 +44,18 @@ def few_renderings(monkeypatch):
     monkeypatch.setattr(evaluate, "_RENDERINGS", 200)
 
 
+@pytest.fixture(autouse=True)
+def one_probe(monkeypatch):
+    """The painter has no layers; probes have tests of their own (test_probe.py)."""
+
+    def probe_of_the_sky(model, data, *, seed):
+        return [Probe("sky", len(set(data.labels["sky"])), 60, 20, 0.25, 0.5, (0.6, 0.875), (0.3, 0.4))]
+
+    monkeypatch.setattr(evaluate.probe, "probe", probe_of_the_sky)
+
+
 def test_a_painter_that_follows_gets_full_marks():
-    figures = evaluate.evaluate(Painter(), n=48)
+    figures = evaluate.evaluate(Painter(), n=48, n_probe=300)
     assert figures["nats"] == {"without caption": 2.0, "with caption": 1.0}
     assert figures["reader"]["all"] >= 0.97
     assert all(shares["all"] >= 0.97 for shares in figures["prompts"].values())
@@ -58,6 +70,7 @@ def test_a_painter_that_follows_gets_full_marks():
     assert diverse["samples to training"] == diverse["held-out to training"] > 10
     text = evaluate.table(figures)
     assert "2.0000 | 1.0000" in text and text.count("prompts, guidance") == 3
+    assert "| layer 1 | 87.5 (40.0) |" in text and "| classes | 4 |" in text
 
 
 def test_a_painter_that_does_not_listen_gets_low_marks():
