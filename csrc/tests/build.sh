@@ -9,12 +9,16 @@ here=$(cd "$(dirname "$0")" && pwd)
 cxx=${CXX:-g++}
 objects=$(mktemp -d)
 trap 'rm -rf "$objects"' EXIT
+x86=$("$cxx" -dumpmachine | grep -E '^(x86_64|amd64)' || true)  # empty: for another processor, which has no AVX files
 avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
 for source in "$here/$program.cpp" "$here"/../cpu/*.cpp; do
   name=$(basename "$source" .cpp)
   flags=
   case $name in
     quantize*) continue ;;
+    *_avx*) [ -n "$x86" ] || continue ;;
+  esac
+  case $name in
     *_avx2) flags="-mavx2 -mfma -mf16c" ;;
     *_avx512) flags=$avx512 ;;
     *_avx512vnni) flags="$avx512 -mavx512vnni -mavx512bf16" ;;
