@@ -1,4 +1,4 @@
-"""csrc/tests/test_decode.cpp under the address and undefined-behaviour sanitizers on every instruction set, and on arm64."""
+"""csrc/tests/test_decode.cpp on every instruction set, watched by sanitizers, and on arm64 under emulation."""
 
 from __future__ import annotations
 
