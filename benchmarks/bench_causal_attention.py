@@ -1,6 +1,6 @@
-"""Causal attention beside SDPA and FlexAttention, in operations per second.
+"""Causal attention beside SDPA, and on a GPU FlexAttention, in operations per second.
 
-pytest benchmarks/bench_causal_attention.py -s
+pytest benchmarks/bench_causal_attention.py --benchmark-only -s
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from cpu_time import on_cpu, race
 from fastigpt.kernels import launch
 from gpu_time import graph_seconds
+
+import fastigpt.ops as ops
 
 SHAPES = {"small": (8, 64), "large": (16, 96), "medium": (8, 128)}
 
@@ -55,6 +58,34 @@ def measure(rate: float, batch: int = 16, length: int = 1024) -> list[dict[str, 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def bench_causal_attention(machine):
-    for row in measure(machine.gemm["bfloat16"]):
-        print(row)
+def bench_on_gpu(benchmark, machine):
+    rows = benchmark.pedantic(measure, args=(machine.gemm["bfloat16"],), rounds=1)
+    benchmark.extra_info["rows"] = rows
+    print(*rows, sep="\n")
+
+
+@on_cpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("queries", [1024, 64])
+@pytest.mark.parametrize("name", ["small", "medium"])
+def bench_on_cpu(benchmark, machine, name, queries, dtype, batch: int = 4, keys: int = 1024):
+    """A whole image, and the last two rows of one behind the rest."""
+    benchmark.group = f"causal attention, {name}, {queries} queries, {str(dtype).removeprefix('torch.')}"
+    heads, head_dim = SHAPES[name]
+    qkv = torch.randn(batch, keys, 3, heads, head_dim).to(dtype)
+    q, k, v = qkv.unbind(2)
+    q = q[:, keys - queries :]
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+    masked = {"is_causal": True} if queries == keys else {"attn_mask": seen}
+
+    def sdpa() -> torch.Tensor:
+        return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)), **masked).transpose(1, 2)
+
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(ops.causal_attention(q, k, v), sdpa(), atol=tolerance, rtol=tolerance)
+    pairs = batch * heads * queries * (keys - (queries - 1) / 2)
+    moved = batch * heads * head_dim * 2 * (queries + keys) * dtype.itemsize
+    race(
+        benchmark, machine, [partial(ops.causal_attention, q, k, v)], {"SDPA": [sdpa]},
+        moved=moved, operations=4 * pairs * head_dim, dtype=dtype, rounds=5,
+    )  # fmt: skip

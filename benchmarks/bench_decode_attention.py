@@ -1,6 +1,6 @@
 """Decode attention beside SDPA, in bandwidth: the cache is all there is to read.
 
-pytest benchmarks/bench_decode_attention.py -s
+pytest benchmarks/bench_decode_attention.py --benchmark-only -s
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from cpu_time import copies_needed as cpu_copies_needed
+from cpu_time import on_cpu, race
 from fastigpt.kernels import launch
 from gpu_time import copies_needed, graph_seconds
+
+import fastigpt.ops as ops
 
 KEYS = 1024
 SHAPES = {"small": (8, 64), "large": (16, 96), "medium": (8, 128)}
@@ -72,6 +76,72 @@ def measure(bandwidth: float) -> list[dict[str, object]]:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def bench_decode_attention(machine):
-    for row in measure(machine.bandwidth):
-        print(row)
+def bench_on_gpu(benchmark, machine):
+    rows = benchmark.pedantic(measure, args=(machine.bandwidth,), rounds=1)
+    benchmark.extra_info["rows"] = rows
+    print(*rows, sep="\n")
+
+
+CASES = {  # images, window, dtype of the cache, positions: one for all, or spread from an eighth of the canvas to it
+    "n=1 float32": (1, 1, torch.float32, "one"),
+    "n=1 bfloat16": (1, 1, torch.bfloat16, "one"),
+    "n=1 W=8 bfloat16": (1, 8, torch.bfloat16, "one"),
+    "n=64 float32": (64, 1, torch.float32, "one"),
+    "n=64 bfloat16": (64, 1, torch.bfloat16, "one"),
+    "n=64 int8": (64, 1, torch.int8, "one"),
+    "n=64 W=8 bfloat16": (64, 8, torch.bfloat16, "one"),
+    "n=64 float32 spread": (64, 1, torch.float32, "spread"),
+    "n=64 bfloat16 spread": (64, 1, torch.bfloat16, "spread"),
+}
+
+
+@on_cpu
+@pytest.mark.parametrize("case", CASES)
+def bench_on_cpu(benchmark, machine, case, position: int = 512):
+    """One layer's step of small, the appending included; queries are bfloat16 where the cache is not float32. The peer
+    appends by slices, or by index where positions differ, and hands SDPA the slots in use; an int8 cache it has to turn
+    into bfloat16 first."""
+    benchmark.group = f"decode attention, small, {case}"
+    n, window, cache_dtype, kind = CASES[case]
+    heads, head_dim = SHAPES["small"]
+    dtype = torch.float32 if cache_dtype == torch.float32 else torch.bfloat16
+    starts = torch.linspace(position / 4, position, n).int() if kind == "spread" else torch.full((n,), position).int()
+    end, image = int(starts.max()) + window, torch.arange(n)[:, None]
+    slots = starts.long()[:, None] + torch.arange(window)
+    seen = (torch.arange(end) <= slots[..., None])[:, None]  # [n, 1, W, end]
+    mask = seen if kind == "spread" or window > 1 else None
+    q, k, v = (torch.randn(n, window, heads, head_dim).to(dtype) for _ in range(3))
+    scaled = cache_dtype == torch.int8
+    keys_read = int((starts + window).sum()) * heads
+    moved = 2 * keys_read * (head_dim * cache_dtype.itemsize + (4 if scaled else 0))
+
+    def sdpa(k_cache, v_cache, k_scale, v_scale):
+        for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+            if scaled:
+                factor = x.float().abs().amax(-1) / 127.0
+                scale[:, :, position : position + window] = factor.transpose(1, 2)
+                x = (x.float() / factor[..., None]).round().to(torch.int8)
+            if kind == "spread":
+                cache[image, :, slots] = x
+            else:
+                cache[:, :, position : position + window] = x.transpose(1, 2)
+        keys, values = k_cache[:, :, :end], v_cache[:, :, :end]
+        if scaled:
+            keys, values = (
+                x.to(dtype) * s[:, :, :end, None].to(dtype) for x, s in ((keys, k_scale), (values, v_scale))
+            )
+        return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask).transpose(1, 2)
+
+    ours, theirs = [], []
+    for _ in range(cpu_copies_needed(moved)):
+        caches = [torch.randn(n, heads, KEYS, head_dim).mul(20 if scaled else 1).to(cache_dtype) for _ in range(2)]
+        scales = [torch.rand(n, heads, KEYS) / 20 if scaled else None for _ in range(2)]
+        options = {"k_scale": scales[0], "v_scale": scales[1]} if scaled else {}
+        ours.append(partial(ops.decode_attention, q, k, v, *caches, starts, **options))
+        theirs.append(partial(sdpa, *caches, *scales))
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(ours[0](), theirs[0](), atol=tolerance, rtol=tolerance)
+    race(
+        benchmark, machine, ours, {"SDPA": theirs},
+        moved=moved, operations=4 * keys_read * window * head_dim, dtype=dtype,
+    )  # fmt: skip

@@ -1,6 +1,7 @@
-"""The sampling head: one launch from hidden states to the next inputs, in microseconds.
+"""The sampling head, from hidden states to tokens, in microseconds: on a GPU one launch, on a CPU beside the plain
+pipeline of norm, head, filters, softmax and multinomial.
 
-pytest benchmarks/bench_sample_head.py -s
+pytest benchmarks/bench_sample_head.py --benchmark-only -s
 """
 
 from __future__ import annotations
@@ -9,10 +10,14 @@ from functools import partial
 
 import pytest
 import torch
+import torch.nn.functional as F
+from cpu_time import copies_needed, on_cpu, race
 from fastigpt.kernels import launch
 from gpu_time import graph_seconds
 
+import fastigpt.ops as ops
 from fastigpt.engine import Drawing
+from fastigpt.sampling import filter_logits
 
 N_COLORS, N_PIXELS = 512, 1024
 
@@ -51,6 +56,30 @@ def measure(bandwidth: float) -> list[dict[str, object]]:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def bench_sample_head(machine):
-    for row in measure(machine.bandwidth):
-        print(row)
+def bench_on_gpu(benchmark, machine):
+    rows = benchmark.pedantic(measure, args=(machine.bandwidth,), rounds=1)
+    benchmark.extra_info["rows"] = rows
+    print(*rows, sep="\n")
+
+
+@on_cpu
+@pytest.mark.parametrize("filters", [{}, {"top_k": 100, "top_p": 0.9}], ids=["", "top_k top_p"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("n", [1, 64])
+def bench_on_cpu(benchmark, machine, n, dtype, filters, width: int = 512):
+    """The peer's products and logits are of the weights' dtype, ours float32."""
+    benchmark.group = f"sample head, n={n}, {str(dtype).removeprefix('torch.')}, {' '.join(filters) or 'no filters'}"
+    hidden, gain = torch.randn(n, width).to(dtype), torch.ones(width, dtype=dtype)
+    index, position, drawing = torch.arange(n), torch.arange(n), Drawing(**filters)
+
+    def pipeline(weight: torch.Tensor) -> torch.Tensor:
+        logits = F.linear(F.rms_norm(hidden, (width,), gain, 1e-5), weight).float()
+        return torch.multinomial(filter_logits(logits, drawing).softmax(-1), 1)[:, 0]
+
+    size = N_COLORS * width * dtype.itemsize
+    weights = [(torch.randn(N_COLORS, width) / width**0.5).to(dtype) for _ in range(copies_needed(size))]
+    ours = [partial(ops.sample_head, hidden, gain, w, index, position, 0, **filters) for w in weights]
+    race(
+        benchmark, machine, ours, {"plain PyTorch": [partial(pipeline, w) for w in weights]},
+        moved=size + n * width * dtype.itemsize, operations=2 * n * N_COLORS * width, dtype=dtype,
+    )  # fmt: skip

@@ -393,7 +393,7 @@ def _beside_originals(
     model: Any, pictures: list[Image.Image], rows: int | None, mask: Any, results: np.ndarray, n: int
 ) -> np.ndarray:
     """For each image: as the model sees it, what was kept of it (the rest grey), then its n results."""
-    known, _ = model._known(pictures, rows, mask)
+    known = model.known_cells(pictures, rows=rows, mask=mask)
     originals = model.decode(model.encode(pictures))
     kept = np.where(known.view(*originals.shape[:3], 1).numpy(), originals, np.uint8(128))
     lines = [

@@ -41,6 +41,16 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise PermissionError(f"cannot write {target}: no permission to write in {folder}")
 
 
+def check_folder_writable(path: str | os.PathLike[str]) -> None:
+    """Raises OSError naming `path` unless it is a folder to write in, or can be made as one. Makes nothing."""
+    target = Path(path)
+    nearest = next(p for p in (target, *target.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"cannot write the folder {target}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write the folder {target}: no permission to write in {nearest}")
+
+
 def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Calls write(folder) on a temporary folder and moves what it wrote to `path`, file by file if that exists."""
     target = Path(path)

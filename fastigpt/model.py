@@ -221,7 +221,8 @@ class ImageGPT:
         """
         count = whole("n", n, 1)
         kind = self._checked_output(output_type)
-        known, pictures = self._known(images, rows, mask)
+        pictures = _pictures(images)
+        known = self.known_cells(pictures, rows=rows, mask=mask)
         if prompt is not None and not isinstance(prompt, str):
             prompt = [text for text in prompt for _ in range(count)]
             if len(prompt) != len(pictures) * count:
@@ -501,10 +502,10 @@ class ImageGPT:
             )
         return self.palette
 
-    def _known(self, given: Any, rows: int | None, mask: Any) -> tuple[torch.Tensor, list[Image.Image]]:
-        """bool [n, H·W], True = keep, and the images."""
+    def known_cells(self, pictures: Any, *, rows: int | None = None, mask: Any = None) -> torch.Tensor:
+        """bool [n, H·W], True = keep: the cells of each image that `complete` would keep for the same arguments."""
         height, width = self.config.height, self.config.width
-        pictures = _pictures(given)
+        pictures = images.as_image_list(pictures)
         if rows is not None and mask is not None:
             raise ValueError("give rows or mask, not both")
         if rows is not None:
@@ -517,7 +518,7 @@ class ImageGPT:
             if not any(hole is not None and hole.any() for hole in holes):
                 raise ValueError("say what to draw anew: rows=, mask=, or images with transparent parts")
             kept = np.stack([np.ones((height, width), bool) if hole is None else ~hole for hole in holes])
-        return torch.from_numpy(kept).flatten(1), pictures
+        return torch.from_numpy(kept).flatten(1)
 
     def _checked_output(self, output_type: str) -> str:
         kind = output_kind(output_type)

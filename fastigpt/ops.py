@@ -10,11 +10,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from fastigpt import _C
 from fastigpt.engine import Drawing
 from fastigpt.kernels import launch
 from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES
 from fastigpt.quantize import nearest_centroid as _nearest_centroid
-from fastigpt.sampling import checked_drawing, draw, guide
+from fastigpt.sampling import checked_drawing, filter_logits, guide
 
 Tensor = torch.Tensor
 
@@ -277,12 +278,19 @@ def _check_sample(
 # --- on the CPU: plain PyTorch ---------------------------------------------------------------------------------------
 
 
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """q [B, n_head, Tq, head_dim], k, v [B, n_head, Tk, head_dim], the last query sees all keys. SDPA's own causal flag
+    skips the masked half, but stands for this only where there are as many queries as keys."""
+    tq, tk = q.shape[2], k.shape[2]
+    if tq == 1 or tq == tk:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=tq > 1)
+    seen = torch.ones(tq, tk, dtype=torch.bool).tril(tk - tq)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+
+
 def _causal_attention_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     _check_causal(q, k, v)
-    tq, tk = q.shape[1], k.shape[1]
-    seen = torch.ones(tq, tk, dtype=torch.bool, device=q.device).tril(tk - tq)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).contiguous()
+    return _attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
 
 
 def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -292,6 +300,14 @@ def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     scale = torch.where(largest > 0, largest / SCALED_TYPES[dtype], 1.0)
     x = x / scale[..., None]
     return (torch.sign(x) * (x.abs() + 0.5).floor() if dtype == torch.int8 else x).to(dtype), scale
+
+
+def _store(x: Tensor, cache: Tensor, slots: Tensor, together: bool) -> None:
+    """x [n, W, n_head, ...] to cache [n, n_head, capacity, ...] at slots [n, W], which are one slice if `together`."""
+    if together:
+        cache[:, :, int(slots[0, 0]) : int(slots[0, -1]) + 1] = x.transpose(1, 2)
+    else:
+        cache[torch.arange(len(x))[:, None], :, slots] = x
 
 
 def _plain(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -320,35 +336,34 @@ def _decode_attention_cpu(
     )  # fmt: skip
     n, window = q.shape[:2]
     _check_positions(positions, window, k_cache.shape[2], prefix_lengths, 0 if prefix_k is None else prefix_k.shape[2])
-    image = torch.arange(n)[:, None]
+    starts = positions.tolist()
+    together = prefix_k is None and len(set(starts)) == 1
     slots = positions.long()[:, None] + torch.arange(window)  # [n, W]
     for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
         if scale is None:
-            cache[image, :, slots] = x
+            _store(x, cache, slots, together)
         else:
             stored, factor = _scaled(x, cache.dtype)
-            cache.view(torch.uint8)[image, :, slots] = stored.view(torch.uint8)
-            scale[image, :, slots] = factor
-    end = int(slots.max()) + 1
-    keys = _plain(k_cache[:, :, :end], None if k_scale is None else k_scale[:, :, :end], q.dtype)
-    values = _plain(v_cache[:, :, :end], None if v_scale is None else v_scale[:, :, :end], q.dtype)
-    seen = torch.arange(end) <= slots[..., None]  # [n, W, end]
-    # Slots behind an image's own hold whatever was there before, which may be NaN: 0 · NaN must not reach a sum.
-    values = values.masked_fill(~seen[:, -1, None, :, None], 0.0)
-    keys = keys.masked_fill(~seen[:, -1, None, :, None], 0.0)
+            _store(stored.view(torch.uint8), cache.view(torch.uint8), slots, together)
+            _store(factor, scale, slots, together)
     if prefix_k is not None and prefix_v is not None:
         sources, _, length, _ = prefix_k.shape
-        used = torch.full((sources,), length) if prefix_lengths is None else prefix_lengths
-        inside = torch.arange(length) < used[:, None]  # [sources, P]
-        of_image = torch.arange(n) // (n // sources)
-        more = [
-            _plain(x, scale, q.dtype).masked_fill(~inside[:, None, :, None], 0.0)[of_image]
-            for x, scale in ((prefix_k, prefix_k_scale), (prefix_v, prefix_v_scale))
-        ]
-        keys, values = torch.cat([more[0], keys], 2), torch.cat([more[1], values], 2)
-        seen = torch.cat([inside[of_image][:, None].expand(-1, window, -1), seen], 2)
-    y = F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=seen[:, None])
-    return y.transpose(1, 2).contiguous()
+        prefixes = [_plain(prefix_k, prefix_k_scale, q.dtype), _plain(prefix_v, prefix_v_scale, q.dtype)]
+        used = [length] * sources if prefix_lengths is None else prefix_lengths.tolist()
+    # Only slots that a query sees are read: what lies behind them may be NaN, and 0 · NaN must not reach a sum. Images
+    # at one position see as many, so they go together.
+    y = torch.empty_like(q, memory_format=torch.contiguous_format)
+    for b in range(0, n, n if together else 1):
+        images = slice(0, n) if together else slice(b, b + 1)
+        seen = (images, slice(None), slice(starts[b] + window))
+        keys = _plain(k_cache[seen], None if k_scale is None else k_scale[seen], q.dtype)
+        values = _plain(v_cache[seen], None if v_scale is None else v_scale[seen], q.dtype)
+        if prefix_k is not None:
+            source = b // (n // sources)
+            before = (slice(source, source + 1), slice(None), slice(used[source]))
+            keys, values = torch.cat([prefixes[0][before], keys], 2), torch.cat([prefixes[1][before], values], 2)
+        y[images] = _attend(q[images].transpose(1, 2), keys, values).transpose(1, 2)
+    return y
 
 
 def _drawing(seed: int, temperature: float, top_k: int | None, top_p: float | None, scale: float | None) -> Drawing:
@@ -380,7 +395,14 @@ def _sample_head_cpu(
     scores = logits(hidden)
     if unconditional is not None:
         scores = guide(scores, logits(unconditional), guidance_scale)
-    tokens = draw(scores, index, position, drawing)
+    scores = filter_logits(scores, drawing)
+    if drawing.temperature == 0:
+        tokens = scores.argmax(-1)
+    else:
+        ids = (index.contiguous().numpy(), position.contiguous().numpy())
+        tokens = torch.from_numpy(_C.cpu_draw(scores.contiguous().numpy(), drawing.seed, *ids, "auto"))
+        if bool((tokens < 0).any()):
+            raise ValueError("hidden, gain and weight must give finite logits")
     return tokens if known is None else torch.where(known >= 0, known, tokens)
 
 

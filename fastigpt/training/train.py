@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.files import replacing
+from fastigpt.files import check_folder_writable, replacing
 from fastigpt.palette import Palette
 from fastigpt.training.data import Data, Folder, Scenes
 from fastigpt.training.run import Run, Settings, say
@@ -71,7 +71,7 @@ def train(
     if threads is not None:
         torch.set_num_threads(threads)
     folder = Path(out)
-    (folder / "training").mkdir(parents=True, exist_ok=True)
+    check_folder_writable(folder / "training")
     data = _data(folder, images, resolution, seed)
     words = data.vocabulary
     config = ImageGPTConfig(
@@ -86,20 +86,27 @@ def train(
     )
     run = Run(folder, config, settings, data, torch.device(device), compile)
     run.resume()
+    # Nothing is written before all has been accepted.
+    (folder / "training").mkdir(parents=True, exist_ok=True)
+    _keep_palette(folder, data.palette)
     run.loop(save_seconds, log_every, sample_every, progress)
     return folder
 
 
 def _data(folder: Path, images: str | os.PathLike[str] | None, resolution: int, seed: int) -> Data:
     """A run that goes on keeps the palette it began with."""
-    stored = folder / "training" / "clusters.npy"
+    stored = _palette_file(folder)
     palette = Palette.from_file(stored) if stored.is_file() else None
-    data: Data
     if images is None:
-        data = Scenes(seed, palette)
-    else:
-        data = Folder(images, resolution, n_colors=N_COLORS, seed=seed, warn=say, palette=palette)
-    if palette is None:
-        with replacing(stored) as path:
-            np.save(path, data.palette.clusters)
-    return data
+        return Scenes(seed, palette)
+    return Folder(images, resolution, n_colors=N_COLORS, seed=seed, warn=say, palette=palette)
+
+
+def _keep_palette(folder: Path, palette: Palette) -> None:
+    if not _palette_file(folder).is_file():
+        with replacing(_palette_file(folder)) as path:
+            np.save(path, palette.clusters)
+
+
+def _palette_file(folder: Path) -> Path:
+    return folder / "training" / "clusters.npy"

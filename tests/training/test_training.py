@@ -166,9 +166,27 @@ def test_unreadable_images_are_named_skipped_and_counted(tmp_path):
     assert "broken.png" in said[0] and "text.jpg" in said[1] and said[2] == "skipped 2 of 5 files"
 
 
+def test_a_refused_training_leaves_nothing_behind(tmp_path):
+    for name in ("empty", "good"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "good" / "a.png")
+    for wrong, message in (
+        ({"images": tmp_path / "empty"}, "no images in"),
+        ({"images": tmp_path / "missing"}, "must be a folder"),
+        ({"images": tmp_path / "good", "n_head": 3}, "n_head"),
+        ({"images": tmp_path / "good", "device": "cuda:99"}, "cuda|CUDA"),
+    ):
+        with pytest.raises((ValueError, RuntimeError, AssertionError), match=message):
+            train(tmp_path / "deep" / "run", **TINY | {"steps": 2} | wrong)
+        assert not (tmp_path / "deep").exists()
+    with pytest.raises(NotADirectoryError, match=r"a\.png is a file"):
+        train(tmp_path / "good" / "a.png" / "run", **TINY | {"steps": 2})
+
+
 def test_a_folder_without_images_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images in"):
-        train(tmp_path / "run", images=tmp_path / "run", **TINY | {"steps": 2})
+        train(tmp_path / "run", images=tmp_path / "empty", **TINY | {"steps": 2})
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.png").write_bytes(b"")
     with pytest.raises(ValueError, match=r"no images in .*1 could not be read"):
