@@ -170,20 +170,10 @@ class ImageGPT:
         count = whole("n", n, 1)
         kind = self._checked_output(output_type)
         tokens = torch.full((count, self.config.n_pixels), -1, dtype=torch.int64)
-        filled, stats = self._fill(
-            tokens,
-            prompt=prompt,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            first_index=first_index,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            batch_size=batch_size,
-            window=window,
-            draft=draft,
-            progress=progress,
+        job, limit = self._job(
+            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
+        filled, stats = self._run(job, limit, progress)
         result = self._output(filled, kind, stats.seed, first_index)
         return (result, stats) if return_stats else result
 
@@ -220,6 +210,7 @@ class ImageGPT:
         The other arguments are those of `sample`.
         """
         count = whole("n", n, 1)
+        candidates = whole("particles", particles, 1, MOST)
         kind = self._checked_output(output_type)
         pictures = _pictures(images)
         known = self.known_cells(pictures, rows=rows, mask=mask)
@@ -228,21 +219,10 @@ class ImageGPT:
             if len(prompt) != len(pictures) * count:
                 raise ValueError(f"prompt has {len(prompt) // count} entries for {len(pictures)} images")
         tokens = self._encode(pictures).masked_fill(~known, -1).repeat_interleave(count, 0)
-        filled, stats = self._fill(
-            tokens,
-            prompt=prompt,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            first_index=first_index,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            batch_size=batch_size,
-            window=window,
-            draft=draft,
-            progress=progress,
-            particles=particles,
+        job, limit = self._job(
+            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
+        filled, stats = self._run(job, limit, progress, particles=candidates)
         result = self._output(filled, kind, stats.seed, first_index)
         return (result, stats) if return_stats else result
 
@@ -270,57 +250,27 @@ class ImageGPT:
         a range of images, the row's number and its tokens int64 [len(images), W]. The other arguments are `sample`'s.
         """
         checked = token_array("tokens", tokens, self.config, unknown=True, whole_canvas=True)
-        filled, stats = self._fill(
-            checked,
-            prompt=prompt,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            first_index=first_index,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            batch_size=batch_size,
-            window=window,
-            draft=draft,
-            progress=progress,
-            on_row=on_row,
+        job, limit = self._job(
+            checked, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
+        filled, stats = self._run(job, limit, progress, on_row=on_row)
         return (filled, stats) if return_stats else filled
 
-    def _fill(
-        self,
-        tokens: torch.Tensor,
-        *,
-        prompt: str | Sequence[str] | None,
-        guidance_scale: float | None,
-        seed: int | None,
-        first_index: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        batch_size: int | None,
-        window: int | str,
-        draft: ImageGPT | str | os.PathLike[str] | None,
-        progress: bool | None,
-        on_row: OnRow | None = None,
-        particles: int = 1,
+    def _run(
+        self, job: Job, limit: int | None, progress: bool | None, *, on_row: OnRow | None = None, particles: int = 1
     ) -> tuple[torch.Tensor, Stats]:
-        count = len(tokens)
-        candidates = whole("particles", particles, 1, MOST)
-        job, limit = self._job(
-            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
-        )
-        if candidates == 1:
+        count = len(job.tokens)
+        if particles == 1:
             filled, seconds, count_waves = waves.run(
                 self.engine, job, batch_size=limit, on_row=on_row, progress=progress
             )
         else:
-            whole("first_index", first_index, 0, CANDIDATE - count)  # above it the candidates have their noise
+            whole("first_index", int(job.index[0]), 0, CANDIDATE - count)  # above it the candidates have their noise
             filled, seconds, count_waves = run_particles(
-                self.engine, job, candidates, batch_size=limit, progress=progress
+                self.engine, job, particles, batch_size=limit, progress=progress
             )
         canvas = (count, self.config.height, self.config.width)
-        drawn = (tokens < 0).view(canvas)
+        drawn = (job.tokens < 0).view(canvas)
         return filled.tokens, Stats(job.drawing.seed, drawn, filled.pass_starts.view(canvas), seconds, count_waves)
 
     def _job(
@@ -446,20 +396,9 @@ class ImageGPT:
         tokens = torch.full((len(given) * copies, config.n_pixels), -1, dtype=torch.int64)
         tokens[:, : given.shape[1] - 1] = given[:, 1:].repeat_interleave(copies, 0)
         tokens[:, end - 1 :] = 0  # beyond max_length nothing is drawn: whatever is known there is never looked at
-        filled, _ = self._fill(
-            tokens,
-            prompt=None,
-            guidance_scale=None,
-            seed=seed,
-            first_index=0,
-            temperature=temperature if do_sample else 0.0,
-            top_k=top_k if do_sample else None,
-            top_p=top_p if do_sample else None,
-            batch_size=batch_size,
-            window=window,
-            draft=None,
-            progress=False,
-        )
+        filters = (temperature, top_k, top_p) if do_sample else (0.0, None, None)
+        job, limit = self._job(tokens, None, None, seed, 0, *filters, batch_size, window, None)
+        filled, _ = self._run(job, limit, progress=False)
         start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64)
         return torch.cat([start, filled[:, : end - 1]], 1).to(input_ids.device)
 
@@ -488,20 +427,6 @@ class ImageGPT:
         tokens = self._palette().encode(pixels)
         return torch.from_numpy(tokens).view(len(pictures), self.config.n_pixels)
 
-    def decode(self, tokens: Any) -> np.ndarray:
-        """uint8 [n, H, W, 3] from tokens int64 [n, H·W]."""
-        palette = self._palette()
-        checked = token_array("tokens", tokens, self.config, whole_canvas=True)
-        return palette.decode(checked.view(-1, self.config.height, self.config.width).numpy())
-
-    def _palette(self) -> Palette:
-        if self.palette is None:
-            raise ValueError(
-                f"the checkpoint {self.name!r} has no palette (preprocessor_config.json or clusters.npy), "
-                'so it can read and write tokens only (output_type="tokens")'
-            )
-        return self.palette
-
     def known_cells(self, pictures: Any, *, rows: int | None = None, mask: Any = None) -> torch.Tensor:
         """bool [n, H·W], True = keep: the cells of each image that `complete` would keep for the same arguments."""
         height, width = self.config.height, self.config.width
@@ -519,6 +444,20 @@ class ImageGPT:
                 raise ValueError("say what to draw anew: rows=, mask=, or images with transparent parts")
             kept = np.stack([np.ones((height, width), bool) if hole is None else ~hole for hole in holes])
         return torch.from_numpy(kept).flatten(1)
+
+    def decode(self, tokens: Any) -> np.ndarray:
+        """uint8 [n, H, W, 3] from tokens int64 [n, H·W]."""
+        palette = self._palette()
+        checked = token_array("tokens", tokens, self.config, whole_canvas=True)
+        return palette.decode(checked.view(-1, self.config.height, self.config.width).numpy())
+
+    def _palette(self) -> Palette:
+        if self.palette is None:
+            raise ValueError(
+                f"the checkpoint {self.name!r} has no palette (preprocessor_config.json or clusters.npy), "
+                'so it can read and write tokens only (output_type="tokens")'
+            )
+        return self.palette
 
     def _checked_output(self, output_type: str) -> str:
         kind = output_kind(output_type)

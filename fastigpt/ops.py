@@ -1,11 +1,15 @@
 """The kernels as PyTorch operators, under one name on every device: torch.ops.fastigpt.*
 
-On a GPU they are the Triton kernels, on a CPU plain PyTorch; `nearest_centroid` is the extension's on both. They have
-fake implementations and declare what they change, so torch.compile(fullgraph=True) and torch.export take them as they
-are. Arguments are checked before anything is launched. Inference only: nothing here has a gradient.
+On a GPU they are the Triton kernels, on a CPU PyTorch's own attention and products with the extension's draw;
+`nearest_centroid` is the extension's on both. They have fake implementations and declare what they change, so
+torch.compile(fullgraph=True) and torch.export take them as they are. Arguments are checked before anything is launched.
+Inference only: nothing here has a gradient.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -141,6 +145,12 @@ def _contiguous(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name} must be contiguous, not strides {list(x.stride())}")
 
 
+def _check_qkv_types(q: Tensor, k: Tensor, v: Tensor) -> None:
+    _dtype("q", q, *PLAIN_TYPES)
+    _dtype("k", k, q.dtype)
+    _dtype("v", v, q.dtype)
+
+
 def _check_causal(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.dim() != 4 or q.shape[1] < 1:
         raise ValueError(f"q must be [B, Tq, n_head, head_dim] with Tq of at least 1, not {list(q.shape)}")
@@ -150,83 +160,73 @@ def _check_causal(q: Tensor, k: Tensor, v: Tensor) -> None:
     _shape("k", k, (batch, k.shape[1], n_head, head_dim))
     _shape("v", v, tuple(k.shape))
     _same_device(q=q, k=k, v=v)
-    _dtype("q", q, *PLAIN_TYPES)
-    for name, x in (("k", k), ("v", v)):
-        _dtype(name, x, q.dtype)
+    _check_qkv_types(q, k, v)
     for name, x in (("q", q), ("k", k), ("v", v)):
         _heads(name, x)
 
 
+class _Stored(NamedTuple):
+    """Keys and values of a cache or a prefix: [rows, n_head, slots, head_dim], their scales [rows, n_head, slots]."""
+
+    k: Tensor
+    v: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+
+    def check(self, before: str, n_head: int, head_dim: int) -> None:
+        """before: of the arguments' names, "" or "prefix_"."""
+        k_name, v_name = ("prefix_k", "prefix_v") if before else ("k_cache", "v_cache")
+        rows, slots = self.k.shape[0], self.k.shape[2]
+        _shape(k_name, self.k, (rows, n_head, slots, head_dim))
+        _shape(v_name, self.v, tuple(self.k.shape))
+        _dtype(v_name, self.v, self.k.dtype)
+        _contiguous(
+            **{k_name: self.k, v_name: self.v, f"{before}k_scale": self.k_scale, f"{before}v_scale": self.v_scale}
+        )
+        scaled = self.k.dtype in SCALED_TYPES
+        for name, scale in ((f"{before}k_scale", self.k_scale), (f"{before}v_scale", self.v_scale)):
+            if scaled != (scale is not None):
+                wanted = "must be given" if scaled else "must be left out"
+                raise ValueError(f"{name} {wanted}: {k_name} is {self.k.dtype}")
+            if scale is not None:
+                _shape(name, scale, tuple(self.k.shape[:-1]))
+                _dtype(name, scale, torch.float32)
+
+
 def _check_decode(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    k_scale: Tensor | None,
-    v_scale: Tensor | None,
-    prefix_k: Tensor | None,
-    prefix_v: Tensor | None,
-    prefix_k_scale: Tensor | None,
-    prefix_v_scale: Tensor | None,
-    prefix_lengths: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, cache: _Stored, positions: Tensor, prefix: _Stored | None, lengths: Tensor | None
 ) -> None:
     if q.dim() != 4 or 0 in q.shape:
         raise ValueError(f"q must be [n, W, n_head, head_dim], none of them 0, not {list(q.shape)}")
-    n, _, n_head, head_dim = q.shape
+    n, window, n_head, head_dim = q.shape
     _shape("k", k, tuple(q.shape))
     _shape("v", v, tuple(q.shape))
-    if k_cache.dim() != 4 or k_cache.shape[2] < 1:
-        raise ValueError(f"k_cache must be [{n}, {n_head}, capacity, {head_dim}], not {list(k_cache.shape)}")
-    capacity = k_cache.shape[2]
-    _shape("k_cache", k_cache, (n, n_head, capacity, head_dim))
-    _shape("v_cache", v_cache, tuple(k_cache.shape))
+    if cache.k.dim() != 4 or cache.k.shape[2] < 1 or len(cache.k) != n:
+        raise ValueError(f"k_cache must be [{n}, {n_head}, capacity, {head_dim}], not {list(cache.k.shape)}")
     _shape("positions", positions, (n,))
-    _same_device(
-        q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, k_scale=k_scale, v_scale=v_scale,
-        prefix_k=prefix_k, prefix_v=prefix_v, prefix_lengths=prefix_lengths,
-    )  # fmt: skip
-    _dtype("q", q, *PLAIN_TYPES)
-    for name, x in (("k", k), ("v", v)):
-        _dtype(name, x, q.dtype)
-    _dtype("k_cache", k_cache, q.dtype, *SCALED_TYPES)
-    _dtype("v_cache", v_cache, k_cache.dtype)
+    _check_qkv_types(q, k, v)
+    _dtype("k_cache", cache.k, q.dtype, *SCALED_TYPES)
     _dtype("positions", positions, torch.int32)
     for name, x in (("q", q), ("k", k), ("v", v)):
         launch.row_stride(name, x)
-    _contiguous(
-        k_cache=k_cache, v_cache=v_cache, positions=positions, k_scale=k_scale, v_scale=v_scale, prefix_k=prefix_k,
-        prefix_v=prefix_v, prefix_k_scale=prefix_k_scale, prefix_v_scale=prefix_v_scale,
+    _contiguous(positions=positions)
+    cache.check("", n_head, head_dim)
+    if prefix is not None:
+        if prefix.k.dim() != 4:
+            raise ValueError(f"prefix_k must be [sources, {n_head}, P, {head_dim}], not {list(prefix.k.shape)}")
+        if len(prefix.k) < 1 or n % len(prefix.k):
+            raise ValueError(f"prefix_k has {len(prefix.k)} sources, which must divide the {n} images")
+        _dtype("prefix_k", prefix.k, cache.k.dtype)
+        prefix.check("prefix_", n_head, head_dim)
+        if lengths is not None:
+            _shape("prefix_lengths", lengths, (len(prefix.k),))
+            _dtype("prefix_lengths", lengths, torch.int32)
+    _same_device(
+        q=q, k=k, v=v, k_cache=cache.k, v_cache=cache.v, positions=positions, k_scale=cache.k_scale,
+        v_scale=cache.v_scale, prefix_k=prefix and prefix.k, prefix_v=prefix and prefix.v, prefix_lengths=lengths,
+        prefix_k_scale=prefix and prefix.k_scale, prefix_v_scale=prefix and prefix.v_scale,
     )  # fmt: skip
-    _check_scales("_scale", k_cache, k_scale, v_scale)
-    if prefix_k is None:
-        if any(x is not None for x in (prefix_v, prefix_k_scale, prefix_v_scale, prefix_lengths)):
-            raise ValueError("prefix_k is missing beside other parts of a prefix")
-        return
-    if prefix_v is None:
-        raise ValueError("prefix_k needs prefix_v")
-    sources = prefix_k.shape[0]
-    if sources < 1 or n % sources:
-        raise ValueError(f"prefix_k has {sources} sources, which must divide the {n} images")
-    _shape("prefix_k", prefix_k, (sources, n_head, prefix_k.shape[2], head_dim))
-    _shape("prefix_v", prefix_v, tuple(prefix_k.shape))
-    _dtype("prefix_k", prefix_k, k_cache.dtype)
-    _dtype("prefix_v", prefix_v, k_cache.dtype)
-    _check_scales("prefix scale", prefix_k, prefix_k_scale, prefix_v_scale)
-    if prefix_lengths is not None:
-        _shape("prefix_lengths", prefix_lengths, (sources,))
-        _dtype("prefix_lengths", prefix_lengths, torch.int32)
-
-
-def _check_scales(what: str, cache: Tensor, k_scale: Tensor | None, v_scale: Tensor | None) -> None:
-    scaled = cache.dtype in SCALED_TYPES
-    for side, scale in (("k", k_scale), ("v", v_scale)):
-        if scaled != (scale is not None):
-            raise ValueError(f"a {cache.dtype} cache needs {'a' if scaled else 'no'} {what} for its {side}")
-        if scale is not None:
-            _shape(f"{side} {what}", scale, tuple(cache.shape[:-1]))
-            _dtype(f"{side} {what}", scale, torch.float32)
+    _check_positions(positions, window, cache.k.shape[2], lengths, 0 if prefix is None else prefix.k.shape[2])
 
 
 def _check_positions(positions: Tensor, window: int, capacity: int, prefix_lengths: Tensor | None, prefix: int) -> None:
@@ -275,7 +275,82 @@ def _check_sample(
     )  # fmt: skip
 
 
-# --- on the CPU: plain PyTorch ---------------------------------------------------------------------------------------
+# --- the operators: checks, then the device's own --------------------------------------------------------------------
+
+
+def _by_triton(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    _check_causal(q, k, v)
+    if not _by_triton(q):
+        return _attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
+    configs = _configs(q)
+    from fastigpt.kernels.causal_attention import causal_attention
+
+    with torch.cuda.device_of(q):
+        return causal_attention(q, k, v, configs=configs)
+
+
+def _decode_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+    prefix_k: Tensor | None = None,
+    prefix_v: Tensor | None = None,
+    prefix_k_scale: Tensor | None = None,
+    prefix_v_scale: Tensor | None = None,
+    prefix_lengths: Tensor | None = None,
+) -> Tensor:
+    cache = _Stored(k_cache, v_cache, k_scale, v_scale)
+    if prefix_k is not None and prefix_v is not None:
+        prefix: _Stored | None = _Stored(prefix_k, prefix_v, prefix_k_scale, prefix_v_scale)
+    elif all(x is None for x in (prefix_k, prefix_v, prefix_k_scale, prefix_v_scale, prefix_lengths)):
+        prefix = None
+    else:
+        raise ValueError("prefix_k and prefix_v must be given together, and with any other part of a prefix")
+    _check_decode(q, k, v, cache, positions, prefix, prefix_lengths)
+    decode = _decode_gpu if _by_triton(q) else _decode_cpu
+    return decode(q, k, v, cache, positions, prefix, prefix_lengths)
+
+
+def _sample_head(
+    hidden: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    position: Tensor,
+    seed: int,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    known: Tensor | None = None,
+    unconditional: Tensor | None = None,
+    guidance_scale: float = 1.0,
+    epsilon: float = 1e-5,
+) -> Tensor:
+    _check_sample(hidden, gain, weight, index, position, known, unconditional)
+    drawing = checked_drawing(seed % 2**64, temperature, top_k, top_p, guidance_scale)
+    if unconditional is None:
+        drawing = replace(drawing, guidance_scale=None)
+    sample = _sample_gpu if _by_triton(hidden) else _sample_cpu
+    tokens = sample(hidden, gain, weight, index, position, unconditional, drawing, epsilon)
+    return tokens if known is None else torch.where(known >= 0, known, tokens)
+
+
+def _nearest_centroid_anywhere(points: Tensor, centroids: Tensor) -> Tensor:
+    return _nearest_centroid(points, centroids)
+
+
+# --- on the CPU: PyTorch, and the extension's draw -------------------------------------------------------------------
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -288,11 +363,6 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
-def _causal_attention_cpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    _check_causal(q, k, v)
-    return _attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
-
-
 def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x [..., head_dim] in 8 bits, and its float32 scales [...]."""
     x = x.float()
@@ -302,108 +372,80 @@ def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (torch.sign(x) * (x.abs() + 0.5).floor() if dtype == torch.int8 else x).to(dtype), scale
 
 
-def _store(x: Tensor, cache: Tensor, slots: Tensor, together: bool) -> None:
-    """x [n, W, n_head, ...] to cache [n, n_head, capacity, ...] at slots [n, W], which are one slice if `together`."""
-    if together:
-        cache[:, :, int(slots[0, 0]) : int(slots[0, -1]) + 1] = x.transpose(1, 2)
-    else:
-        cache[torch.arange(len(x))[:, None], :, slots] = x
-
-
 def _plain(x: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return x if scale is None else (x.float() * scale[..., None]).to(dtype)
 
 
-def _decode_attention_cpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    *,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-    prefix_k: Tensor | None = None,
-    prefix_v: Tensor | None = None,
-    prefix_k_scale: Tensor | None = None,
-    prefix_v_scale: Tensor | None = None,
-    prefix_lengths: Tensor | None = None,
+def _read(stored: _Stored, rows: slice, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys and values [rows, n_head, end, head_dim] of the first `end` slots; views, but for 8-bit ones."""
+    at = (rows, slice(None), slice(end))
+    k_scale, v_scale = (None if scale is None else scale[at] for scale in (stored.k_scale, stored.v_scale))
+    return _plain(stored.k[at], k_scale, dtype), _plain(stored.v[at], v_scale, dtype)
+
+
+def _append(x: Tensor, to: Tensor, starts: list[int], together: bool) -> None:
+    """x [n, W, n_head, ...] to [n, n_head, capacity, ...] from slots `starts` on, all the same if `together`."""
+    window = x.shape[1]
+    if together:
+        to[:, :, starts[0] : starts[0] + window] = x.transpose(1, 2)
+    else:
+        slots = torch.tensor(starts)[:, None] + torch.arange(window)
+        to[torch.arange(len(x))[:, None], :, slots] = x
+
+
+def _decode_cpu(
+    q: Tensor, k: Tensor, v: Tensor, cache: _Stored, positions: Tensor, prefix: _Stored | None, lengths: Tensor | None
 ) -> Tensor:
-    _check_decode(
-        q, k, v, k_cache, v_cache, positions, k_scale, v_scale, prefix_k, prefix_v, prefix_k_scale, prefix_v_scale,
-        prefix_lengths,
-    )  # fmt: skip
     n, window = q.shape[:2]
-    _check_positions(positions, window, k_cache.shape[2], prefix_lengths, 0 if prefix_k is None else prefix_k.shape[2])
     starts = positions.tolist()
-    together = prefix_k is None and len(set(starts)) == 1
-    slots = positions.long()[:, None] + torch.arange(window)  # [n, W]
-    for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
+    # Images at one position see as many slots and attend together; else each attends to just the slots it sees.
+    together = prefix is None and len(set(starts)) == 1
+    for x, to, scale in ((k, cache.k, cache.k_scale), (v, cache.v, cache.v_scale)):
         if scale is None:
-            _store(x, cache, slots, together)
+            _append(x, to, starts, together)
         else:
-            stored, factor = _scaled(x, cache.dtype)
-            _store(stored.view(torch.uint8), cache.view(torch.uint8), slots, together)
-            _store(factor, scale, slots, together)
-    if prefix_k is not None and prefix_v is not None:
-        sources, _, length, _ = prefix_k.shape
-        prefixes = [_plain(prefix_k, prefix_k_scale, q.dtype), _plain(prefix_v, prefix_v_scale, q.dtype)]
-        used = [length] * sources if prefix_lengths is None else prefix_lengths.tolist()
-    # Only slots that a query sees are read: what lies behind them may be NaN, and 0 · NaN must not reach a sum. Images
-    # at one position see as many, so they go together.
+            small, factor = _scaled(x, to.dtype)
+            _append(small.view(torch.uint8), to.view(torch.uint8), starts, together)
+            _append(factor, scale, starts, together)
+    if together:
+        keys, values = _read(cache, slice(n), starts[0] + window, q.dtype)
+        return _attend(q.transpose(1, 2), keys, values).transpose(1, 2).contiguous()
     y = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for b in range(0, n, n if together else 1):
-        images = slice(0, n) if together else slice(b, b + 1)
-        seen = (images, slice(None), slice(starts[b] + window))
-        keys = _plain(k_cache[seen], None if k_scale is None else k_scale[seen], q.dtype)
-        values = _plain(v_cache[seen], None if v_scale is None else v_scale[seen], q.dtype)
-        if prefix_k is not None:
-            source = b // (n // sources)
-            before = (slice(source, source + 1), slice(None), slice(used[source]))
-            keys, values = torch.cat([prefixes[0][before], keys], 2), torch.cat([prefixes[1][before], values], 2)
-        y[images] = _attend(q[images].transpose(1, 2), keys, values).transpose(1, 2)
+    for b, start in enumerate(starts):
+        keys, values = _read(cache, slice(b, b + 1), start + window, q.dtype)
+        if prefix is not None:
+            source = b // (n // len(prefix.k))
+            used = prefix.k.shape[2] if lengths is None else int(lengths[source])
+            first_keys, first_values = _read(prefix, slice(source, source + 1), used, q.dtype)
+            keys, values = torch.cat([first_keys, keys], 2), torch.cat([first_values, values], 2)
+        y[b : b + 1] = _attend(q[b : b + 1].transpose(1, 2), keys, values).transpose(1, 2)
     return y
 
 
-def _drawing(seed: int, temperature: float, top_k: int | None, top_p: float | None, scale: float | None) -> Drawing:
-    return checked_drawing(seed % 2**64, temperature, top_k, top_p, scale)
-
-
-def _sample_head_cpu(
+def _sample_cpu(
     hidden: Tensor,
     gain: Tensor,
     weight: Tensor,
     index: Tensor,
     position: Tensor,
-    seed: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    known: Tensor | None = None,
-    unconditional: Tensor | None = None,
-    guidance_scale: float = 1.0,
-    epsilon: float = 1e-5,
+    unconditional: Tensor | None,
+    drawing: Drawing,
+    epsilon: float,
 ) -> Tensor:
-    _check_sample(hidden, gain, weight, index, position, known, unconditional)
-    drawing = _drawing(seed, temperature, top_k, top_p, guidance_scale)
-
     def logits(x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), x.shape[-1:], gain.float(), epsilon) @ weight.float().T
 
     scores = logits(hidden)
-    if unconditional is not None:
-        scores = guide(scores, logits(unconditional), guidance_scale)
+    if unconditional is not None and drawing.guidance_scale is not None:
+        scores = guide(scores, logits(unconditional), drawing.guidance_scale)
     scores = filter_logits(scores, drawing)
     if drawing.temperature == 0:
-        tokens = scores.argmax(-1)
-    else:
-        ids = (index.contiguous().numpy(), position.contiguous().numpy())
-        tokens = torch.from_numpy(_C.cpu_draw(scores.contiguous().numpy(), drawing.seed, *ids, "auto"))
-        if bool((tokens < 0).any()):
-            raise ValueError("hidden, gain and weight must give finite logits")
-    return tokens if known is None else torch.where(known >= 0, known, tokens)
+        return scores.argmax(-1)
+    ids = (index.contiguous().numpy(), position.contiguous().numpy())
+    tokens = torch.from_numpy(_C.cpu_draw(scores.contiguous().numpy(), drawing.seed, *ids, "auto"))
+    if bool((tokens < 0).any()):
+        raise ValueError("hidden, gain and weight must give finite logits")
+    return tokens
 
 
 # --- on a GPU: Triton, imported when first used ----------------------------------------------------------------------
@@ -416,77 +458,39 @@ def _configs(x: Tensor) -> launch.Table:
     return launch.table(launch.family(x.device))
 
 
-def _causal_attention_gpu(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    _check_causal(q, k, v)
-    configs = _configs(q)
-    from fastigpt.kernels.causal_attention import causal_attention
-
-    with torch.cuda.device_of(q):
-        return causal_attention(q, k, v, configs=configs)
-
-
-def _decode_attention_gpu(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    positions: Tensor,
-    *,
-    k_scale: Tensor | None = None,
-    v_scale: Tensor | None = None,
-    prefix_k: Tensor | None = None,
-    prefix_v: Tensor | None = None,
-    prefix_k_scale: Tensor | None = None,
-    prefix_v_scale: Tensor | None = None,
-    prefix_lengths: Tensor | None = None,
+def _decode_gpu(
+    q: Tensor, k: Tensor, v: Tensor, cache: _Stored, positions: Tensor, prefix: _Stored | None, lengths: Tensor | None
 ) -> Tensor:
-    _check_decode(
-        q, k, v, k_cache, v_cache, positions, k_scale, v_scale, prefix_k, prefix_v, prefix_k_scale, prefix_v_scale,
-        prefix_lengths,
-    )  # fmt: skip
-    n, window = q.shape[:2]
-    _check_positions(positions, window, k_cache.shape[2], prefix_lengths, 0 if prefix_k is None else prefix_k.shape[2])
-    if k_cache.dtype == torch.float8_e4m3fn and not launch.stores_float8(q.device):
+    if cache.k.dtype == torch.float8_e4m3fn and not launch.stores_float8(q.device):
         raise ValueError("a float8_e4m3fn cache needs an NVIDIA GPU of compute capability 8.9 or later")
     configs = _configs(q)
     from fastigpt.kernels.decode_attention import decode_attention, make_prefix
     from fastigpt.kernels.kv_cache import append_kv
 
-    prefix = None
-    if prefix_k is not None and prefix_v is not None:
-        sources = len(prefix_k)
-        if prefix_lengths is None:
-            prefix_lengths = torch.full((sources,), prefix_k.shape[2], dtype=torch.int32, device=q.device)
+    shared = None
+    if prefix is not None:
+        n, sources = len(q), len(prefix.k)
+        if lengths is None:
+            lengths = torch.full((sources,), prefix.k.shape[2], dtype=torch.int32, device=q.device)
         of_image = [b // (n // sources) for b in range(n)]
-        prefix = make_prefix(
-            prefix_k, prefix_v, prefix_lengths, of_image, window, configs, prefix_k_scale, prefix_v_scale
-        )
+        shared = make_prefix(prefix.k, prefix.v, lengths, of_image, q.shape[1], configs, prefix.k_scale, prefix.v_scale)
     with torch.cuda.device_of(q):
-        append_kv(k, v, k_cache, v_cache, positions, k_scale, v_scale)
+        append_kv(k, v, cache.k, cache.v, positions, cache.k_scale, cache.v_scale)
         return decode_attention(
-            q, k_cache, v_cache, positions, configs=configs, k_scale=k_scale, v_scale=v_scale, prefix=prefix
+            q, cache.k, cache.v, positions, configs=configs, k_scale=cache.k_scale, v_scale=cache.v_scale, prefix=shared
         )
 
 
-def _sample_head_gpu(
+def _sample_gpu(
     hidden: Tensor,
     gain: Tensor,
     weight: Tensor,
     index: Tensor,
     position: Tensor,
-    seed: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    known: Tensor | None = None,
-    unconditional: Tensor | None = None,
-    guidance_scale: float = 1.0,
-    epsilon: float = 1e-5,
+    unconditional: Tensor | None,
+    drawing: Drawing,
+    epsilon: float,
 ) -> Tensor:
-    _check_sample(hidden, gain, weight, index, position, known, unconditional)
-    drawing = _drawing(seed, temperature, top_k, top_p, None if unconditional is None else guidance_scale)
     configs = _configs(hidden)
     from fastigpt.kernels.sample_head import Head, State, make_scratch, sample_head, set_drawing
 
@@ -497,21 +501,13 @@ def _sample_head_gpu(
     integers = torch.empty(2, dtype=torch.int64, device=device)
     numbers = torch.empty(3, dtype=torch.float32, device=device)
     set_drawing(integers, numbers, drawing, len(weight))
-    canvas = torch.full((n, 1), -1, dtype=torch.int32, device=device)  # known tokens are put in below
+    canvas = torch.full((n, 1), -1, dtype=torch.int32, device=device)  # known tokens are put in by the caller
     state = State(canvas, canvas.to(torch.int8), position.int(), lanes, lanes, index.contiguous(), integers, numbers)
     inputs = torch.zeros((n, 1), dtype=torch.int32, device=device)
     scratch = make_scratch(n, 1, len(weight), device)
     with torch.cuda.device_of(hidden):
         sample_head(x.float().contiguous(), inputs, head, state, scratch, drawing, configs=configs, advance=False)
-    tokens = scratch.chosen[:, 0].long()
-    return tokens if known is None else torch.where(known >= 0, known, tokens)
-
-
-# --- by the extension, on either -------------------------------------------------------------------------------------
-
-
-def _nearest_centroid_anywhere(points: Tensor, centroids: Tensor) -> Tensor:
-    return _nearest_centroid(points, centroids)
+    return scratch.chosen[:, 0].long()
 
 
 # --- shapes without values -------------------------------------------------------------------------------------------
@@ -533,12 +529,12 @@ def _nearest_centroid_fake(points: Tensor, centroids: Tensor) -> Tensor:
     return points.new_empty(points.shape[:-1], dtype=torch.int64)
 
 
-for _name, _cpu, _gpu, _fake in (
-    ("causal_attention", _causal_attention_cpu, _causal_attention_gpu, _causal_attention_fake),
-    ("decode_attention", _decode_attention_cpu, _decode_attention_gpu, _decode_attention_fake),
-    ("sample_head", _sample_head_cpu, _sample_head_gpu, _sample_head_fake),
-    ("nearest_centroid", _nearest_centroid_anywhere, _nearest_centroid_anywhere, _nearest_centroid_fake),
+for _name, _run, _fake in (
+    ("causal_attention", _causal_attention, _causal_attention_fake),
+    ("decode_attention", _decode_attention, _decode_attention_fake),
+    ("sample_head", _sample_head, _sample_head_fake),
+    ("nearest_centroid", _nearest_centroid_anywhere, _nearest_centroid_fake),
 ):
-    _library.impl(_name, _cpu, "CPU")
-    _library.impl(_name, _gpu, "CUDA")
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _run, _key)
     torch.library.register_fake(f"fastigpt::{_name}", _fake, lib=_library)

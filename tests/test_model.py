@@ -181,6 +181,7 @@ def test_complete_keeps_what_a_mask_leaves_and_numbers_its_results(model):
     tokens = model.encode(photos)
     results = model.complete(photos, 3, mask=mask, seed=2, first_index=10, output_type="tokens")
     kept = torch.from_numpy(~mask).flatten(1)
+    assert torch.equal(model.known_cells(photos, mask=mask), kept)
     for i in range(2):
         for j in range(3):
             result = results[i * 3 + j]

@@ -133,6 +133,27 @@ def test_sample_head_is_norm_head_and_draw():
     assert torch.equal(guided, ops.sample_head(hidden, gain, weight, index, position, seed))
 
 
+@pytest.mark.parametrize("window, start", [(1, 5), (4, 2), (4, 0), (6, 0)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_decode_attention_of_images_at_one_position(window, start, dtype, tolerance):
+    """The path without a copy: nothing behind the window is read, nothing but the window is written."""
+    q, k, v = (torch.randn(3, window, 2, 24, dtype=dtype) for _ in range(3))
+    k_cache, v_cache = torch.randn(2, 3, 2, 7, 24, dtype=dtype)
+    k_cache[:, :, start:], v_cache[:, :, start:] = math.nan, math.nan
+    keys, values = (torch.cat([old[:, :, :start].transpose(1, 2), new], 1) for old, new in ((k_cache, k), (v_cache, v)))
+    got = ops.decode_attention(q, k, v, k_cache, v_cache, torch.full((3,), start, dtype=torch.int32))
+    assert got.is_contiguous() and got.dtype == dtype
+    for cache, expected in ((k_cache, keys), (v_cache, values)):
+        assert torch.equal(cache[:, :, : start + window].transpose(1, 2), expected)
+        assert cache[:, :, start + window :].isnan().all()
+    for b in range(3):
+        for j in range(window):
+            for h in range(2):
+                parts = [x[b, : start + j + 1, h].float() for x in (keys, values)]
+                expected = plain_attention(q[b, j, h].float(), *parts)
+                torch.testing.assert_close(got[b, j, h].float(), expected, atol=tolerance, rtol=tolerance)
+
+
 @pytest.mark.parametrize(
     "change, error, message",
     [
@@ -147,14 +168,14 @@ def test_sample_head_is_norm_head_and_draw():
         ({"prefix_k": torch.zeros(3, 2, 3, 8)}, ValueError, "3 sources"),
         ({"prefix_v": None}, ValueError, "prefix_v"),
         ({"prefix_lengths": torch.tensor([4, 0], dtype=torch.int32)}, ValueError, "prefix_lengths .* not 4"),
-        ({"k_scale": torch.zeros(4, 2, 6)}, ValueError, "needs no _scale"),
+        ({"k_scale": torch.zeros(4, 2, 6)}, ValueError, "k_scale must be left out"),
     ],
 )
 def test_decode_attention_names_what_is_wrong(change, error, message):
     arguments, options = decode()
     names = ("q", "k", "v", "k_cache", "v_cache", "positions")
     with pytest.raises(error, match=message):
-        ops._decode_attention_cpu(**{**dict(zip(names, arguments)), **options, **change})
+        ops._decode_attention(**{**dict(zip(names, arguments)), **options, **change})
 
 
 @pytest.mark.parametrize(
@@ -183,6 +204,9 @@ def test_causal_attention_names_what_is_wrong(arguments, error, message):
         ({"temperature": -1.0}, ValueError, "temperature"),
         ({"top_p": 0.0}, ValueError, "top_p"),
         ({"unconditional": torch.zeros(3, 7)}, ValueError, "unconditional"),
+        ({"guidance_scale": -1.0}, ValueError, "guidance_scale"),
+        ({"hidden": torch.full((3, 8), math.nan)}, ValueError, "finite"),
+        ({"position": torch.tensor([0, -1, 2])}, ValueError, "position"),
     ],
 )
 def test_sample_head_names_what_is_wrong(change, error, message):
