@@ -1,8 +1,8 @@
 """Every Python block of README.md and docs/ runs, page by page, in a folder with a photo and a small model in it.
 
-A page is one program: its blocks share their names. A block with the title "needs the network" is skipped, those with
-"needs a GPU" and "needs jax" where there is none. Commands of bash blocks are held to the command line: sample,
-complete and info are run, the others must at least be calls that it takes.
+A page is one program: its blocks share their names. Blocks with the title "needs the network" are skipped, those with
+"needs a GPU" and "needs jax" where there is none, in tests of their own. Commands of bash blocks are held to the
+command line: sample, complete and info are run, the others must at least be calls that it takes.
 """
 
 from __future__ import annotations
@@ -42,15 +42,22 @@ def blocks(page: Path, language: str) -> list[tuple[int, str, str]]:
     ]
 
 
-def missing(info_string: str) -> bool:
-    """Whether a block needs what this machine, or a test, lacks."""
-    have = {
-        "": True,
-        'title="needs the network"': False,
-        'title="needs a GPU"': torch.cuda.is_available(),
-        'title="needs jax"': importlib.util.find_spec("jax") is not None,
-    }
-    return not have[info_string]
+# What blocks may need, and whether it is there.
+NEEDS = {
+    'title="needs the network"': False,
+    'title="needs a GPU"': torch.cuda.is_available(),
+    'title="needs jax"': importlib.util.find_spec("jax") is not None,
+}
+
+
+def run_page(page: Path, also: str = "") -> None:
+    """Runs the blocks that need nothing, and those with this info string."""
+    names: dict[str, object] = {"__name__": "__main__"}
+    for line, info_string, code in blocks(page, "python"):
+        assert not info_string or info_string in NEEDS
+        if info_string in ("", also):
+            # Empty lines in front make tracebacks name the line of the page.
+            exec(compile("\n" * line + code, str(page), "exec"), names)
 
 
 @pytest.fixture
@@ -77,11 +84,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_blocks_run(page, folder, capsys):
-    names: dict[str, object] = {"__name__": "__main__"}
-    for line, info_string, code in blocks(page, "python"):
-        if not missing(info_string):
-            # Empty lines in front make tracebacks name the line of the page.
-            exec(compile("\n" * line + code, str(page), "exec"), names)
+    run_page(page)
+
+
+@pytest.mark.parametrize(
+    "page, info_string",
+    sorted({(page, info) for page in PAGES for _, info, _ in blocks(page, "python") if info}),
+    ids=lambda value: str(value.relative_to(ROOT)) if isinstance(value, Path) else value[len('title="') : -1],
+)
+def test_python_blocks_with_needs_run(page, info_string, folder, capsys):
+    if not NEEDS[info_string]:
+        pytest.skip(info_string[len('title="') : -1])
+    run_page(page, also=info_string)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -256,6 +256,19 @@ def test_dlpack_arrays_come_back_as_their_own_kind() -> None:
     np.testing.assert_array_equal(found.values, brute_force(points, centroids))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "uint8"])
+def test_jax_arrays_come_back_as_jax_arrays(dtype: str) -> None:
+    jax = pytest.importorskip("jax", reason="jax is not installed")
+    points = np.random.default_rng().uniform(0, 9, (5, 20, 3)).astype(np.float32)
+    centroids = np.random.default_rng().uniform(0, 9, (17, 3)).astype(np.float32)
+    theirs = jax.numpy.asarray(points).astype(dtype)
+    index, distances = nearest_centroid(theirs, jax.numpy.asarray(centroids), return_distances=True)
+    assert isinstance(index, jax.Array) and isinstance(distances, jax.Array)
+    expected = nearest_centroid(np.asarray(theirs.astype("float32")), centroids, return_distances=True)
+    np.testing.assert_array_equal(index, expected[0])
+    np.testing.assert_allclose(distances, expected[1], rtol=1e-5, atol=1e-6)
+
+
 def test_grid_and_tree_meet_points_outside_and_on_their_borders() -> None:
     """Three dimensions: cells of a grid, and the tree beyond it. Centroids on few levels, so that borders are met."""
     rng = np.random.default_rng(13)
