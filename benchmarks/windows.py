@@ -22,7 +22,7 @@ from fastigpt.bench.machine import measure_machine, repeat
 from fastigpt.bench.measure import whole_images
 from fastigpt.bench.report import machine_line
 
-WINDOWS: tuple[int | str, ...] = (1, 2, 4, 8, 16, 32, "auto")
+WINDOWS: tuple[int | str, ...] = (1, 2, 3, 4, 6, 8, 12, 16, "auto")
 POSITIONS = (32, 512, 960)
 
 

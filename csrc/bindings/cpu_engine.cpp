@@ -38,11 +38,11 @@ void check_ids(const char* name, const Ids& ids, std::initializer_list<py::ssize
       throw std::invalid_argument(text(name, "must be from " + std::to_string(low) + " to " + std::to_string(high - 1) + ", found " + std::to_string(p[i])));
 }
 
-std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int n_embd, int n_inner, int n_pixels, int n_colors, int n_words,
+std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int n_embd, int n_inner, int n_pixels, int columns, int n_colors, int n_words,
                                      int prompt_length, float epsilon, const std::string& weights, const std::string& cache,
                                      const std::string& isa, int threads) {
-  const ModelShape shape{n_layer, n_head, n_embd, n_inner, n_pixels, n_colors, n_words, prompt_length, epsilon};
-  for (int size : {n_layer, n_head, n_embd, n_inner, n_pixels, n_colors})
+  const ModelShape shape{n_layer, n_head, n_embd, n_inner, n_pixels, n_colors, n_words, prompt_length, epsilon, columns};
+  for (int size : {n_layer, n_head, n_embd, n_inner, n_pixels, columns, n_colors})
     if (size < 1 || size > (1 << 24)) throw std::invalid_argument("model sizes must be from 1 to 2^24, found " + std::to_string(size));
   if (n_embd % n_head) throw std::invalid_argument("n_head must divide n_embd");
   if (n_words < 0 || prompt_length < 0 || prompt_length > (1 << 24)) throw std::invalid_argument("n_words and prompt_length must not be negative");
@@ -141,7 +141,7 @@ std::unique_ptr<Fill> make_rehearsal(std::shared_ptr<CpuModel> model, int n, int
 void bind_cpu_engine(py::module_& m) {
   py::class_<CpuModel, std::shared_ptr<CpuModel>>(m, "CpuModel", "An Image GPT packed for one instruction set.")
       .def(py::init(&make_model), py::kw_only(), py::arg("n_layer"), py::arg("n_head"), py::arg("n_embd"), py::arg("n_inner"),
-           py::arg("n_pixels"), py::arg("n_colors"), py::arg("n_words"), py::arg("prompt_length"), py::arg("epsilon"),
+           py::arg("n_pixels"), py::arg("columns"), py::arg("n_colors"), py::arg("n_words"), py::arg("prompt_length"), py::arg("epsilon"),
            py::arg("weights"), py::arg("cache"), py::arg("isa"), py::arg("threads"))
       .def("load", &load, py::arg("name"), py::arg("tensor").noconvert(), "Takes one tensor, float32.")
       .def("check_complete", &CpuModel::check_complete)

@@ -46,16 +46,26 @@ Scratch scratch_at(uint8_t* base, CacheShape shape, int slots) {
 
 // --- writing keys and values ------------------------------------------------------------------------------------------
 
-void put_key(CacheShape shape, const HeadCache& head, int at, const float* k) {
+// Dimensions [first, last) of the key at slot `at`. Other dimensions of it may be written by other threads meanwhile.
+void put_key(CacheShape shape, const HeadCache& head, int at, const float* k, int first, int last) {
   const int block = at / kKeyBlock, lane = at % kKeyBlock, d = shape.head_dim;
   uint8_t* base = head.k + size_t(block) * shape.k_groups() * 64;
   if (shape.number == Number::f32) {
     float* to = reinterpret_cast<float*>(base) + lane;
-    for (int i = 0; i < d; ++i) to[i * 16] = k[i];
+    for (int i = first; i < last; ++i) to[i * 16] = k[i];
   } else if (shape.number == Number::bf16) {
     uint16_t* to = reinterpret_cast<uint16_t*>(base) + lane * 2;
-    for (int i = 0; i < d; ++i) to[(i / 2) * 32 + i % 2] = to_bf16(k[i]);
-  } else {
+    constexpr int kChunk = 64;
+    uint16_t half[kChunk];
+    for (; first < last; first += kChunk) {
+      const int n = last - first < kChunk ? last - first : kChunk;
+      for (int i = 0; i < n; ++i) half[i] = to_bf16(k[first + i]);
+      int i = 0;
+      if (first % 2) to[first / 2 * 32 + 1] = half[i++];
+      for (; i + 2 <= n; i += 2) std::memcpy(to + (first + i) / 2 * 32, half + i, 4);
+      if (i < n) to[(first + i) / 2 * 32] = half[i];
+    }
+  } else {  // the scale is of the whole key
     float largest = 0;
     for (int i = 0; i < d; ++i) largest = __builtin_fabsf(k[i]) > largest ? __builtin_fabsf(k[i]) : largest;
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
@@ -65,20 +75,23 @@ void put_key(CacheShape shape, const HeadCache& head, int at, const float* k) {
   }
 }
 
-void put_value(CacheShape shape, const HeadCache& head, int at, const float* v) {
+// Likewise a value.
+void put_value(CacheShape shape, const HeadCache& head, int at, const float* v, int first, int last) {
   const int d = shape.head_dim, group = group_size(shape.number);
-  const size_t row = size_t(at / group) * shape.value_dim() * group + at % group;
+  const size_t row = size_t(at / group) * shape.value_dim() * group;
   if (shape.number == Number::f32) {
-    std::memcpy(reinterpret_cast<float*>(head.v) + row, v, d * sizeof(float));
+    std::memcpy(reinterpret_cast<float*>(head.v) + row + first, v + first, (last - first) * sizeof(float));
   } else if (shape.number == Number::bf16) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(head.v) + row;
-    for (int i = 0; i < d; ++i) to[i * 2] = to_bf16(v[i]);
+    // Two values share the words of a group; whole words can be written several at a time.
+    uint32_t* to = reinterpret_cast<uint32_t*>(head.v) + row / 2;
+    const int shift = at % 2 * 16;
+    for (int i = first; i < last; ++i) to[i] = (to[i] & (0xffff0000u >> shift)) | uint32_t(to_bf16(v[i])) << shift;
   } else {
     float largest = 0;
     for (int i = 0; i < d; ++i) largest = __builtin_fabsf(v[i]) > largest ? __builtin_fabsf(v[i]) : largest;
     const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
     head.v_scale[at] = largest / 127.0f;
-    uint8_t* to = head.v + row;
+    uint8_t* to = head.v + row + at % group;
     for (int i = 0; i < d; ++i) to[i * 4] = uint8_t(int(__builtin_rintf(v[i] * inverse)) + 128);
   }
 }
@@ -190,6 +203,14 @@ void score_range(CacheShape shape, const HeadCache& head, int blocks, const Plan
     score_blocks<P, Q, 1>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride, soon(b));
 }
 
+// As many queries at once as there are, at most Q.
+template <class P, int Q>
+void score_queries(int queries, CacheShape shape, const HeadCache& head, int blocks, const Planes<P>* q, float* scores, size_t stride) {
+  if constexpr (Q > 1)
+    if (queries < Q) return score_queries<P, Q - 1>(queries, shape, head, blocks, q, scores, stride);
+  score_range<P, Q>(shape, head, blocks, q, scores, stride);
+}
+
 struct Segment {
   const HeadCache* head;
   int first, blocks;  // first block, counted from the start of the sequence
@@ -228,7 +249,10 @@ void sum_values(CacheShape shape, const Segment* segments, int dim0, const Plane
 }
 
 template <class P, int Q>
-void sum_all_values(CacheShape shape, const Segment* segments, const Planes<P>* w, float* out, size_t out_stride, const uint8_t* next) {
+void sum_all_values(int queries, CacheShape shape, const Segment* segments, const Planes<P>* w, float* out, size_t out_stride,
+                    const uint8_t* next) {
+  if constexpr (Q > 1)
+    if (queries < Q) return sum_all_values<P, Q - 1>(queries, shape, segments, w, out, out_stride, next);
   int d = 0;
   const int dim = shape.value_dim();
   for (; d + kSumVectors * 16 <= dim; d += kSumVectors * 16) sum_values<P, Q, kSumVectors>(shape, segments, d, w, out, out_stride, next);
@@ -281,10 +305,6 @@ template <class P>
 void attend_as(const Attend& job) {
   const CacheShape shape = job.shape;
   const int d = shape.head_dim, dim = shape.value_dim();
-  for (int i = 0; i < job.count; ++i) {
-    put_key(shape, job.own, job.slot + i - job.begin, job.k + i * job.qkv_stride);
-    put_value(shape, job.own, job.slot + i - job.begin, job.v + i * job.qkv_stride);
-  }
   const int slots = (job.slot + job.count + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
   const Scratch scratch = scratch_at(job.scratch, shape, slots);
   const float q_scale = 1.0f / __builtin_sqrtf(float(d));
@@ -313,19 +333,14 @@ void attend_as(const Attend& job) {
     }
     for (int s = 0; s < 2; ++s) {
       float* scores = scratch.scores + segments[s].first * kKeyBlock;
-      int i = 0;
-      for (; i + kScoreQueries <= queries; i += kScoreQueries)
-        score_range<P, kScoreQueries>(shape, *segments[s].head, segments[s].blocks, q + i, scores + i * size_t(slots), slots);
-      for (; i < queries; ++i)
-        score_range<P, 1>(shape, *segments[s].head, segments[s].blocks, q + i, scores + i * size_t(slots), slots);
+      for (int i = 0; i < queries; i += kScoreQueries)
+        score_queries<P, kScoreQueries>(queries - i, shape, *segments[s].head, segments[s].blocks, q + i, scores + i * size_t(slots), slots);
     }
     for (int i = 0; i < queries; ++i)
       inverse[i] = softmax<P>(scratch.scores + i * size_t(slots), job.slot + first + i + 1, padded, heads, job.begin, w[i]);
-    int i = 0;
-    for (; i + kSumQueries<P> <= queries; i += kSumQueries<P>)
-      sum_all_values<P, kSumQueries<P>>(shape, segments, w + i, scratch.out + i * dim, dim, job.next);
-    for (; i < queries; ++i) sum_all_values<P, 1>(shape, segments, w + i, scratch.out + i * dim, dim, job.next);
-    for (i = 0; i < queries; ++i) {
+    for (int i = 0; i < queries; i += kSumQueries<P>)
+      sum_all_values<P, kSumQueries<P>>(queries - i, shape, segments, w + i, scratch.out + i * dim, dim, job.next);
+    for (int i = 0; i < queries; ++i) {
       float* y = scratch.out + i * dim;
       const int row = first + i;
       for (int j = 0; j < dim; j += 16) store(y + j, mul(load(y + j), set1(inverse[i])));

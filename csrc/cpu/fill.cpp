@@ -3,8 +3,8 @@
 // A window is the last decided token followed by guesses. The noise of every position is fixed, so the token drawn there is a
 // function of the tokens before it: the draws up to the first wrong guess are those of one token at a time (Wiggers and
 // Hoogeboom, "Predictive sampling with forecasting autoregressive models", 2020; Song et al., "Accelerating feedforward
-// computation via parallel nonlinear equation solving", 2021). Draws after a wrong guess are the next guesses; positions that no pass
-// has scored are guessed from the window's last logits with their own noise.
+// computation via parallel nonlinear equation solving", 2021). Draws after a wrong guess become the next guesses, corrected; see
+// guess.h.
 #include <algorithm>
 #include <chrono>
 #include <cstring>
@@ -12,6 +12,7 @@
 #include <stdexcept>
 
 #include "filter.h"
+#include "guess.h"
 #include "model.h"
 #include "window.h"
 
@@ -31,7 +32,8 @@ struct FillImpl {
     int source;       // prefix it shares
     int position;     // first undecided
     int end;          // one past the last unknown token; the rest is known
-    int guessed;      // guesses exist for positions before this one
+    int scored;       // the last pass drew tokens for positions before this one
+    int wrong = -1;   // what the last decided token was taken for; −1: for itself
     int row = 0, width = 0;  // this pass: first row and tokens; without the prompt, rows follow at row + width
   };
 
@@ -42,10 +44,9 @@ struct FillImpl {
   void run_stretches(std::vector<Stretch> stretches, const std::vector<int>& image_of, const int64_t* prompt);
   int advance(double seconds);
   void rehearse();
-  void pass(const int* images, int count, int next_window);
+  void pass(const int* images, int count);
   void draw_row(const Image& image, int j, FilterScratch& filter, float* scores);
   int pick(const float* scores, const Image& image, int position) const;
-  void guess(Image& image, int which, int window, FilterScratch& filter, float* scores);
   void settle(int which);
   void guess_with_draft(int window);
   void pass_in_parts(const std::vector<int>& which);
@@ -58,12 +59,12 @@ struct FillImpl {
   const DrawSettings settings;
   const int fixed_window;        // 0: the tuner's choice
   const bool made_up;            // the caches are filled with small numbers instead of the known tokens' keys and values
-  int next_window = 1;
   bool warm = false;             // the first pass pays for memory that was never touched
   std::unique_ptr<WindowTuner> tuner;
   std::vector<int64_t> tokens;
   std::vector<uint8_t> known_, pass_starts;
-  std::vector<int32_t> guesses;
+  Guesser guesser;
+  std::vector<int32_t> guesses;  // decided tokens, then the last draws and guesses
   std::vector<Image> images;
   std::vector<KvCache> prefixes;          // [lane]: one sequence for each source that several images share
   std::vector<KvCache> caches;            // [lane]: one sequence for each image
@@ -84,7 +85,7 @@ FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, cons
     : model(model), n(n), n_pixels(model.shape.n_pixels), lanes(settings.guided ? 2 : 1),
       offset{prompt ? model.shape.prompt_length : 0, 0}, settings(settings), fixed_window(window), made_up(made_up),
       tokens(tokens_in, tokens_in + size_t(n) * n_pixels), known_(tokens.size()), pass_starts(tokens.size()),
-      guesses(tokens.size()), images(n) {
+      guesser(model.shape.columns), guesses(tokens.size()), images(n) {
   for (size_t i = 0; i < tokens.size(); ++i) known_[i] = tokens[i] >= 0, guesses[i] = known_[i] ? int32_t(tokens[i]) : 0;
   for (int i = 0; i < n; ++i) {
     Image& image = images[i];
@@ -93,7 +94,7 @@ FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, cons
     while (image.position < n_pixels && known(i, image.position)) ++image.position;
     image.end = n_pixels;
     while (image.end > 0 && known(i, image.end - 1)) --image.end;
-    image.guessed = image.position;
+    image.scored = image.position;
     settle(i);
   }
   const int widest = window ? window : kWidestChoice;
@@ -106,8 +107,7 @@ FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, cons
   decode.stretches.reserve(n * lanes);
   decode.first_row.reserve(n * lanes);
   decode.inputs.reserve(rows);
-  if (!window) tuner.reset(new WindowTuner(model.pass_costs(n * lanes)));
-  next_window = window ? window : tuner->width();
+  if (!window) tuner.reset(new WindowTuner(model.window_statistics(n * lanes)));
   prefill(source, prompt);
 }
 
@@ -238,21 +238,8 @@ void FillImpl::draw_row(const Image& image, int j, FilterScratch& filter, float*
   for (size_t v = model.shape.n_colors; v < ws->logits_stride; ++v) scores[v] = -std::numeric_limits<float>::infinity();
 }
 
-// Guesses for the positions of the next window that no pass has scored.
-void FillImpl::guess(Image& image, int which, int window, FilterScratch& filter, float* scores) {
-  const int until = std::min(image.position + window - 1, n_pixels - 1);
-  bool filtered = false;
-  for (int p = image.guessed; p < until; ++p) {
-    if (known(which, p)) continue;
-    if (!filtered) draw_row(image, image.width - 1, filter, scores), filtered = true;
-    const int token = pick(scores, image, p);
-    guesses[size_t(which) * n_pixels + p] = token < 0 ? 0 : token;
-  }
-  image.guessed = std::max(image.guessed, until);
-}
-
-// One pass over some images, and guesses for the next one.
-void FillImpl::pass(const int* which, int count, int next_window) {
+// One pass over some images, whose widths and guesses are set.
+void FillImpl::pass(const int* which, int count) {
   decode.clear();
   draws.clear();
   for (int k = 0; k < count; ++k) {
@@ -298,26 +285,19 @@ void FillImpl::pass(const int* which, int count, int next_window) {
     for (int j = 0; j < image.width; ++j) {
       const int at = image.position + j;
       const int token = known(which[k], at) ? int(row[at]) : drawn[image.row + j];
-      if (right) row[at] = token, ++kept;
-      if (tuner && right && j + 1 < image.width && !known(which[k], at)) tuner->guessed(j + 1, guessed[at] == token);
-      right = right && guessed[at] == token;
+      const int guess = guessed[at];
       guessed[at] = token;
+      if (!right) continue;
+      row[at] = token;
+      ++kept;
+      guesser.learn(guessed, at);
+      right = guess == token;
+      image.wrong = right ? -1 : guess;
+      if (tuner && j + 1 < image.width && !known(which[k], at)) tuner->guessed(j + 1, right);
     }
-    image.guessed = std::max(image.guessed, image.position + image.width);
+    image.scored = image.position + image.width;
     image.position += kept;
     settle(which[k]);
-  }
-  if (next_window > 1) {
-    ticket.store(0, std::memory_order_relaxed);
-    auto body = [&](int thread) {
-      for (int task; (task = ticket.fetch_add(1, std::memory_order_relaxed)) < count;)
-        if (images[which[task]].position < n_pixels)
-          guess(images[which[task]], which[task], next_window, filters[thread], ws->thread[thread].scores.as<float>());
-    };
-    if (count > 1)
-      model.pool.run(body);
-    else
-      body(0);
   }
 }
 
@@ -326,7 +306,7 @@ void FillImpl::pass_in_parts(const std::vector<int>& which) {
   for (size_t first = 0, last = 0; first < which.size(); first = last) {
     for (int rows = 0; last < which.size() && (last == first || rows + lanes * images[which[last]].width <= ws->rows); ++last)
       rows += lanes * images[which[last]].width;
-    pass(which.data() + first, int(last - first), 1);
+    pass(which.data() + first, int(last - first));
   }
 }
 
@@ -363,11 +343,10 @@ void FillImpl::guess_with_draft(int window) {
     draft->pass_in_parts(batch);
   }
   for (int i = 0; i < n; ++i) {
-    Image& image = images[i];
+    const Image& image = images[i];
     const int until = std::min(image.position + window - 1, image.end - 1);
     for (int p = image.position; p < until; ++p)
       if (!known(i, p)) guesses[size_t(i) * n_pixels + p] = int32_t(draft->tokens[size_t(i) * n_pixels + p]);
-    image.guessed = std::max(image.guessed, until);
   }
 }
 
@@ -376,9 +355,7 @@ int FillImpl::advance(double seconds) {
   std::vector<int> batch;
   batch.reserve(n);
   for (;;) {
-    // The window after this one is chosen before this pass, because guesses are made while its logits are at hand.
-    const int width = next_window;
-    if (tuner) next_window = tuner->width();
+    const int width = tuner ? tuner->width() : fixed_window;
     const auto pass_started = Clock::now();
     if (draft && width > 1) guess_with_draft(width);
     bool any = false, uniform = true;
@@ -394,11 +371,14 @@ int FillImpl::advance(double seconds) {
       // Known tokens are certain, so they widen the window.
       int sure = image.position;
       while (sure < image.end && sure - image.position < kKnownRun && known(i, sure)) ++sure;
-      image.guessed = std::max(image.guessed, sure);
-      image.width = std::min({image.guessed - image.position + 1, width + sure - image.position, image.end - image.position});
+      // A draft's guesses end with its window.
+      image.width = std::min(draft ? std::max(width, sure - image.position + 1) : width + sure - image.position, image.end - image.position);
+      if (!draft)
+        guesser.guess(guesses.data() + size_t(i) * n_pixels, known_.data() + size_t(i) * n_pixels, image.position,
+                      image.position + image.width - 1, image.scored, image.wrong);
       uniform = uniform && image.width == width;
       if (rows + lanes * image.width > ws->rows) {
-        pass(batch.data(), int(batch.size()), draft ? 1 : next_window);
+        pass(batch.data(), int(batch.size()));
         batch.clear();
         rows = 0;
       }
@@ -406,10 +386,10 @@ int FillImpl::advance(double seconds) {
       rows += lanes * image.width;
     }
     if (!any) return n_pixels;
-    pass(batch.data(), int(batch.size()), draft ? 1 : next_window);
+    pass(batch.data(), int(batch.size()));
     if (tuner && uniform && warm) {
       tuner->timed(width, std::chrono::duration<double>(Clock::now() - pass_started).count());
-      if (!draft) model.keep_pass_costs(n * lanes, tuner->costs());
+      if (!draft) model.keep_window_statistics(n * lanes, tuner->statistics());
     }
     warm = true;
     int least = n_pixels;
@@ -429,10 +409,9 @@ void FillImpl::rehearse() {
     for (; first < n && rows + window <= ws->rows; ++first, rows += window) {
       Image& image = images[first];
       image.width = std::min(window, n_pixels - position);
-      image.guessed = image.position + image.width;
       batch.push_back(first);
     }
-    pass(batch.data(), int(batch.size()), window);
+    pass(batch.data(), int(batch.size()));
     for (int i : batch) images[i].position = position;
   }
 }
@@ -447,7 +426,7 @@ FillJob::FillJob(const CpuModel& model, int n, const int64_t* tokens, const uint
   DrawSettings plain = settings;
   plain.guided = settings.guided && reads;
   impl_->draft.reset(new FillImpl(*draft->impl_, n, tokens, index, source, reads ? prompt : nullptr, plain, window ? window : kWidestChoice));
-  if (impl_->tuner) impl_->tuner.reset(new WindowTuner(PassCosts{}));  // its passes cost more than those without a draft
+  if (impl_->tuner) impl_->tuner.reset(new WindowTuner(WindowStatistics{}));  // its passes cost more than those without a draft
   for (const auto& image : impl_->images) impl_->draft_fed.push_back(image.position);
   impl_->draft_told = impl_->draft_fed;
 }

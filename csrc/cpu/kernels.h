@@ -85,14 +85,12 @@ struct CacheShape {
 };
 
 // Attention of `count` consecutive queries of one head in one sequence; the first stands at `slot`. Slots below `begin`
-// (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`.
+// (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`. Their keys are in the cache.
 struct Attend {
   CacheShape shape;
   HeadCache prefix, own;
   int begin, slot, count;
   const float* q;  // [count], stride qkv_stride: the head's slice of the query rows
-  const float* k;  // likewise, written into `own` first
-  const float* v;
   size_t qkv_stride;
   float* out_floats;  // [count] rows of the head's slice; used when rows.data is null
   size_t out_stride;  // floats
@@ -120,6 +118,9 @@ struct Kernels {
   void (*quantize_rows)(const float* x, size_t stride, int rows, int width, Rows out);
   // Panels [first, last) of a linear layer on `rows` rows. `next`: what the thread will read after, to be prefetched.
   void (*linear)(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next);
+  // Dimensions [first, last) of a head's key or value into slot `at` of its cache; int8: all of them, for their scale.
+  void (*put_key)(CacheShape shape, const HeadCache& head, int at, const float* k, int first, int last);
+  void (*put_value)(CacheShape shape, const HeadCache& head, int at, const float* v, int first, int last);
   void (*attend)(const Attend& job);
   size_t (*attend_scratch)(CacheShape shape, int slots);
   // argmax over scores[v] + noise(key, v); scores are padded to a multiple of 64 with −inf. Returns −1 if all are NaN or −inf.

@@ -10,8 +10,8 @@ namespace fastigpt {
 namespace FASTIGPT_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {Isa::FASTIGPT_ISA, activation_bytes, norm,           norm_floats, quantize_rows,
-                         linear,            attend,           attend_scratch, draw,        gumbel};
+const Kernels kernels = {Isa::FASTIGPT_ISA, activation_bytes, norm,   norm_floats,    quantize_rows, linear, put_key,
+                         put_value,         attend,           attend_scratch, draw, gumbel};
 
 }  // namespace FASTIGPT_ISA
 }  // namespace fastigpt

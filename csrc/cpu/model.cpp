@@ -179,15 +179,15 @@ Input ModelImpl::word(int64_t id, int slot) const {
 
 Input ModelImpl::pixel(int64_t id, int at) const { return {wte.as<float>() + id * width(), wpe.as<float>() + at * width()}; }
 
-PassCosts ModelImpl::pass_costs(int sequences) const {
-  std::lock_guard<std::mutex> lock(costs_mutex_);
-  const auto found = costs_.find(sequences);
-  return found == costs_.end() ? PassCosts{} : found->second;
+WindowStatistics ModelImpl::window_statistics(int sequences) const {
+  std::lock_guard<std::mutex> lock(statistics_mutex_);
+  const auto found = statistics_.find(sequences);
+  return found == statistics_.end() ? WindowStatistics{} : found->second;
 }
 
-void ModelImpl::keep_pass_costs(int sequences, const PassCosts& costs) const {
-  std::lock_guard<std::mutex> lock(costs_mutex_);
-  costs_[sequences] = costs;
+void ModelImpl::keep_window_statistics(int sequences, const WindowStatistics& statistics) const {
+  std::lock_guard<std::mutex> lock(statistics_mutex_);
+  statistics_[sequences] = statistics;
 }
 
 void ModelImpl::begin(Pass& pass) const {
@@ -234,28 +234,48 @@ void ModelImpl::linear(const PackedLinear& layer, Rows in, const Pass& pass, int
   kernels.linear(layer.view, in, pass.rows(), first, last, out, after);
 }
 
+// The keys and values that this thread has computed go into the caches before the threads meet. int8: a head's last thread has
+// not seen all of it, so attention() does this.
+void ModelImpl::put_keys_and_values(const Pass& pass, int layer, int thread) const {
+  const int threads = pool.size(), panels = layers[layer].qkv.view.panels(), d = shape.head_dim(), width = shape.n_embd;
+  const int first = int(int64_t(panels) * thread / threads) * kPanel;
+  const int last = std::min(int(int64_t(panels) * (thread + 1) / threads) * kPanel, 3 * width);
+  for (int column = std::max(first, width); column < last;) {
+    const int head = column % width / d, start = column / width * width + head * d, end = std::min(last, start + d);
+    const auto put = column < 2 * width ? kernels.put_key : kernels.put_value;
+    for (size_t i = 0; i < pass.stretches.size(); ++i) {
+      const Stretch& s = pass.stretches[i];
+      const HeadCache cache = s.own->at(layer, s.lane, head);
+      const float* from = pass.ws->qkv.as<float>() + pass.first_row[i] * pass.ws->qkv_stride + start;
+      for (int j = 0; j < s.count; ++j, from += pass.ws->qkv_stride) put(cache_shape(), cache, s.slot + j - s.begin, from, column - start, end - start);
+    }
+    column = end;
+  }
+}
+
 void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
   Workspace& ws = *pass.ws;
-  const int d = shape.head_dim(), heads = shape.n_head, stretches = int(pass.stretches.size());
+  const int d = shape.head_dim(), heads = shape.n_head, stretches = int(pass.stretches.size()), threads = pool.size();
   const size_t element = ws.attn_out.data ? kernels.activation_bytes(weights) : 0;
   // Heads outside, sequences inside: those that share a prefix find the head's part of it in the processor's cache.
   const int tasks = heads * stretches;
-  auto draw_ticket = [&] { return ws.tickets[layer].fetch_add(1, std::memory_order_relaxed); };
-  for (int task = draw_ticket(), next; task < tasks; task = next) {
-    next = draw_ticket();
+  auto keys_of = [&](int task) {
+    const Stretch& s = pass.stretches[task % stretches];
+    return (s.prefix ? s.prefix->at(layer, s.prefix_lane, task / stretches) : s.own->at(layer, s.lane, task / stretches)).k;
+  };
+  // Queries [from, to) of a task.
+  auto attend = [&](int task, int from, int to, const uint8_t* next) {
     const int head = task / stretches;
     const Stretch& s = pass.stretches[task % stretches];
-    const int row = pass.first_row[task % stretches];
+    const int row = pass.first_row[task % stretches] + from;
     Attend job;
     job.shape = cache_shape();
     job.own = s.own->at(layer, s.lane, head);
     job.prefix = s.prefix ? s.prefix->at(layer, s.prefix_lane, head) : job.own;
     job.begin = s.begin;
-    job.slot = s.slot;
-    job.count = s.count;
+    job.slot = s.slot + from;
+    job.count = to - from;
     job.q = ws.qkv.as<float>() + row * ws.qkv_stride + head * d;
-    job.k = job.q + shape.n_embd;
-    job.v = job.k + shape.n_embd;
     job.qkv_stride = ws.qkv_stride;
     job.out_floats = ws.attn.as<float>() ? ws.attn.as<float>() + row * ws.x_stride + head * d : nullptr;
     job.out_stride = ws.x_stride;
@@ -263,11 +283,29 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
     if (element) job.out_rows.data += row * ws.attn_out.stride + head * d * element;
     job.out_number = weights;
     job.scratch = ws.thread[thread].attend.as<>();
-    const Stretch& t = pass.stretches[next % stretches];
-    job.next = next < tasks ? (t.prefix ? t.prefix->at(layer, t.prefix_lane, next / stretches) : t.own->at(layer, t.lane, next / stretches)).k
-                            : job.own.v;
+    job.next = next ? next : job.own.v;
+    if (cache == Number::i8)
+      for (int i = 0; i < job.count; ++i) {
+        const float* q = job.q + i * ws.qkv_stride;
+        kernels.put_key(job.shape, job.own, job.slot + i - job.begin, q + shape.n_embd, 0, d);
+        kernels.put_value(job.shape, job.own, job.slot + i - job.begin, q + 2 * shape.n_embd, 0, d);
+      }
     kernels.attend(job);
+  };
+  if (tasks < kFewTasks * threads && cache != Number::i8) {
+    // Each thread gets as many queries as the others, counted head by head.
+    const int queries = heads * pass.rows();
+    const int first = int(int64_t(queries) * thread / threads), last = int(int64_t(queries) * (thread + 1) / threads);
+    for (int task = 0, at = 0; at < last; ++task) {
+      const int count = pass.stretches[task % stretches].count;
+      if (at + count > first) attend(task, std::max(first - at, 0), std::min(last - at, count), task + 1 < tasks ? keys_of(task + 1) : nullptr);
+      at += count;
+    }
+    return;
   }
+  auto draw_ticket = [&] { return ws.tickets[layer].fetch_add(1, std::memory_order_relaxed); };
+  for (int task = draw_ticket(); task < tasks; task = draw_ticket())
+    attend(task, 0, pass.stretches[task % stretches].count, task + threads < tasks ? keys_of(task + threads) : nullptr);
 }
 
 void ModelImpl::run(const Pass& pass, int thread) const {
@@ -289,6 +327,7 @@ void ModelImpl::run(const Pass& pass, int thread) const {
     Rows h = norm(pass, thread, w.ln_1.as<float>(), weights);
     PHASE(0);
     linear(w.qkv, h, pass, thread, to_qkv, &w.attn_out);
+    if (cache != Number::i8) put_keys_and_values(pass, i, thread);
     pool.barrier();
     PHASE(1);
     attention(pass, i, thread);

@@ -75,6 +75,8 @@ struct Workspace {
 
 constexpr int kSmallPass = 8;  // rows up to which threads repeat the norms instead of sharing them and meeting once more
 
+constexpr int kFewTasks = 8;   // heads of sequences for each thread, below which threads share heads evenly
+
 struct Pass {
   Workspace* ws;
   std::vector<Stretch> stretches;
@@ -105,9 +107,9 @@ struct ModelImpl {
   Input pixel(int64_t id, int at) const;     // start token: n_colors at 0
   CacheShape cache_shape() const { return {cache, shape.head_dim()}; }
 
-  // What passes with so many sequences cost, as far as jobs have measured it.
-  PassCosts pass_costs(int sequences) const;
-  void keep_pass_costs(int sequences, const PassCosts& costs) const;
+  // What jobs with so many sequences have found out about windows.
+  WindowStatistics window_statistics(int sequences) const;
+  void keep_window_statistics(int sequences, const WindowStatistics& statistics) const;
 
   // Prepares a pass (before the threads start) and runs one thread's part of it. All threads return together.
   void begin(Pass& pass) const;
@@ -118,12 +120,13 @@ struct ModelImpl {
   }
 
  private:
-  mutable std::mutex costs_mutex_;
-  mutable std::map<int, PassCosts> costs_;
+  mutable std::mutex statistics_mutex_;
+  mutable std::map<int, WindowStatistics> statistics_;
 
   Rows norm(const Pass& pass, int thread, const float* gain, Number number) const;
   Rows quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const;
   void linear(const PackedLinear& layer, Rows in, const Pass& pass, int thread, const LinearOut& out, const PackedLinear* next) const;
+  void put_keys_and_values(const Pass& pass, int layer, int thread) const;
   void attention(const Pass& pass, int layer, int thread) const;
 };
 

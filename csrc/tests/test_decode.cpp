@@ -13,7 +13,9 @@
 #include <vector>
 
 #include "fastigpt/decode.h"
+#include "guess.h"
 #include "kernels.h"
+#include "window.h"
 
 using namespace fastigpt;
 
@@ -127,9 +129,73 @@ static void check(const ModelShape& s, const char* weights, const char* cache, I
   assert(first == want && second == want);
 }
 
+// A made-up machine on which a window of 6 is best, passes slow down towards the end of the canvas, and some are interrupted.
+static double seconds_of(int width, int position, int pass) {
+  return (4 + std::max(width, 2)) * (1 + position / 500.0) * (pass % 37 == 5 ? 10 : 1) * 1e-6;
+}
+
+// Time of a job that keeps each guess with probability 0.8; tuner: null for the same width throughout.
+static double simulate(WindowTuner* tuner, int fixed) {
+  std::bernoulli_distribution right(0.8);
+  double seconds = 0;
+  for (int position = 0, pass = 0; position < 1024; ++pass) {
+    const int width = tuner ? tuner->width() : fixed;
+    int kept = 1;
+    for (bool more = true; more && kept < width; kept += more) {
+      more = right(rng);
+      if (tuner) tuner->guessed(kept, more);
+    }
+    seconds += seconds_of(width, position, pass);
+    if (tuner) tuner->timed(width, seconds_of(width, position, pass));
+    position += kept;
+  }
+  return seconds;
+}
+
+static void check_tuner() {
+  WindowStatistics statistics;
+  double first = 0, later = 0, best = INFINITY;
+  for (int job = 0; job < 20; ++job) {
+    WindowTuner tuner(statistics);
+    (job == 0 ? first : later) += simulate(&tuner, 0);
+    statistics = tuner.statistics();
+  }
+  later /= 19;
+  for (int width : WindowStatistics::width) {
+    double mean = 0;
+    for (int job = 0; job < 20; ++job) mean += simulate(nullptr, width) / 20;
+    best = std::min(best, mean);
+  }
+  assert(first < 1.35 * best && later < 1.05 * best);
+}
+
+static void check_guesser() {
+  Guesser guesser(4);
+  //                    decided         drawn    never drawn
+  int32_t row[12] = {1, 2, 3, 4, 5, 6, 9, 7, 9, 0, 0, 0};
+  uint8_t known[12] = {};
+  known[10] = 1;
+  guesser.guess(row, known, 6, 12, 9, 9);
+  const int32_t want[12] = {1, 2, 3, 4, 5, 6, 6, 7, 7, 7, 0, 0};  // 9 was wrong; position 10 is known
+  assert(!std::memcmp(row, want, sizeof row));
+  // What followed the same neighbours often is guessed again, whatever was drawn.
+  int32_t canvas[12] = {1, 1, 1, 1, 8, 3, 1, 1, 8, 0, 0, 0};
+  for (int i = 0; i < 3; ++i) guesser.learn(canvas, 5);
+  uint8_t unknown[12] = {};
+  canvas[4] = canvas[5] = canvas[6] = canvas[7] = 1;
+  guesser.guess(canvas, unknown, 9, 10, 9, -1);
+  assert(canvas[9] == 3);
+  // Without rows there is only the left.
+  int32_t line[3] = {5, 0, 0};
+  Guesser(0).guess(line, unknown, 1, 3, 1, -1);
+  assert(line[1] == 5 && line[2] == 5);
+}
+
 int main() {
+  check_tuner();
+  check_guesser();
   const ModelShape shapes[] = {
-      {2, 3, 15, 7, 29, 7, 5, 19, 1e-5f},     // head_dim 5, nothing a multiple of anything, a prompt longer than a key block
+      {2, 3, 15, 7, 29, 7, 5, 19, 1e-5f, 6},  // head_dim 5, nothing a multiple of anything, a prompt longer than a key block
       {1, 1, 40, 33, 21, 100, 0, 0, 1e-5f},   // head_dim 40
       {1, 2, 192, 200, 35, 65, 3, 2, 1e-5f},  // head_dim 96
       {1, 1, 128, 64, 18, 512, 0, 0, 1e-5f},  // head_dim 128

@@ -72,6 +72,7 @@ class CpuEngine:
             n_embd=config.n_embd,
             n_inner=config.inner,
             n_pixels=config.n_pixels,
+            columns=config.width,
             n_colors=config.n_colors,
             n_words=config.n_words,
             prompt_length=config.prompt_length,

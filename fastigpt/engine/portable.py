@@ -18,7 +18,7 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Drawing, Engine, Filled, Job, OnRow
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.window import WIDTHS, WindowTuner
-from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
+from fastigpt.sampling import draw, guide
 
 _PREFILL_WINDOW = 256  # tokens per prefill pass: bounds the score matrix to 256 × context per head
 _MEMORY_SHARE = 0.6  # of the free memory, for the cache and the activations of a wave
@@ -214,6 +214,8 @@ class _Wave:
         self.position = self._skip_tail(_leading_known(self.known), torch.arange(len(self.tokens), device=device))
         self.alive = torch.arange(len(self.tokens), device=device)  # images that have a lane in the caches
         self.guesses = torch.cat([self.tokens.clamp(min=0), self.tokens.new_zeros(len(self.tokens), widest)], 1)
+        self.scored = self.position.clone()  # one past the last position that has been drawn, rightly or not
+        self.wrong = torch.full_like(self.position, -1)  # what the last decided token was taken for, if for another
         self.lanes = _Lanes(engine, job, self.position, widest)
         self.draft = None if job.draft is None else _Lanes(_portable(job.draft), job, self.position, widest)
         self._drop_finished()
@@ -229,6 +231,8 @@ class _Wave:
         position = self.position[alive]
         if self.draft is not None:
             self._guess_with(self.draft, width)
+        else:
+            self._guess(width)
         window = position[:, None] + torch.arange(width, device=engine.device)  # may run past the last pixel
         inside = window < n_pixels
         ids = torch.cat([self._input(position)[:, None], self.guesses[alive[:, None], window[:, :-1]]], 1)
@@ -243,29 +247,33 @@ class _Wave:
         decided = torch.arange(width, device=engine.device) < kept[:, None]
         image = alive[:, None].expand_as(window)
         self.tokens[image[decided], window[decided]] = drawn[decided]
+        last = (position + kept - 1).clamp(min=0)
+        taken_for = self.guesses[alive, last]
         self.guesses[image, window] = torch.where(self.known[image, at], self.guesses[image, window], drawn)
+        self.wrong[alive] = torch.where(taken_for == self.guesses[alive, last], -1, taken_for)
+        self.scored[alive] = position + width
         unfinished = position < n_pixels
         self.pass_starts[alive[unfinished], position[unfinished]] = True
         self.position[alive] = self._skip_tail(position + kept, alive)
-        if width > 1 and self.draft is None:
-            self._guess_ahead(alive, position + width, kept, scores[:, -1])
         self._drop_finished()
         return float(kept.sum() / unfinished.sum())
 
     def _skip_tail(self, position: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         return torch.where(position >= self.end[images], self.engine.config.n_pixels, position)
 
-    def _guess_ahead(self, alive: torch.Tensor, first: torch.Tensor, kept: torch.Tensor, logits: torch.Tensor) -> None:
-        """Guesses for slots no pass has scored: the last position's logits with each slot's own noise."""
-        ahead = torch.arange(int(kept.max()), device=self.engine.device)
-        slots = first[:, None] + ahead
-        scores = filter_logits(logits, self.drawing)[:, None]
-        if self.drawing.temperature > 0:
-            seed, index = self.drawing.seed, self.index[alive][:, None]
-            scores = scores + gumbel_noise(seed, index, slots, logits.shape[-1])
-        guess = scores.argmax(-1).expand_as(slots)
-        image = alive[:, None].expand_as(slots)
-        self._note_guesses(image, slots, guess)
+    def _guess(self, width: int) -> None:
+        """Guesses for a window: what the last pass drew there, except that a draw which repeats the token that turned out
+        wrong, and every position not drawn yet, takes the token to its left."""
+        alive, n_pixels = self.alive, self.engine.config.n_pixels
+        slots = self.position[alive][:, None] + torch.arange(-1, width - 1, device=self.engine.device)
+        image, inside = alive[:, None], slots.clamp(0, n_pixels - 1)
+        drawn = self.guesses[image, slots.clamp(min=0)]
+        copies = (slots >= self.scored[image]) | (drawn == self.wrong[image])
+        copies &= (slots < n_pixels) & ~self.known[image, inside]
+        copies[:, 0] = False
+        place = torch.arange(width, device=self.engine.device).expand_as(slots)
+        source = place.masked_fill(copies, 0).cummax(1).values
+        self._note_guesses(image.expand_as(slots)[:, 1:], slots[:, 1:], drawn.gather(1, source)[:, 1:])
 
     def _guess_with(self, draft: _Lanes, width: int) -> None:
         """Guesses for a window from a smaller model, which draws them one at a time with the same noise."""

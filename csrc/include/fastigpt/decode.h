@@ -16,6 +16,7 @@ namespace fastigpt {
 struct ModelShape {
   int n_layer, n_head, n_embd, n_inner, n_pixels, n_colors, n_words, prompt_length;
   float epsilon;
+  int columns = 0;  // pixels in a row, which guesses make use of; 0: not known
   int head_dim() const { return n_embd / n_head; }
   int context() const { return prompt_length + n_pixels; }
 };
