@@ -23,7 +23,7 @@ from fastigpt.sampling import gumbel_noise
 
 
 class Study(_Wave):
-    """The portable engine's loop with the guesses of `rule`, which sees the log-probabilities of all scored positions."""
+    """The portable engine's loop with the guesses of `rule`, which sees the scores of all positions so far."""
 
     def __init__(self, engine: PortableEngine, job: Job, width: int, rule: Rule | None) -> None:
         super().__init__(engine, job, width)
@@ -82,7 +82,7 @@ def left(study: Study, slots: torch.Tensor) -> torch.Tensor:
 
 
 def corrected(study: Study, slots: torch.Tensor) -> torch.Tensor:
-    """A draw that repeats the wrong guess becomes the token that was drawn in its place; where nothing was drawn, left."""
+    """A draw that repeats the wrong guess becomes the token drawn in its place; where nothing was drawn, left."""
     y = study.drawn(slots, left(study, slots))
     right = study.tokens[study.alive, (study.position[study.alive] - 1).clamp(min=0)]
     return torch.where((y == study.wrong[study.alive]) & (slots < study.scored[study.alive]), right, y)

@@ -26,37 +26,41 @@ WINDOWS: tuple[int | str, ...] = (1, 2, 3, 4, 6, 8, 12, 16, "auto")
 POSITIONS = (32, 512, 960)
 
 
-def race(model: ImageGPT, n: int, rounds: int) -> dict[int | str, tuple[float, float]]:
+def race(model: ImageGPT, n: int, rounds: int, windows: list[int | str]) -> dict[int | str, tuple[float, float]]:
     """Window to (median seconds of a job, mean passes per image); all windows take turns on the same seeds."""
-    seconds: dict[int | str, list[float]] = {window: [] for window in WINDOWS}
-    passes: dict[int | str, list[float]] = {window: [] for window in WINDOWS}
+    seconds: dict[int | str, list[float]] = {window: [] for window in windows}
+    passes: dict[int | str, list[float]] = {window: [] for window in windows}
     for seed in range(-1, rounds):  # the first round warms up and is not counted
-        for window in WINDOWS:
+        for window in windows:
             tokens, stats = model.sample(n, seed=seed + 1, window=window, output_type="tokens", return_stats=True)
-            if window == 1:
+            if window == windows[0]:
                 expected = tokens
             assert torch.equal(tokens, expected), f"window {window} changed the tokens"
             if seed >= 0:
                 seconds[window].append(stats.seconds)
                 passes[window].append(float(stats.passes.double().mean()))
-    return {w: (median(seconds[w]), sum(passes[w]) / rounds) for w in WINDOWS}
+    return {w: (median(seconds[w]), sum(passes[w]) / rounds) for w in windows}
 
 
-def tables(rounds: int) -> None:
+def tables(rounds: int, images: list[int], windows: list[int | str]) -> None:
     device = torch.device("cpu")
     print(machine_line(measure_machine(device)), "\n")
     model = fastigpt.load(device=device)
     acceptance: dict[int | str, float] = {}
-    for n in (1, 8, 64):
-        found = race(model, n, rounds if n < 64 else max(3, rounds // 4))
-        base = found[1][0]
+    for n in images:
+        found = race(model, n, rounds if n < 64 else max(3, rounds // 4), windows)
+        base = found[windows[0]][0]
         print(f"bundled model, n = {n}, {model.dtype}, cache {model.engine.kv_dtype}\n")
-        print("| window | passes per image | tokens per pass | seconds | times window 1 |\n|---|---|---|---|---|")
+        print(
+            f"| window | passes per image | tokens per pass | seconds | times window {windows[0]} |\n|---|---|---|---|---|"
+        )
         for window, (seconds, passes) in found.items():
             print(f"| {window} | {passes:.0f} | {1024 / passes:.2f} | {seconds:.3f} | {base / seconds:.2f} |")
         print()
         if n == 1:
             acceptance = {window: passes for window, (_, passes) in found.items() if window != "auto"}
+    if not acceptance:
+        return
     small = ImageGPT.from_config(ImageGPTConfig.preset("small"), device=device)
     print(f"small preset, n = 1, {small.dtype}: time of a pass, the bundled model's acceptance replayed\n")
     print("| window | ms per pass at 32 / 512 / 960 | passes | seconds | times window 1 |\n|---|---|---|---|---|")
@@ -110,5 +114,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--check", type=int, default=0, metavar="IMAGES")
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[1, 8, 64], help="images of a job; the last table needs 1"
+    )
+    parser.add_argument("--windows", type=lambda w: w if w == "auto" else int(w), nargs="+", default=list(WINDOWS))
     options = parser.parse_args()
-    check(options.check) if options.check else tables(options.rounds)
+    check(options.check) if options.check else tables(options.rounds, options.images, options.windows)

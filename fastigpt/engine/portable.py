@@ -262,8 +262,8 @@ class _Wave:
         return torch.where(position >= self.end[images], self.engine.config.n_pixels, position)
 
     def _guess(self, width: int) -> None:
-        """Guesses for a window: what the last pass drew there, except that a draw which repeats the token that turned out
-        wrong, and every position not drawn yet, takes the token to its left."""
+        """Guesses for a window: what the last pass drew there, except that a draw which repeats the token that turned
+        out wrong, and every position not drawn yet, takes the token to its left."""
         alive, n_pixels = self.alive, self.engine.config.n_pixels
         slots = self.position[alive][:, None] + torch.arange(-1, width - 1, device=self.engine.device)
         image, inside = alive[:, None], slots.clamp(0, n_pixels - 1)
