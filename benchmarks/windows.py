@@ -51,9 +51,8 @@ def tables(rounds: int, images: list[int], windows: list[int | str]) -> None:
         found = race(model, n, rounds if n < 64 else max(3, rounds // 4), windows)
         base = found[windows[0]][0]
         print(f"bundled model, n = {n}, {model.dtype}, cache {model.engine.kv_dtype}\n")
-        print(
-            f"| window | passes per image | tokens per pass | seconds | times window {windows[0]} |\n|---|---|---|---|---|"
-        )
+        print(f"| window | passes per image | tokens per pass | seconds | times window {windows[0]} |")
+        print("|---|---|---|---|---|")
         for window, (seconds, passes) in found.items():
             print(f"| {window} | {passes:.0f} | {1024 / passes:.2f} | {seconds:.3f} | {base / seconds:.2f} |")
         print()
