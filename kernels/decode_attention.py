@@ -378,7 +378,9 @@ def decode_attention(
     else:
         part_m, part_l, part_acc, arrivals = scratch
     scale = LOG2_E / math.sqrt(head_dim)
-    wide = 2 if q.dtype == torch.float32 else 1  # configurations are for 16-bit types: as many bytes, half the keys
+    # Configurations are for 16-bit types. Of float32, half the keys are as many bytes; where they are multiplied as
+    # matrices, without tensor cores, a quarter keeps them in registers.
+    wide = 2 if q.dtype == torch.float32 else 1
     block_d = triton.next_power_of_2(head_dim)
     if prefix is not None:
         prefix_config = settings(configs, "prefix_attention", rows)
@@ -386,7 +388,7 @@ def decode_attention(
             q, prefix.k, prefix.v, _or(prefix.k_scale, prefix.k), _or(prefix.v_scale, prefix.v), prefix.blocks,
             prefix.lengths, prefix.part_m, prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], scale,
             HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=prefix.block_m,
-            BLOCK_S=max(16, prefix_config["block_s"] // wide), SPLITS=prefix.splits, SCALED=scaled,
+            BLOCK_S=max(16, prefix_config["block_s"] // wide**2), SPLITS=prefix.splits, SCALED=scaled,
             STAGES=prefix_config["stages"], num_warps=prefix_config["warps"],
         )  # fmt: skip
     parts = (None, None, None) if prefix is None else (prefix.part_m, prefix.part_l, prefix.part_acc)

@@ -18,7 +18,7 @@ import torch
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Drawing, Filled, Job, OnRow
 from fastigpt.engine.memory import free_memory
-from fastigpt.engine.triton_session import Plan, Session
+from fastigpt.engine.triton_session import Session, Shape
 from fastigpt.engine.window import WIDTHS
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import causal_attention
@@ -110,9 +110,8 @@ class TritonEngine:
             config.layer_norm_epsilon,
         )
         self.words = (load("prompt.wte.weight"), load("prompt.wpe.weight")) if config.n_words else None
-        self.pool = torch.cuda.graph_pool_handle() if self.device.type == "cuda" else None
         self.lock = threading.RLock()
-        self._idle: dict[Plan, Session] = {}  # oldest first
+        self._idle: dict[Shape, Session] = {}  # oldest first
 
     def _device_guard(self) -> AbstractContextManager[object]:
         # Triton launches on the current device, whatever its arguments are on.
@@ -191,21 +190,21 @@ class TritonEngine:
     @torch.inference_mode()
     def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
         with self.lock, self._device_guard():
-            plan = Plan.of(self.config, job)
+            shape = Shape.of(self.config, job)
             # Taken out while in use: a callback that fills as well gets a session of its own.
-            session = self._idle.pop(plan, None)
+            session = self._idle.pop(shape, None)
             if session is None:
-                self._make_room(plan)
-                session = Session(self, plan)
+                self._make_room(shape)
+                session = Session(self, shape)
             try:
                 return session.fill(job, on_row)
             finally:
-                self._idle[plan] = session
+                self._idle[shape] = session
                 while len(self._idle) > _IDLE_SESSIONS:
                     del self._idle[next(iter(self._idle))]
 
-    def _make_room(self, plan: Plan) -> None:
-        while self._idle and plan.bytes(self) > _MEMORY_SHARE * free_memory(self.device):
+    def _make_room(self, shape: Shape) -> None:
+        while self._idle and shape.bytes(self) > _MEMORY_SHARE * free_memory(self.device):
             del self._idle[next(iter(self._idle))]
 
     @torch.inference_mode()
@@ -214,12 +213,16 @@ class TritonEngine:
             tokens = torch.full((n, self.config.n_pixels), -1)
             index = torch.arange(n)
             job = Job(tokens, index, torch.zeros_like(index), None, Drawing(), window)
-            session = Session(self, Plan.of(self.config, job))
+            session = Session(self, Shape.of(self.config, job))
             return session.rehearsal(job, position, window)
 
     def max_batch(self, job: Job) -> int:
         with self.lock, self._device_guard():
-            plan = Plan.of(self.config, job)
+            found = Shape.of(self.config, job)
             free = free_memory(self.device) + sum(idle.bytes(self) for idle in self._idle)
-            shared, each = plan.bytes_shared_and_each(self, max(WIDTHS) if job.window == "auto" else int(job.window))
+            widest = max(WIDTHS) if job.window == "auto" else int(job.window)
+            plans = [(self, found.plan, widest)]
+            plans += [] if found.draft is None else [(*found.draft, 1)]
+            sizes = [plan.bytes_shared_and_each(engine, width) for engine, plan, width in plans]
+            shared, each = (sum(part) for part in zip(*sizes))
             return max(1, int((_MEMORY_SHARE * free - shared) / each))

@@ -91,6 +91,23 @@ class Plan:
         return shared + self.n * each
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What decides which Session can take a job: its plan, and the engine and plan of the draft, if there is one."""
+
+    plan: Plan
+    draft: tuple[TritonEngine, Plan] | None
+
+    @classmethod
+    def of(cls, config: ImageGPTConfig, job: Job) -> Shape:
+        drafting = drafting_job(job)
+        draft = None if drafting is None else (drafting[0], Plan.of(drafting[0].config, drafting[1]))
+        return cls(Plan.of(config, job), draft)
+
+    def bytes(self, engine: TritonEngine) -> float:
+        return self.plan.bytes(engine) + (0 if self.draft is None else self.draft[1].bytes(self.draft[0]))
+
+
 def _rounded(slots: int) -> int:
     return -(-slots // _GRAIN) * _GRAIN
 
@@ -125,9 +142,10 @@ class Cache:
 class Session:
     """Buffers for jobs of one plan, and one Window for each width that was asked for."""
 
-    def __init__(self, engine: TritonEngine, plan: Plan) -> None:
-        config, device = engine.config, engine.device
+    def __init__(self, engine: TritonEngine, shape: Shape) -> None:
+        config, device, plan = engine.config, engine.device, shape.plan
         self.engine, self.plan = engine, plan
+        self.draft = None if shape.draft is None else Draft(*shape.draft)
         n, lanes = plan.n, len(plan.lane_sources)
         self.cache = Cache.empty(engine, lanes, plan.capacity)
         self.n_sources = len(plan.sources) * (2 if plan.guided else 1)
@@ -197,6 +215,8 @@ class Session:
     def fill(self, job: Job, on_row: OnRow | None) -> Filled:
         config = self.engine.config
         self.begin(job)
+        if self.draft is not None:
+            self.draft.begin(job)
         tuner = WindowTuner(job.window)
         report = Report(self, on_row)
         position = self.state.position.tolist()
@@ -246,7 +266,7 @@ class Session:
         if width not in self.windows:
             self.windows[width] = Window(self, width)
         new = self.windows[width]
-        state, config, head = self.state, self.engine.config, self.engine.head
+        state, config = self.state, self.engine.config
         pixel = state.position[:, None].long() + torch.arange(width, device=new.x.device)
         at = (pixel - 1).clamp(0, config.n_pixels - 1)  # input j is the token before pixel j
         known = state.canvas.gather(1, at)
@@ -258,9 +278,7 @@ class Session:
             guess = old.inputs[:, torch.arange(width, device=new.x.device).clamp(max=old.width - 1)]
         new.inputs.copy_(torch.where(known >= 0, known, guess))
         new.inputs[:, :1] = last
-        where = pixel.clamp(max=config.n_pixels - 1)
-        x = head.wte[new.inputs.long().clamp(min=0)].float() + head.wpe[where].float()
-        new.x.view(-1, *x.shape).copy_(x)
+        new.embed()
         return new
 
 
@@ -304,8 +322,18 @@ class Window:
                 self.prefixes[i] = dataclasses.replace(first, **parts)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
+    def embed(self) -> None:
+        """The first hidden states of `inputs`, where they did not come out of the last pass."""
+        state, config, head = self.session.state, self.engine.config, self.engine.head
+        pixel = state.position[:, None].long() + torch.arange(self.width, device=self.x.device)
+        where = pixel.clamp(max=config.n_pixels - 1)
+        x = head.wte[self.inputs.long().clamp(min=0)].float() + head.wpe[where].float()
+        self.x.view(-1, *x.shape).copy_(x)
+
     def one_pass(self) -> None:
         """The launches of one pass: scores the window of every image, keeps what stands, embeds the next inputs."""
+        if self.session.draft is not None and self.width > 1:
+            self.session.draft.guess(self)
         engine, config, state = self.engine, self.engine.config, self.session.state
         shape = (self.lanes, self.width, config.n_head, config.head_dim)
         shared = {"configs": engine.configs, "epsilon": config.layer_norm_epsilon, "scratch": self.scratch}
@@ -352,7 +380,9 @@ class Window:
         return self.graphs[passes].replay
 
     def _capture(self, passes: int, start: tuple[torch.Tensor, torch.Tensor] | None) -> torch.cuda.CUDAGraph:
-        # Compiling launches kernels, so it happens before the capture, on a copy of the state that is put back after.
+        # Compiling and loading kernels launches them, so it happens before the capture, on a copy of the state that is
+        # put back after. Graphs work in the session's buffers and share no pool: what little the capture allocates is
+        # the graph's own, and torch refuses a pool whose graphs are all gone while cuBLAS's workspace is still in it.
         if not self.graphs:
             state = self.session.state
             kept = [x.clone() for x in (*vars(state).values(), self.inputs, self.x)]
@@ -362,7 +392,7 @@ class Window:
                 x.copy_(old)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.engine.pool, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._run(passes, start)
         return graph
 
@@ -378,6 +408,50 @@ class Window:
             state.canvas.fill_(-1)
         for _ in range(passes):
             self.one_pass()
+
+
+def drafting_job(job: Job) -> tuple[TritonEngine, Job] | None:
+    """The draft's engine and the job as it sees it; None where there is no draft, or nothing to guess."""
+    from fastigpt.engine.triton import TritonEngine
+
+    engine = job.draft
+    if engine is None or job.window == 1:
+        return None
+    if not isinstance(engine, TritonEngine):
+        raise ValueError(f"the triton engine takes drafts from triton engines, not from {engine.name}")
+    job = dataclasses.replace(job, draft=None, window=1)
+    # A draft that cannot read the prompt guesses without it.
+    if job.prompt is not None and engine.config.prompt_length != job.prompt.shape[1]:
+        job = dataclasses.replace(job, prompt=None, drawing=dataclasses.replace(job.drawing, guidance_scale=None))
+    return engine, job
+
+
+class Draft:
+    """A smaller model's caches for the same images. It draws a window's guesses one at a time with the same noise."""
+
+    def __init__(self, engine: TritonEngine, plan: Plan) -> None:
+        self.session = Session(engine, Shape(plan, None))
+
+    def begin(self, job: Job) -> None:
+        drafting = drafting_job(job)
+        assert drafting is not None
+        self.session.begin(drafting[1])
+
+    def guess(self, window: Window) -> None:
+        """Replaces the guesses among the window's inputs. Nothing of it visits the host, so it can be captured."""
+        decided, mine = window.session.state, self.session.state
+        n_pixels = mine.canvas.shape[1]
+        mine.canvas.copy_(decided.canvas)
+        mine.position.copy_(decided.position)
+        position = decided.position.repeat(len(mine.offset) // len(decided.position))
+        mine.slots.copy_(torch.where(position < n_pixels, position - mine.offset, -1))
+        one = self.session._switch(None, 1)
+        # One pass more than there are guesses: where all of them stand, the last has been read as well.
+        for _ in range(window.width):
+            one.one_pass()
+        guessed = decided.position[:, None].long() + torch.arange(window.width - 1, device=mine.canvas.device)
+        window.inputs[:, 1:] = mine.canvas.gather(1, guessed.clamp(max=n_pixels - 1))
+        window.embed()
 
 
 class Report:

@@ -2,6 +2,8 @@
 cache.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import random_tokens, random_weights
@@ -94,6 +96,40 @@ def test_prompts_and_guidance_equal_the_reference(device, scale, window):
     wanted = reference.fill(job(tokens, drawing, prompt=prompt))
     filled = engine.fill(job(tokens, drawing, window, source=[0, 0, 1], prompt=prompt))
     assert torch.equal(filled.tokens, wanted.tokens)
+
+
+def test_a_draft_that_is_the_model_itself_guesses_everything(device):
+    reference, engine = both(SMALL, device, 14)
+    for seed in (3, 4):  # the second job finds the buffers of the first, and the draft's
+        asked = job(empty(SMALL, 1), Drawing(seed=seed), 3)
+        drafted = dataclasses.replace(asked, draft=engine)
+        filled = engine.fill(drafted)
+        assert torch.equal(filled.tokens, reference.fill(asked).tokens)
+        assert filled.pass_starts.sum() == SMALL.n_pixels // 3
+    assert engine.max_batch(drafted) < engine.max_batch(dataclasses.replace(drafted, draft=None))
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_draft_changes_no_token(device, readable):
+    """Of another shape, with words, guidance and known tokens; a draft that cannot read the words does without."""
+    reference, engine = both(PROMPTED, device, 15)
+    words = {"n_words": 4, "prompt_length": 2} if readable else {}
+    other = ImageGPTConfig(n_layer=1, n_head=2, n_embd=16, height=2, width=3, n_colors=5, **words)
+    _, draft = both(other, device, 16)
+    tokens = empty(PROMPTED, 2)
+    tokens[1, :2], tokens[0, 3] = 1, 4
+    drawing = Drawing(seed=17, guidance_scale=1.5, top_k=4)
+    asked = job(tokens, drawing, 3, source=[0, 1], prompt=torch.tensor([[1, 2], [3, 0]]))
+    wanted = reference.fill(asked)
+    filled = engine.fill(dataclasses.replace(asked, draft=draft))
+    assert torch.equal(filled.tokens, wanted.tokens)
+    assert (filled.pass_starts.sum(1) < PROMPTED.n_pixels).any()
+
+
+def test_drafts_come_from_the_same_backend(device):
+    reference, engine = both(SMALL, device, 18)
+    with pytest.raises(ValueError, match="triton engines, not from reference"):
+        engine.fill(dataclasses.replace(job(empty(SMALL, 1), Drawing(), 2), draft=reference))
 
 
 def test_rows_come_in_order_and_a_session_serves_the_next_job(device):
