@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,25 +25,49 @@ import bench_decode_attention
 import bench_norm_linear
 from fastigpt.kernels import launch
 from gpu_time import graph_seconds
+from triton.runtime.errors import OutOfResources, PTXASError
 
 Row = dict[str, Any]
+Calls = list[Callable[[], object]]
 
 
-def decode_rows(window: int) -> Iterator[tuple[Row, Callable[[Row], float]]]:
-    """(row to improve, seconds of a candidate) for sizes of lanes × heads."""
-    for size, n in ((16, 1), (128, 8), (None, 64)):
+@dataclass(frozen=True)
+class Choice:
+    """A row of a table to be chosen by measurement. calls: for a candidate, lists of calls that cycle through cold
+    inputs; their times are added."""
 
-        def seconds(candidate: Row, n: int = n) -> float:
-            calls, _ = bench_decode_attention.one(n, 8, 64, window, torch.bfloat16, {}, candidate)
-            return graph_seconds(calls, repeats=3, at_least=0.003)
+    kernel: str
+    row: int
+    candidates: list[Row]
+    calls: Callable[[Row], list[Calls]]
 
-        yield {"upto": size} if size else {}, seconds
 
+def choices(table: launch.Table) -> Iterator[Choice]:
+    """Every row that is tuned, on the shapes of the small preset unless it says otherwise."""
+    for i, rows in enumerate((1, 16, 32, 64)):
 
-def decode_candidates(size: int | None) -> list[Row]:
-    splits = (8, 16) if size == 16 else (2, 4) if size == 128 else (1, 2)
-    return [{"block_s": block, "splits": split, "stages": stages, "warps": 4}
-            for split in splits for block, stages in ((64, 1), (64, 3), (128, 2))]  # fmt: skip
+        def linear(candidate: Row, rows: int = rows) -> list[Calls]:
+            return [bench_norm_linear.one(layer, 512, rows, table, candidate)[0] for layer in ("fc", "out")]
+
+        yield Choice("norm_linear", i, linear_candidates(rows), linear)
+    for kernel, window in (("decode_attention_1", 1), ("decode_attention", 8)):
+        for i, (splits, n) in enumerate((((8, 16), 1), ((2, 4), 8), ((1, 2), 64))):
+
+            def decode(candidate: Row, n: int = n, window: int = window) -> list[Calls]:
+                shapes = ((8, 64), (16, 96))  # one row serves all head dims: small's and large's
+                return [bench_decode_attention.one(n, *s, window, torch.bfloat16, {}, candidate)[0] for s in shapes]
+
+            candidates = [{"block_s": block, "splits": split, "stages": stages, "warps": 4}
+                          for split in splits for block, stages in ((64, 1), (64, 3), (128, 2))]  # fmt: skip
+            yield Choice(kernel, i, candidates, decode)
+    for i, head_dim in enumerate((64, 128)):
+
+        def causal(candidate: Row, head_dim: int = head_dim) -> list[Calls]:
+            return [[bench_causal_attention.one(16, 1024, 8, head_dim, {}, candidate)[0]]]
+
+        sizes = ((64, 64, 3, 4), (128, 64, 2, 4), (128, 64, 3, 8), (128, 128, 2, 8))
+        names = ("block_m", "block_n", "stages", "warps")
+        yield Choice("causal_attention", i, [dict(zip(names, size)) for size in sizes], causal)
 
 
 def linear_candidates(rows: int) -> list[Row]:
@@ -55,17 +80,28 @@ def linear_candidates(rows: int) -> list[Row]:
     return [dict(zip(names, size)) for size in sizes]
 
 
-def best(candidates: list[Row], seconds: Callable[[Row], float], deadline: float) -> Row | None:
-    """The fastest candidate; None if there was no time for one. Those that cannot be launched drop out."""
-    from triton.runtime.errors import OutOfResources
+def rehearse(share: int, shares: int) -> None:
+    """Compiles every `shares`-th candidate, so that `tune` finds it on disk: several processes take a share each."""
+    table = launch.table(launch.family(torch.device("cuda")))
+    work = [(choice, candidate) for choice in choices(table) for candidate in choice.candidates]
+    for choice, candidate in work[share::shares]:
+        try:
+            for calls in choice.calls(candidate):
+                calls[0]()
+        except (OutOfResources, PTXASError) as error:
+            print(f"{choice.kernel} {candidate}: {error}", flush=True)
+    torch.cuda.synchronize()
 
+
+def best(choice: Choice, deadline: float) -> Row | None:
+    """The fastest candidate; None if there was no time for one. Those that cannot be launched drop out."""
     found: tuple[float, Row] | None = None
-    for candidate in candidates:
+    for candidate in choice.candidates:
         if time.monotonic() > deadline:
             break
         try:
-            spent = seconds(candidate)
-        except OutOfResources as error:
+            spent = sum(graph_seconds(calls, repeats=3, at_least=0.003) for calls in choice.calls(candidate))
+        except (OutOfResources, PTXASError) as error:
             print(f"  {candidate}: {error}", flush=True)
             continue
         print(f"  {candidate}: {spent * 1e6:.2f} us", flush=True)
@@ -74,48 +110,32 @@ def best(candidates: list[Row], seconds: Callable[[Row], float], deadline: float
     return found[1] if found else None
 
 
-def tune(seconds: float) -> launch.Table:
-    """The family's table with every row replaced that there was time to measure."""
+def tune(seconds: float, keep: Callable[[launch.Table], None] = lambda table: None) -> launch.Table:
+    """The family's table with every row replaced that there was time to measure. keep: called with the table whenever
+    a row was chosen."""
     deadline = time.monotonic() + seconds
     start = launch.table(launch.family(torch.device("cuda")))
     table = {name: [dict(row) for row in rows] for name, rows in start.items()}
-
-    def keep(kernel: str, i: int, row: Row | None) -> None:
+    for choice in choices(start):
+        rows = table[choice.kernel]
+        if choice.row >= len(rows):
+            continue  # this family's table does not tell such sizes apart
+        print(choice.kernel, rows[choice.row].get("upto", ""), flush=True)
+        row = best(choice, deadline)
         if row is not None:
-            limit = {"upto": table[kernel][i]["upto"]} if "upto" in table[kernel][i] else {}
-            table[kernel][i] = {**limit, **row}
-
-    for i, rows in enumerate((1, 16, 32, 64)):
-
-        def linear(candidate: Row, rows: int = rows) -> float:
-            return sum(graph_seconds(bench_norm_linear.one(layer, 512, rows, table, candidate)[0], repeats=3,
-            at_least=0.003)
-                       for layer in ("fc", "out"))  # fmt: skip
-
-        print("norm_linear rows", rows, flush=True)
-        keep("norm_linear", i, best(linear_candidates(rows), linear, deadline))
+            limit = {"upto": rows[choice.row]["upto"]} if "upto" in rows[choice.row] else {}
+            rows[choice.row] = {**limit, **row}
+            keep(table)
     if time.monotonic() < deadline:
         table["cublas"] = [{"from_rows": crossing(table)}]
-    for kernel, window in (("decode_attention_1", 1), ("decode_attention", 8)):
-        for i, (limit, timed) in enumerate(decode_rows(window)):
-            print(kernel, limit, flush=True)
-            keep(kernel, i, best(decode_candidates(limit.get("upto")), timed, deadline))
-    for i, head_dim in enumerate((64, 128)):
-
-        def causal(candidate: Row, head_dim: int = head_dim) -> float:
-            return graph_seconds([bench_causal_attention.one(16, 1024, 8, head_dim, {}, candidate)[0]], repeats=3)
-
-        sizes = ((64, 64, 3, 4), (128, 64, 2, 4), (128, 64, 3, 8), (128, 128, 2, 8))
-        candidates = [dict(zip(("block_m", "block_n", "stages", "warps"), size)) for size in sizes]
-        print("causal_attention", head_dim, flush=True)
-        keep("causal_attention", i, best(candidates, causal, deadline))
+        keep(table)
     return table
 
 
 def crossing(table: launch.Table) -> int:
     """The fewest rows from which on cuBLAS, norm and ending together are faster for both layers of the MLP."""
     cublas = {**table, "cublas": [{"from_rows": 1}]}
-    for rows in (8, 16, 32, 64, 128, 256, 512):
+    for rows in (16, 32, 64, 128, 256, 512):
         config = launch.settings(table, "norm_linear", rows)
         times = [
             sum(graph_seconds(bench_norm_linear.one(layer, 512, rows, t, c)[0], repeats=3) for layer in ("fc", "out"))
@@ -142,7 +162,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks.tune needs a GPU")
     path = options.out or launch.FOLDER / f"{launch.family(torch.device('cuda'))}.json"
-    write(tune(options.seconds), path)
+    write(tune(options.seconds, lambda table: write(table, path)), path)
     print(path)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, settings
+from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, padded_head, settings
 
 LOG2_E = 1.4426950408889634
 
@@ -137,7 +137,7 @@ def causal_attention(
     config = config or settings(configs, "causal_attention", head_dim * wide)
     _causal_attention[(triton.cdiv(tq, config["block_m"]), batch * n_head)](
         q, k, v, out, tq, tk, q.stride(0), k.stride(0), v.stride(0), q.stride(1), k.stride(1), v.stride(1),
-        LOG2_E / math.sqrt(head_dim), HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=triton.next_power_of_2(head_dim),
+        LOG2_E / math.sqrt(head_dim), HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim),
         BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], STAGES=config["stages"], num_warps=config["warps"],
     )  # fmt: skip
     return out

@@ -20,7 +20,16 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES, Table, expect, expect_contiguous, row_stride, settings
+from fastigpt.kernels.launch import (
+    PLAIN_TYPES,
+    SCALED_TYPES,
+    Table,
+    expect,
+    expect_contiguous,
+    padded_head,
+    row_stride,
+    settings,
+)
 
 LOG2_E = 1.4426950408889634
 
@@ -381,7 +390,7 @@ def decode_attention(
     # Configurations are for 16-bit types. Of float32, half the keys are as many bytes; where they are multiplied as
     # matrices, without tensor cores, a quarter keeps them in registers.
     wide = 2 if q.dtype == torch.float32 else 1
-    block_d = triton.next_power_of_2(head_dim)
+    block_d = padded_head(head_dim)
     if prefix is not None:
         prefix_config = settings(configs, "prefix_attention", rows)
         _prefix_attention[(len(prefix.blocks), n_head, prefix.splits)](

@@ -93,6 +93,11 @@ def expect_contiguous(**tensors: torch.Tensor | None) -> None:
             raise ValueError(f"{name} must be contiguous, but has strides {tuple(tensor.stride())}")
 
 
+def padded_head(head_dim: int) -> int:
+    """Head dim as the kernels hold it: a power of two, as tl.arange wants, and at least 16, as tl.dot does."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
 def row_stride(name: str, x: torch.Tensor) -> int:
     """x: [n, W, n_head, head_dim] whose n · W rows are equally far apart and contiguous inside (part of a fused qkv):
     the distance between rows."""

@@ -358,9 +358,14 @@ def set_drawing(integers: torch.Tensor, numbers: torch.Tensor, drawing: Drawing,
     """Fills State.integers and State.numbers for a drawing."""
     seed = drawing.seed - 2**64 if drawing.seed >= 2**63 else drawing.seed
     top_k = n_colors if drawing.top_k is None else min(drawing.top_k, n_colors)
-    integers.copy_(torch.tensor([seed, top_k]))
     rest = 1.0 - (1.0 if drawing.top_p is None else drawing.top_p)
-    numbers.copy_(torch.tensor([drawing.temperature, rest, drawing.guidance_scale or 0.0]))
+    # Filled, not copied: that waits for nothing and may be captured.
+    for state, values in (
+        (integers, (seed, top_k)),
+        (numbers, (drawing.temperature, rest, drawing.guidance_scale or 0.0)),
+    ):
+        for i, value in enumerate(values):
+            state[i].fill_(value)
 
 
 def _blocks(n: int, window: int) -> tuple[int, int, int, int]:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -412,18 +412,16 @@ class Window:
 
 def drafting_job(job: Job) -> tuple[TritonEngine, Job] | None:
     """The draft's engine and the job as it sees it; None where there is no draft, or nothing to guess."""
-    from fastigpt.engine.triton import TritonEngine
-
     engine = job.draft
     if engine is None or job.window == 1:
         return None
-    if not isinstance(engine, TritonEngine):
+    if engine.name != "triton":
         raise ValueError(f"the triton engine takes drafts from triton engines, not from {engine.name}")
     job = dataclasses.replace(job, draft=None, window=1)
     # A draft that cannot read the prompt guesses without it.
     if job.prompt is not None and engine.config.prompt_length != job.prompt.shape[1]:
         job = dataclasses.replace(job, prompt=None, drawing=dataclasses.replace(job.drawing, guidance_scale=None))
-    return engine, job
+    return cast("TritonEngine", engine), job
 
 
 class Draft:

@@ -12,6 +12,7 @@ from fastigpt.kernels.launch import table
 from fastigpt.kernels.sample_head import (
     Head,
     State,
+    head_logits_reference,
     make_scratch,
     sample_head,
     sample_head_reference,
@@ -19,12 +20,39 @@ from fastigpt.kernels.sample_head import (
 )
 
 from fastigpt.engine import Drawing
-from fastigpt.sampling import gumbel_noise
+from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
 
 CONFIGS = {**table("default"), "sample_head": [{"block_c": 16, "block_k": 16, "warps": 4}]}
 
 
-def make(generator, device, n, window, drawing, n_colors=37, width=24, n_pixels=20, start=None, dtype=torch.float32):
+def decisions(head, state, x, window, drawing):
+    """int64 [n, 2 W − 1]: every draw that a pass could keep or guess from these hidden states."""
+    n = len(state.index)
+    logits = head_logits_reference(x, head).view(-1, n, window, len(head.weight))
+    mixed = logits[0] if drawing.guidance_scale is None else guide(logits[0], logits[1], drawing.guidance_scale)
+    pixels = state.position[:, None] + torch.arange(2 * window - 1, device=x.device)
+    index = state.index[:, None]
+    drawn = draw(mixed, index, pixels[:, :window], drawing)
+    behind = filter_logits(mixed[:, -1:], drawing)
+    if drawing.temperature > 0:
+        behind = behind + gumbel_noise(drawing.seed, index, pixels[:, window:], len(head.weight))
+    return torch.cat([drawn, behind.argmax(-1).expand(n, window - 1)], 1)
+
+
+def make(generator, device, n, window, drawing, **options):
+    """What `attempt` makes, drawn anew until rounding decides nothing: kernel and twin add in another order, and in
+    float16 the kernel rounds its operands, so of two colours that are as good as equal each may take another. Hidden
+    states that are moved by some twenty times as much must lead to the same draws."""
+    moved = 2e-2 if options.get("dtype") == torch.float16 else 3e-5
+    while True:
+        head, state, x, inputs = attempt(generator, device, n, window, drawing, **options)
+        wanted = decisions(head, state, x, window, drawing)
+        noise = [1 + moved * torch.randn(x.shape, generator=generator).to(device) for _ in range(4)]
+        if all(torch.equal(decisions(head, state, x * factor, window, drawing), wanted) for factor in noise):
+            return head, state, x, inputs
+
+
+def attempt(generator, device, n, window, drawing, n_colors=37, width=24, n_pixels=20, start=None, dtype=torch.float32):
     """A head, a state in the middle of a job, and inputs of which some are right guesses."""
 
     def normal(*shape):
@@ -155,8 +183,6 @@ def test_ties_are_broken_as_the_filters_say(device):
     argmax takes the lowest."""
     scores = torch.tensor([[0.0, 1.0, 1.0, 0.0, 2.0, 1.0, 0.0, 2.0]], device=device).repeat(6, 1)
     index, position = torch.arange(6, device=device), torch.arange(6, device=device)
-    from fastigpt.sampling import draw
-
     for drawing in (
         Drawing(temperature=0.0),
         Drawing(seed=1, top_k=3),

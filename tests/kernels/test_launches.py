@@ -1,0 +1,121 @@
+"""Every launch of the engine compiles for a real GPU on a machine that has none, from the arguments it really has.
+
+test_compile.py names argument types by hand. Here Triton's driver is replaced by one that compiles what is launched for
+a GPU we name and then runs nothing, so that everything the launchers decide and Triton specialises on (an argument of
+1, an address or a stride that is no multiple of 16, a head dim that must be padded) is what a GPU would get, and what
+needs too much shared memory is refused as there.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import random_weights
+
+pytest.importorskip("triton")
+
+from fastigpt.kernels import launch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.engine import Drawing, Job
+from fastigpt.engine.triton import TritonEngine
+from fastigpt.engine.triton_session import Session, Shape
+
+if launch.interpreting():
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+SHARED = {90: 232448, 86: 101376}  # bytes of shared memory a block may have
+
+
+class Compiling:
+    """As much of a Triton driver as a launch needs."""
+
+    def __init__(self, arch: int) -> None:
+        self.target, self.launched = GPUTarget("cuda", arch, 32), []
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: {"max_shared_mem": SHARED[arch]},
+            load_binary=lambda *about: (1, 1, 0, 0, 1024),
+            unload_module=lambda module: None,
+        )
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return self.target.arch  # compiled kernels are kept by device
+
+    def get_current_stream(self, device):
+        return 0
+
+    def launcher_cls(self, source, metadata):
+        self.launched.append(source.fn.__name__)
+        return lambda *arguments: None
+
+
+@pytest.fixture
+def compiling(monkeypatch):
+    """A function that makes the driver compile for an architecture and nothing run."""
+    monkeypatch.setattr(launch, "why_unavailable", lambda device: None)
+
+    def start(arch: int) -> Compiling:
+        fake = Compiling(arch)
+        monkeypatch.setattr(driver, "_active", fake)  # reset_active() would ask for a driver that is not there
+        return fake
+
+    return start
+
+
+def one_pass(config, n, window, known=0, drawing=None, **options):
+    """The launches of a job's start and of one pass of it."""
+    engine = TritonEngine(config, random_weights(config), device="cpu", **options)
+    tokens = torch.full((n, config.n_pixels), -1)
+    tokens[:, :known] = 1
+    index = torch.arange(n)
+    asked = Job(tokens, index, torch.zeros_like(index), None, drawing or Drawing(), window)
+    with torch.inference_mode():
+        session = Session(engine, Shape.of(config, asked))
+        session.begin(asked)
+        session._switch(None, window).one_pass()
+
+
+def shape(n_embd, n_head):
+    return ImageGPTConfig(n_layer=1, n_head=n_head, n_embd=n_embd, height=8, width=8)
+
+
+def test_small_models_compile(compiling):
+    """Head dim 8, less than a matrix product takes, an odd width, one image: what is 1 becomes a constant."""
+    fake = compiling(90)
+    one_pass(shape(24, 3), 1, 1, known=3, dtype=torch.bfloat16, configs="sm90")
+    assert {"_norm_linear", "_decode_attention", "_prefix_attention", "_append_kv", "_sample_head"} <= set(
+        fake.launched
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, window, known", [(1, 1, 0), (1, 8, 16), (64, 1, 0), (16, 32, 16)])
+@pytest.mark.parametrize("n_embd, n_head", [(512, 8), (1536, 16)])
+@pytest.mark.parametrize("arch, configs, dtype", [(90, "sm90", torch.bfloat16), (86, "default", torch.float32)])
+def test_presets_compile(compiling, arch, configs, dtype, n_embd, n_head, n, window, known):
+    compiling(arch)
+    one_pass(shape(n_embd, n_head), n, window, known, dtype=dtype, configs=configs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kv_dtype", [torch.int8, torch.float8_e4m3fn])
+def test_eight_bit_caches_and_filters_compile(compiling, kv_dtype):
+    compiling(90)
+    drawing = Drawing(top_k=5, top_p=0.5, guidance_scale=2.0)
+    one_pass(shape(512, 8), 2, 8, 16, drawing, dtype=torch.bfloat16, kv_dtype=kv_dtype, configs="sm90")
+
+
+def test_what_does_not_fit_is_refused(compiling, monkeypatch):
+    from triton.runtime.errors import OutOfResources
+
+    compiling(86)
+    greedy = [{"block_m": 16, "block_n": 128, "block_k": 512, "stages": 3, "warps": 4}]
+    table = {**launch.table("default"), "norm_linear": greedy}
+    monkeypatch.setattr(launch, "table", lambda name: table)
+    with pytest.raises(OutOfResources, match="shared memory"):
+        one_pass(shape(512, 8), 1, 1, dtype=torch.bfloat16)
