@@ -201,11 +201,14 @@ class TritonEngine:
             finally:
                 self._idle[shape] = session
                 while len(self._idle) > _IDLE_SESSIONS:
-                    del self._idle[next(iter(self._idle))]
+                    self._forget_oldest()
 
     def _make_room(self, shape: Shape) -> None:
         while self._idle and shape.bytes(self) > _MEMORY_SHARE * free_memory(self.device):
-            del self._idle[next(iter(self._idle))]
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        self._idle.pop(next(iter(self._idle))).release()
 
     @torch.inference_mode()
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
@@ -214,7 +217,12 @@ class TritonEngine:
             index = torch.arange(n)
             job = Job(tokens, index, torch.zeros_like(index), None, Drawing(), window)
             session = Session(self, Shape.of(self.config, job))
-            return session.rehearsal(job, position, window)
+            run = session.rehearsal(job, position, window)
+
+        def one_pass(engine: TritonEngine = self) -> None:  # a session holds its engine weakly
+            run()
+
+        return one_pass
 
     def max_batch(self, job: Job) -> int:
         with self.lock, self._device_guard():

@@ -4,6 +4,7 @@ that replays those until every image is full."""
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -144,7 +145,8 @@ class Session:
 
     def __init__(self, engine: TritonEngine, shape: Shape) -> None:
         config, device, plan = engine.config, engine.device, shape.plan
-        self.engine, self.plan = engine, plan
+        # Weakly, as the engine holds its idle sessions: without a cycle all memory goes when the last name does.
+        self._engine, self.plan = weakref.ref(engine), plan
         self.draft = None if shape.draft is None else Draft(*shape.draft)
         n, lanes = plan.n, len(plan.lane_sources)
         self.cache = Cache.empty(engine, lanes, plan.capacity)
@@ -161,6 +163,19 @@ class Session:
             integers=zeros(2, dtype=torch.int64), numbers=zeros(3, dtype=torch.float32),
         )  # fmt: skip
         self.windows: dict[int, Window] = {}
+
+    @property
+    def engine(self) -> TritonEngine:
+        engine = self._engine()
+        assert engine is not None, "whoever runs a session holds its engine"
+        return engine
+
+    def release(self) -> None:
+        """Lets go of buffers and graphs. Windows refer to their session and it to them, so that without this the memory
+        would wait for the garbage collector."""
+        self.windows.clear()
+        if self.draft is not None:
+            self.draft.session.release()
 
     # --- the start of a job ------------------------------------------------------------------------------------------
 
@@ -288,7 +303,7 @@ class Window:
     def __init__(self, session: Session, width: int) -> None:
         engine, plan = session.engine, session.plan
         config, device, dtype = engine.config, engine.device, engine.dtype
-        self.session, self.engine, self.width = session, engine, width
+        self.session, self.width = session, width
         lanes = len(plan.lane_sources)
         rows = lanes * width
         d = config.n_embd
@@ -321,6 +336,10 @@ class Window:
                 parts = dict(zip(("k", "v", "k_scale", "v_scale"), session.prefix.layer(i)))
                 self.prefixes[i] = dataclasses.replace(first, **parts)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
+
+    @property
+    def engine(self) -> TritonEngine:
+        return self.session.engine
 
     def embed(self) -> None:
         """The first hidden states of `inputs`, where they did not come out of the last pass."""
@@ -428,7 +447,7 @@ class Draft:
     """A smaller model's caches for the same images. It draws a window's guesses one at a time with the same noise."""
 
     def __init__(self, engine: TritonEngine, plan: Plan) -> None:
-        self.session = Session(engine, Shape(plan, None))
+        self.engine, self.session = engine, Session(engine, Shape(plan, None))
 
     def begin(self, job: Job) -> None:
         drafting = drafting_job(job)

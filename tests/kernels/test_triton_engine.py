@@ -3,6 +3,8 @@ cache.
 """
 
 import dataclasses
+import gc
+import weakref
 
 import pytest
 import torch
@@ -153,6 +155,27 @@ def test_eight_bit_caches_fill_with_plausible_tokens(device, kv_dtype):
     logits = reference.logits(filled.tokens)[:, 3:]
     lost = logits.max(-1).values - logits.gather(-1, filled.tokens[:, 3:, None])[..., 0]
     assert lost.max() < 0.5
+
+
+def test_memory_is_free_as_soon_as_nobody_needs_it(device):
+    """Without the garbage collector: a GPU that is full does not call it."""
+    _, engine = both(SMALL, device, 19)
+    tokens = random_tokens(SMALL, 1)
+    tokens[:, -1] = -1
+    gc.collect()
+    gc.disable()
+    try:
+        engine.fill(dataclasses.replace(job(tokens, Drawing(), 2), draft=engine))
+        session = weakref.ref(next(iter(engine._idle.values())))
+        cache = weakref.ref(session().cache.k)
+        engine._forget_oldest()
+        assert session() is None and cache() is None
+        run, engine = engine.prepared_pass(n=1, position=2), weakref.ref(engine)
+        run()
+        del run
+        assert engine() is None
+    finally:
+        gc.enable()
 
 
 def test_batches_fit_the_memory_there_is(device):
