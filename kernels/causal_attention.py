@@ -73,9 +73,11 @@ def _causal_attention(
     STAGES: tl.constexpr,
 ):
     # The last queries have the most keys: they go first, so that no long program is left over at the end.
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    batch = (tl.program_id(1) // HEADS).to(tl.int64)
-    head = tl.program_id(1) % HEADS
+    # One axis for all of it: on the others CUDA allows 65,535 programs, and short sequences may be more.
+    blocks = tl.cdiv(tq, BLOCK_M)
+    block = blocks - 1 - tl.program_id(0) % blocks
+    batch = (tl.program_id(0) // blocks // HEADS).to(tl.int64)
+    head = tl.program_id(0) // blocks % HEADS
     i = block * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
     mask = (i < tq)[:, None] & (d < HEAD_DIM)[None, :]
@@ -135,7 +137,7 @@ def causal_attention(
     expect(out.shape == q.shape and out.is_contiguous(), "out must be contiguous and shaped as q")
     wide = 4 if q.dtype == torch.float32 else 1  # configurations are for 16-bit types; without tensor cores less fits
     config = config or settings(configs, "causal_attention", head_dim * wide)
-    _causal_attention[(triton.cdiv(tq, config["block_m"]), batch * n_head)](
+    _causal_attention[(triton.cdiv(tq, config["block_m"]) * batch * n_head,)](
         q, k, v, out, tq, tk, q.stride(0), k.stride(0), v.stride(0), q.stride(1), k.stride(1), v.stride(1),
         LOG2_E / math.sqrt(head_dim), HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim),
         BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], STAGES=config["stages"], num_warps=config["warps"],

@@ -15,6 +15,7 @@ from conftest import random_weights
 pytest.importorskip("triton")
 
 from fastigpt.kernels import launch
+from fastigpt.kernels.causal_attention import causal_attention
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -26,7 +27,7 @@ from fastigpt.engine.triton_session import Session, Shape
 if launch.interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
-SHARED = {90: 232448, 86: 101376}  # bytes of shared memory a block may have
+SHARED = {90: 232448, 86: 101376, 89: 1024}  # bytes of shared memory a block may have; of 89 a made-up one
 
 
 class Compiling:
@@ -51,7 +52,11 @@ class Compiling:
 
     def launcher_cls(self, source, metadata):
         self.launched.append(source.fn.__name__)
-        return lambda *arguments: None
+
+        def run(x, y, z, *arguments):
+            assert 0 < x < 2**31 and 0 < y < 2**16 and 0 < z < 2**16, f"CUDA has no grid {x, y, z}"
+
+        return run
 
 
 @pytest.fixture
@@ -93,6 +98,12 @@ def test_small_models_compile(compiling):
     )
 
 
+def test_many_short_sequences_are_a_grid(compiling):
+    compiling(90)
+    q, k, v = torch.empty(9000, 2, 3, 8, 16, dtype=torch.bfloat16).unbind(2)
+    causal_attention(q, k, v, configs=launch.table("sm90"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n, window, known", [(1, 1, 0), (1, 8, 16), (64, 1, 0), (16, 32, 16)])
 @pytest.mark.parametrize("n_embd, n_head", [(512, 8), (1536, 16)])
@@ -110,12 +121,9 @@ def test_eight_bit_caches_and_filters_compile(compiling, kv_dtype):
     one_pass(shape(512, 8), 2, 8, 16, drawing, dtype=torch.bfloat16, kv_dtype=kv_dtype, configs="sm90")
 
 
-def test_what_does_not_fit_is_refused(compiling, monkeypatch):
+def test_what_does_not_fit_is_refused(compiling):
     from triton.runtime.errors import OutOfResources
 
-    compiling(86)
-    greedy = [{"block_m": 16, "block_n": 128, "block_k": 512, "stages": 3, "warps": 4}]
-    table = {**launch.table("default"), "norm_linear": greedy}
-    monkeypatch.setattr(launch, "table", lambda name: table)
+    compiling(89)
     with pytest.raises(OutOfResources, match="shared memory"):
-        one_pass(shape(512, 8), 1, 1, dtype=torch.bfloat16)
+        one_pass(shape(24, 3), 1, 1, dtype=torch.bfloat16)
