@@ -4,10 +4,10 @@ that replays those until every image is full."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -107,6 +107,12 @@ class Shape:
 
     def bytes(self, engine: TritonEngine) -> float:
         return self.plan.bytes(engine) + (0 if self.draft is None else self.draft[1].bytes(self.draft[0]))
+
+
+@functools.cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """Where graphs are captured: torch's default would be one stream for all GPUs, on the first that captured."""
+    return torch.cuda.Stream(device)
 
 
 def _rounded(slots: int) -> int:
@@ -393,7 +399,7 @@ class Window:
         if self.engine.device.type != "cuda":
             return lambda: self._run(passes, start)
         if again:
-            return partial(self._replay, self._capture(passes, start))
+            return functools.partial(self._replay, self._capture(passes, start))
         if passes not in self.graphs:
             self.graphs[passes] = self._capture(passes, None)
         return self.graphs[passes].replay
@@ -411,7 +417,8 @@ class Window:
                 x.copy_(old)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        stream = _capture_stream(torch.cuda.current_device())
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             self._run(passes, start)
         return graph
 
