@@ -1,4 +1,5 @@
-"""Whole images: the bundled model and the small preset, n = 1 and 64, beside transformers and CTranslate2.
+"""Whole images: the bundled model and the small preset, n = 1 and 64, beside transformers, CTranslate2 and a compiled
+static cache.
 
     pytest benchmarks/bench_sample.py --benchmark-only [--full]
 
@@ -65,6 +66,11 @@ def bench_small_one_image_ctranslate2(benchmark, tmp_path_factory):
     )
     benchmark.pedantic(draw, rounds=1, iterations=1)
     benchmark.extra_info.update(seconds_per_job=benchmark.stats.stats.median, extrapolated=False)
+
+
+def bench_small_one_image_static_cache(benchmark, static_cache):
+    benchmark.group = "small preset, n=1"
+    from_passes(benchmark, static_cache, 1)
 
 
 @pytest.mark.parametrize("n", [1, 64])

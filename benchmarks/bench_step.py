@@ -26,7 +26,9 @@ def weights() -> dict[str, torch.Tensor]:
     return ImageGPT.from_config(CONFIG, backend="reference", device="cpu").weights
 
 
-def make(name: str, device: torch.device) -> Peer:
+def make(name: str, device: torch.device, request: pytest.FixtureRequest) -> Peer:
+    if name == "static cache":
+        return request.getfixturevalue("static_cache")
     best = choose(device)
     if name == "transformers":
         missing = TransformersPeer.why_unavailable()
@@ -48,10 +50,10 @@ def make(name: str, device: torch.device) -> Peer:
 
 @pytest.fixture(
     scope="module",
-    params=["fastigpt", "fastigpt, int8 weights", "fastigpt, int8 cache", "portable", "transformers"],
+    params=["fastigpt", "fastigpt, int8 weights", "fastigpt, int8 cache", "static cache", "portable", "transformers"],
 )
 def peer(request, device):
-    return make(request.param, device)
+    return make(request.param, device, request)
 
 
 @pytest.mark.parametrize("position", POSITIONS)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+from baselines.static_cache import StaticCachePeer
 
+from fastigpt import ImageGPT, ImageGPTConfig
 from fastigpt.bench.machine import Machine, measure_machine
 
 
@@ -26,3 +30,13 @@ def device() -> torch.device:
 def machine(device: torch.device) -> Machine:
     """The limits of this machine, measured anew for every file of benchmarks."""
     return measure_machine(device)
+
+
+@pytest.fixture(scope="session")
+def static_cache(device: torch.device) -> StaticCachePeer:
+    """Of the small preset, in bfloat16. Shared, because compiling it takes most of a minute."""
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+        pytest.skip("torch.compile needs a C++ compiler")
+    config = ImageGPTConfig.preset("small")
+    weights = ImageGPT.from_config(config, backend="reference", device="cpu").weights
+    return StaticCachePeer(config, weights, device, torch.bfloat16)

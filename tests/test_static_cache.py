@@ -1,8 +1,9 @@
-"""The baseline that the GPU engine is compared with draws what the reference draws: a wrong peer would flatter us."""
+"""The baseline that the engines are compared with draws what the reference draws: a wrong peer would flatter us."""
 
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import TINY, engine, random_weights
 
@@ -10,14 +11,25 @@ from fastigpt.engine import Drawing, Job
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "baselines"))
 
-from static_cache import StaticCacheModel
+from static_cache import StaticCacheModel, StaticCachePeer
 
 
-def test_greedy_tokens_equal_the_reference():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_greedy_tokens_equal_the_reference(compiled):
     weights = random_weights(TINY, seed=3, biases=True)
     tokens = torch.full((2, TINY.n_pixels), -1)
     job = Job(tokens, torch.arange(2), torch.arange(2), None, Drawing(temperature=0.0))
-    model = StaticCacheModel(TINY, weights, 2, device="cpu", dtype=torch.float32, compiled=False)
+    model = StaticCacheModel(TINY, weights, 2, device="cpu", dtype=torch.float32, compiled=compiled)
     assert torch.equal(model.sample(greedy=True), engine("reference", TINY, weights).fill(job).tokens)
     drawn = model.sample()
     assert drawn.shape == tokens.shape and ((drawn >= 0) & (drawn < TINY.n_colors)).all()
+
+
+def test_a_pass_can_be_repeated_and_windows_are_refused(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    peer = StaticCachePeer(TINY, random_weights(TINY), torch.device("cpu"), torch.float32)
+    for position in (0, 5, TINY.n_pixels - 1):
+        work = peer.prepared_pass(n=2, position=position)
+        work(), work()
+    with pytest.raises(ValueError, match="windows of 4"):
+        peer.prepared_pass(n=2, position=5, window=4)
