@@ -8,6 +8,8 @@ import subprocess
 import sys
 import warnings
 import weakref
+from math import prod
+from pathlib import Path
 
 import pytest
 import torch
@@ -451,3 +453,63 @@ def test_transformers_is_imported_only_when_asked_for():
         "else: raise SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+MEMORY = """
+import gc, sys
+from pathlib import Path
+import torch
+from transformers import ImageGPTConfig, ImageGPTForCausalImageModeling
+import fastigpt
+
+torch.set_num_threads(1)
+
+
+def resident():
+    gc.collect()
+    return next(int(l.split()[1]) * 1024 for l in Path("/proc/self/status").open() if l.startswith("VmRSS"))
+
+
+def model(layers, width):
+    config = ImageGPTConfig(n_layer=layers, n_embd=width, n_head=8)
+    return ImageGPTForCausalImageModeling(config).eval().to(getattr(torch, sys.argv[1]))
+
+
+tiny = fastigpt.accelerate(model(1, 64), backend="cpu")  # whatever is imported and started once
+large = model(5, 512)
+before = resident()
+fastigpt.accelerate(large, backend="cpu", dtype=sys.argv[2])
+print(resident() - before)
+"""
+
+
+def cpu_engine_bytes(config: ImageGPTConfig, dtype: torch.dtype) -> int:
+    """What docs/embedding.md states: matrices in dtype (int8: a float32 scale and an int32 sum for each output, and the
+    head in bfloat16), embeddings, norms and biases in float32."""
+    total = 0
+    for name, shape in (config.tensor_shapes() | config.bias_shapes()).items():
+        numbers = prod(shape)
+        if len(shape) == 1 or name.endswith(("wte.weight", "wpe.weight")):
+            total += 4 * numbers
+        elif dtype == torch.int8:
+            total += 2 * numbers if name == "lm_head.weight" else numbers + 8 * shape[1]
+        else:
+            total += dtype.itemsize * numbers
+    return total
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the resident size from /proc")
+@pytest.mark.parametrize("module, dtype", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "int8")])
+def test_the_cpu_engine_adds_the_stated_memory_and_no_more(module, dtype, tmp_path):
+    command = [sys.executable, "-c", MEMORY, module, dtype]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    stated = cpu_engine_bytes(ImageGPTConfig(n_layer=5, n_head=8, n_embd=512), getattr(torch, dtype))
+    assert abs(int(run.stdout.split()[-1]) - stated) < 12e6, (run.stdout, stated)
+
+
+def test_the_page_states_the_memory_of_every_size_and_dtype():
+    page = (Path(__file__).parents[2] / "docs" / "embedding.md").read_text()
+    for name in ("small", "medium", "large"):
+        sizes = [cpu_engine_bytes(ImageGPTConfig.preset(name), t) for t in (torch.float32, torch.bfloat16, torch.int8)]
+        cells = [f"{b / 1e6:.0f} MB" if name == "small" else f"{b / 1e9:.2f} GB" for b in sizes]
+        assert f"| {name} | {' | '.join(cells)} |" in page
