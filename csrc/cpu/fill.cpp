@@ -7,6 +7,7 @@
 // guess.h.
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <stdexcept>
@@ -20,7 +21,8 @@ namespace fastigpt {
 namespace {
 
 constexpr int kPassRows = 512;    // tokens in a pass, all images together
-constexpr int kWidestChoice = 32; // window that the tuner may choose
+constexpr int kWidestChoice = WindowStatistics::width[WindowStatistics::kWidths - 1];  // window that the tuner may choose
+constexpr uint8_t kNone[kWidestChoice] = {};
 constexpr int kKnownRun = 64;     // known tokens that a window takes along
 using Clock = std::chrono::steady_clock;
 
@@ -59,10 +61,11 @@ struct FillImpl {
   const DrawSettings settings;
   const int fixed_window;        // 0: the tuner's choice
   const bool made_up;            // the caches are filled with small numbers instead of the known tokens' keys and values
+  int kept = 0;                  // tokens of this pass
   bool warm = false;             // the first pass pays for memory that was never touched
   std::unique_ptr<WindowTuner> tuner;
   std::vector<int64_t> tokens;
-  std::vector<uint8_t> known_, pass_starts;
+  std::vector<uint8_t> known_, pass_starts, kinds;  // kinds: of the guesses
   Guesser guesser;
   std::vector<int32_t> guesses;  // decided tokens, then the last draws and guesses
   std::vector<Image> images;
@@ -84,7 +87,7 @@ FillImpl::FillImpl(const ModelImpl& model, int n, const int64_t* tokens_in, cons
                    const int64_t* prompt, const DrawSettings& settings, int window, bool made_up)
     : model(model), n(n), n_pixels(model.shape.n_pixels), lanes(settings.guided ? 2 : 1),
       offset{prompt ? model.shape.prompt_length : 0, 0}, settings(settings), fixed_window(window), made_up(made_up),
-      tokens(tokens_in, tokens_in + size_t(n) * n_pixels), known_(tokens.size()), pass_starts(tokens.size()),
+      tokens(tokens_in, tokens_in + size_t(n) * n_pixels), known_(tokens.size()), pass_starts(tokens.size()), kinds(tokens.size()),
       guesser(model.shape.columns), guesses(tokens.size()), images(n) {
   for (size_t i = 0; i < tokens.size(); ++i) known_[i] = tokens[i] >= 0, guesses[i] = known_[i] ? int32_t(tokens[i]) : 0;
   for (int i = 0; i < n; ++i) {
@@ -280,7 +283,7 @@ void FillImpl::pass(const int* which, int count) {
     int64_t* row = tokens.data() + size_t(which[k]) * n_pixels;
     int32_t* guessed = guesses.data() + size_t(which[k]) * n_pixels;
     pass_starts[size_t(which[k]) * n_pixels + image.position] = 1;
-    int kept = 0;
+    const int before = kept;
     bool right = true;
     for (int j = 0; j < image.width; ++j) {
       const int at = image.position + j;
@@ -293,10 +296,10 @@ void FillImpl::pass(const int* which, int count) {
       guesser.learn(guessed, at);
       right = guess == token;
       image.wrong = right ? -1 : guess;
-      if (tuner && j + 1 < image.width && !known(which[k], at)) tuner->guessed(j + 1, right);
+      if (tuner && j + 1 < image.width && !known(which[k], at)) tuner->guessed(kinds[size_t(which[k]) * n_pixels + at], right);
     }
     image.scored = image.position + image.width;
-    image.position += kept;
+    image.position += kept - before;
     settle(which[k]);
   }
 }
@@ -355,28 +358,32 @@ int FillImpl::advance(double seconds) {
   std::vector<int> batch;
   batch.reserve(n);
   for (;;) {
-    const int width = tuner ? tuner->width() : fixed_window;
+    const int planned = tuner ? tuner->plan() : fixed_window;
+    // A draft's guesses are all of one kind, and their number must be known beforehand.
+    const int width = planned ? planned : draft ? tuner->width(kNone, kNone, kWidestChoice - 1) : tuner->widest();
     const auto pass_started = Clock::now();
     if (draft && width > 1) guess_with_draft(width);
-    bool any = false, uniform = true;
-    int rows = 0;
+    int rows = 0, scored = 0, drawing = 0;
+    kept = 0;
     batch.clear();
     for (int i = 0; i < n; ++i) {
       Image& image = images[i];
-      if (image.position >= n_pixels) {
-        uniform = false;
-        continue;
-      }
-      any = true;
+      if (image.position >= n_pixels) continue;
       // Known tokens are certain, so they widen the window.
       int sure = image.position;
       while (sure < image.end && sure - image.position < kKnownRun && known(i, sure)) ++sure;
       // A draft's guesses end with its window.
       image.width = std::min(draft ? std::max(width, sure - image.position + 1) : width + sure - image.position, image.end - image.position);
-      if (!draft)
-        guesser.guess(guesses.data() + size_t(i) * n_pixels, known_.data() + size_t(i) * n_pixels, image.position,
-                      image.position + image.width - 1, image.scored, image.wrong);
-      uniform = uniform && image.width == width;
+      if (!draft) {
+        const size_t start = size_t(i) * n_pixels;
+        guesser.guess(guesses.data() + start, known_.data() + start, image.position, image.position + image.width - 1,
+                      image.scored, image.wrong, kinds.data() + start);
+        if (!planned)
+          image.width = std::max(std::min(sure - image.position + 1, image.width),
+                                 tuner->width(&kinds[start + image.position], &known_[start + image.position], image.width - 1));
+      }
+      ++drawing;
+      scored += image.width;
       if (rows + lanes * image.width > ws->rows) {
         pass(batch.data(), int(batch.size()));
         batch.clear();
@@ -385,15 +392,17 @@ int FillImpl::advance(double seconds) {
       batch.push_back(i);
       rows += lanes * image.width;
     }
-    if (!any) return n_pixels;
+    if (drawing == 0) return n_pixels;
     pass(batch.data(), int(batch.size()));
-    if (tuner && uniform && warm) {
-      tuner->timed(width, std::chrono::duration<double>(Clock::now() - pass_started).count());
-      if (!draft) model.keep_window_statistics(n * lanes, tuner->statistics());
-    }
+    // Known tokens and the end of the canvas change widths: a pass of quite another width than planned says nothing about it.
+    const bool as_planned = 4 * std::abs(scored - planned * drawing) <= planned * drawing;
+    if (tuner && warm && (!planned || as_planned))
+      tuner->passed(planned ? planned : double(scored) / drawing, double(kept) / drawing,
+                    std::chrono::duration<double>(Clock::now() - pass_started).count(), planned > 0);
     warm = true;
     int least = n_pixels;
     for (const Image& image : images) least = std::min(least, image.position);
+    if (least >= n_pixels && tuner && !draft) model.keep_window_statistics(n * lanes, tuner->statistics());
     if (least >= n_pixels || std::chrono::duration<double>(Clock::now() - started).count() >= seconds) return least;
   }
 }

@@ -6,8 +6,9 @@
 namespace fastigpt {
 namespace {
 
-constexpr int kBits = 14;
+constexpr int kBits = 16;
 constexpr uint8_t kTrusted = 2, kMostTrust = 7;
+constexpr int kOrigins[3][3] = {{0, 1, 2}, {3, 4, 5}, {6, 7, 5}};  // rare ones together
 
 }  // namespace
 
@@ -43,16 +44,20 @@ void Guesser::learn(const int32_t* row, int at) {
   }
 }
 
-void Guesser::guess(int32_t* row, const uint8_t* known, int first, int last, int scored, int wrong) const {
+void Guesser::guess(int32_t* row, const uint8_t* known, int first, int last, int scored, int wrong, uint8_t* kind) const {
   for (int at = first; at < last; ++at) {
     if (known[at]) continue;
     const int left = at > 0 ? row[at - 1] : 0;
     const int remembered = recall(row, at);
     // A draw made after a wrong token often repeats that token; what it meant is "the same again".
-    if (remembered >= 0)
-      row[at] = remembered;
-    else if (at >= scored || row[at] == wrong)
-      row[at] = left;
+    const int origin = at >= scored ? 0 : row[at] == wrong ? 1 : 2;
+    const int plain = origin == 2 ? row[at] : left;
+    row[at] = remembered >= 0 ? remembered : plain;
+    const int agreement = remembered < 0 ? 0 : remembered == plain ? 1 : 2;
+    const bool rows = columns_ && at > columns_;
+    const int above = rows ? row[at - columns_] : -1, above_left = rows ? row[at - columns_ - 1] : -2;
+    kind[at] = uint8_t((at == first) | (row[at] == left) << 1 | (row[at] == above) << 2 | (above == above_left) << 3 |
+                       kOrigins[origin][agreement] << 4);
   }
 }
 

@@ -139,14 +139,15 @@ static double simulate(WindowTuner* tuner, int fixed) {
   std::bernoulli_distribution right(0.8);
   double seconds = 0;
   for (int position = 0, pass = 0; position < 1024; ++pass) {
-    const int width = tuner ? tuner->width() : fixed;
+    const uint8_t kinds[40] = {}, certain[40] = {};
+    const int planned = tuner ? tuner->plan() : fixed, width = planned ? planned : tuner->width(kinds, certain, 40);
     int kept = 1;
     for (bool more = true; more && kept < width; kept += more) {
       more = right(rng);
-      if (tuner) tuner->guessed(kept, more);
+      if (tuner) tuner->guessed(0, more);
     }
     seconds += seconds_of(width, position, pass);
-    if (tuner) tuner->timed(width, seconds_of(width, position, pass));
+    if (tuner) tuner->passed(width, kept, seconds_of(width, position, pass), planned > 0);
     position += kept;
   }
   return seconds;
@@ -173,9 +174,10 @@ static void check_guesser() {
   Guesser guesser(4);
   //                    decided         drawn    never drawn
   int32_t row[12] = {1, 2, 3, 4, 5, 6, 9, 7, 9, 0, 0, 0};
-  uint8_t known[12] = {};
+  uint8_t known[12] = {}, kinds[12];
+  std::memset(kinds, 255, sizeof kinds);
   known[10] = 1;
-  guesser.guess(row, known, 6, 12, 9, 9);
+  guesser.guess(row, known, 6, 12, 9, 9, kinds);
   const int32_t want[12] = {1, 2, 3, 4, 5, 6, 6, 7, 7, 7, 0, 0};  // 9 was wrong; position 10 is known
   assert(!std::memcmp(row, want, sizeof row));
   // What followed the same neighbours often is guessed again, whatever was drawn.
@@ -183,11 +185,12 @@ static void check_guesser() {
   for (int i = 0; i < 3; ++i) guesser.learn(canvas, 5);
   uint8_t unknown[12] = {};
   canvas[4] = canvas[5] = canvas[6] = canvas[7] = 1;
-  guesser.guess(canvas, unknown, 9, 10, 9, -1);
+  guesser.guess(canvas, unknown, 9, 10, 9, -1, kinds);
   assert(canvas[9] == 3);
   // Without rows there is only the left.
   int32_t line[3] = {5, 0, 0};
-  Guesser(0).guess(line, unknown, 1, 3, 1, -1);
+  Guesser(0).guess(line, unknown, 1, 3, 1, -1, kinds);
+  for (int at : {6, 7, 8, 9, 11}) assert(kinds[at] < Guesser::kKinds);
   assert(line[1] == 5 && line[2] == 5);
 }
 
