@@ -372,13 +372,14 @@ def _scaled(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return (torch.sign(x) * (x.abs() + 0.5).floor() if dtype == torch.int8 else x).to(dtype), scale
 
 
-def _read(stored: _Stored, rows: slice, end: int) -> tuple[Tensor, Tensor]:
-    """Keys and values, float32 [rows, n_head, end, head_dim], of the first `end` slots; views if they are float32."""
+def _read(stored: _Stored, rows: slice, end: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Keys and values [rows, n_head, end, head_dim] of the first `end` slots in dtype (8-bit ones: float32); views
+    where they have it already."""
     at = (rows, slice(None), slice(end))
     found = []
     for x, scale in ((stored.k, stored.k_scale), (stored.v, stored.v_scale)):
         if scale is None:
-            found.append(x[at].float())
+            found.append(x[at].to(dtype))
         else:
             small = x[at] if x.dtype == torch.int8 else x[at].float()  # int8 · float32 is converted on the way
             found.append(small * scale[at][..., None])
@@ -409,19 +410,20 @@ def _decode_cpu(
             small, factor = _scaled(x, to.dtype)
             _append(small.view(torch.uint8), to.view(torch.uint8), starts, together)
             _append(factor, scale, starts, together)
-    if together and cache.k.dtype == torch.float32:
-        keys, values = _read(cache, slice(n), starts[0] + window)
+    # SDPA with one query to a head takes twice as long on bfloat16 as on float32, with several less.
+    dtype = torch.float32 if window == 1 or cache.k_scale is not None else q.dtype
+    if together and cache.k.dtype == dtype:
+        keys, values = _read(cache, slice(n), starts[0] + window, dtype)
         return _attend(q.transpose(1, 2), keys, values).transpose(1, 2).contiguous()
-    # In float32, an image at a time, so that what is converted stays in the processor's cache: SDPA on bfloat16 takes
-    # more than twice as long as on float32, with one query to a head.
+    # An image at a time: what is converted stays in the processor's cache.
     y = torch.empty_like(q, memory_format=torch.contiguous_format)
-    queries = q.float().transpose(1, 2)
+    queries = q.to(dtype).transpose(1, 2)
     for b, start in enumerate(starts):
-        keys, values = _read(cache, slice(b, b + 1), start + window)
+        keys, values = _read(cache, slice(b, b + 1), start + window, dtype)
         if prefix is not None:
             source = b // (n // len(prefix.k))
             used = prefix.k.shape[2] if lengths is None else int(lengths[source])
-            first_keys, first_values = _read(prefix, slice(source, source + 1), used)
+            first_keys, first_values = _read(prefix, slice(source, source + 1), used, dtype)
             keys, values = torch.cat([first_keys, keys], 2), torch.cat([first_values, values], 2)
         y[b : b + 1] = _attend(queries[b : b + 1], keys, values).transpose(1, 2)
     return y
