@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16])
     options = parser.parse_args()
     n, windows = options.images, options.windows
+    torch.set_num_threads(1)  # the tensors are small
     portable = fastigpt.load(device="cpu", backend="portable", dtype="float32")
     cpu = fastigpt.load(device="cpu", backend="cpu", dtype="float32")
     drawing, pixels = Drawing(seed=11), portable.config.n_pixels
