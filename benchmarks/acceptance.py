@@ -37,7 +37,7 @@ STAGES = {  # name: most seconds it may take, or what is left of LIMIT. The firs
     "build": 150.0,
     "machine": 30.0,
     "tests": 120.0,
-    "tune": 85.0,
+    "tune": 110.0,
     "engine": 190.0,
     "kernels": 90.0,
     "quantize": 20.0,
@@ -224,7 +224,7 @@ def tune(out: Path, rows: Rows) -> None:
         tuning.write(table, launch.FOLDER / f"{family}.json")
         tuning.write(table, out / f"{family}.json")
 
-    rows.add(family=family, table=tuning.tune(STAGES["tune"] - COMPILING["tune"] - 10, keep))
+    rows.add(family=family, table=tuning.tune(STAGES["tune"] - COMPILING["tune"] - 35, keep))
 
 
 def compile_tune(share: int, shares: int) -> None:

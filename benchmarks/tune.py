@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ import bench_norm_linear
 from fastigpt.kernels import launch
 from gpu_time import graph_seconds
 from triton.runtime.errors import OutOfResources, PTXASError
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.engine.triton import TritonEngine
 
 Row = dict[str, Any]
 Calls = list[Callable[[], object]]
@@ -55,7 +59,7 @@ def choices(table: launch.Table) -> Iterator[Choice]:
 
             def decode(candidate: Row, n: int = n, window: int = window) -> list[Calls]:
                 shapes = ((8, 64), (16, 96))  # one row serves all head dims: small's and large's
-                return [bench_decode_attention.one(n, *s, window, torch.bfloat16, {}, candidate)[0] for s in shapes]
+                return [bench_decode_attention.one(n, *s, window, torch.bfloat16, table, candidate)[0] for s in shapes]
 
             candidates = [{"block_s": block, "splits": split, "stages": stages, "warps": 4}
                           for split in splits for block, stages in ((64, 1), (64, 3), (128, 2))]  # fmt: skip
@@ -63,7 +67,7 @@ def choices(table: launch.Table) -> Iterator[Choice]:
     for i, head_dim in enumerate((64, 128)):
 
         def causal(candidate: Row, head_dim: int = head_dim) -> list[Calls]:
-            return [[bench_causal_attention.one(16, 1024, 8, head_dim, {}, candidate)[0]]]
+            return [[bench_causal_attention.one(16, 1024, 8, head_dim, table, candidate)[0]]]
 
         sizes = ((64, 64, 3, 4), (128, 64, 2, 4), (128, 64, 3, 8), (128, 128, 2, 8))
         names = ("block_m", "block_n", "stages", "warps")
@@ -129,7 +133,31 @@ def tune(seconds: float, keep: Callable[[launch.Table], None] = lambda table: No
     if time.monotonic() < deadline:
         table["cublas"] = [{"from_rows": crossing(table)}]
         keep(table)
+    if time.monotonic() < deadline and torch.cuda.get_device_capability() >= (9, 0) and not torch.version.hip:
+        alone, overlapping = (step_seconds(table, launches) for launches in (False, True))
+        print(f"a step of one image: {alone * 1e6:.1f} us, overlapping {overlapping * 1e6:.1f} us", flush=True)
+        table["overlap"] = [{"launches": overlapping < alone}]
+        keep(table)
     return table
+
+
+def step_seconds(table: launch.Table, overlap: bool) -> float:
+    """Seconds of a pass of one image through four layers of the small preset, half way down."""
+    config = replace(ImageGPTConfig.preset("small"), n_layer=4)
+    weights = {name: torch.randn(shape, device="cuda") / 50 for name, shape in config.tensor_shapes().items()}
+    engine = TritonEngine(config, weights, device="cuda")
+    engine.configs = {**table, "overlap": [{"launches": overlap}]}
+    run = engine.prepared_pass(n=1, position=config.n_pixels // 2)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    times = []
+    for _ in range(5):
+        begin.record()
+        for _ in range(100):
+            run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e5)
+    return statistics.median(times)
 
 
 def crossing(table: launch.Table) -> int:

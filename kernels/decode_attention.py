@@ -30,6 +30,7 @@ from fastigpt.kernels.launch import (
     row_stride,
     settings,
 )
+from fastigpt.kernels.overlap import begin, overlap
 
 LOG2_E = 1.4426950408889634
 
@@ -106,7 +107,9 @@ def _prefix_attention(
     SPLITS: tl.constexpr,
     SCALED: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    begin(OVERLAP)
     block, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     source = tl.load(blocks + block * 3)
     first = tl.load(blocks + block * 3 + 1)
@@ -183,7 +186,9 @@ def _decode_attention(
     PREFIX_SPLITS: tl.constexpr,
     SCALED: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    begin(OVERLAP)
     lane, split = tl.program_id(0) // HEADS, tl.program_id(1)
     head = tl.program_id(0) % HEADS
     w = tl.arange(0, BLOCK_W)
@@ -398,7 +403,7 @@ def decode_attention(
             prefix.lengths, prefix.part_m, prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], scale,
             HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=prefix.block_m,
             BLOCK_S=max(16, prefix_config["block_s"] // wide**2), SPLITS=prefix.splits, SCALED=scaled,
-            STAGES=prefix_config["stages"], num_warps=prefix_config["warps"],
+            STAGES=prefix_config["stages"], num_warps=prefix_config["warps"], **overlap(configs),
         )  # fmt: skip
     parts = (None, None, None) if prefix is None else (prefix.part_m, prefix.part_l, prefix.part_acc)
     _decode_attention[(lanes * n_head, splits)](
@@ -406,7 +411,7 @@ def decode_attention(
         arrivals, *parts, rows, q_stride, capacity, scale,
         HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window, BLOCK_W=block_w,
         BLOCK_S=max(16, config["block_s"] // wide), SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
-        SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"],
+        SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip
     return out
 

@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from fastigpt.kernels.kv_cache import append_kv_reference
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, expect_contiguous, settings
+from fastigpt.kernels.overlap import begin, overlap
 
 
 @triton.jit
@@ -53,7 +54,9 @@ def _norm_linear(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    begin(OVERLAP)
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     has_row = row < rows
@@ -231,7 +234,7 @@ def norm_linear(
         x if slots is None else slots, rows, window, k_cache.shape[2] if kv_cache else 0, epsilon,
         K=width, N=n, HEAD_DIM=k_cache.shape[3] if kv_cache else 1, NORM=gain is not None, BIAS=bias is not None,
         GELU=gelu, RESIDUAL=residual, QKV=kv_cache is not None, BLOCK_M=block_m, BLOCK_N=config["block_n"],
-        BLOCK_K=block_k, STAGES=config["stages"], num_warps=config["warps"],
+        BLOCK_K=block_k, STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip
     return out
 

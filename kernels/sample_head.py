@@ -24,6 +24,7 @@ import torch
 import triton
 import triton.language as tl
 from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
+from fastigpt.kernels.overlap import begin, overlap
 
 from fastigpt.engine import Drawing
 from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
@@ -260,7 +261,9 @@ def _sample_head(
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
     ADVANCE: tl.constexpr,  # False: leave the draws in `chosen` and change nothing else
+    OVERLAP: tl.constexpr,
 ):
+    begin(OVERLAP)
     block, tile = tl.program_id(0), tl.program_id(1)
     rows_total = tl.num_programs(0) * BLOCK_R
     image, j, ok = _rows(tl.arange(0, BLOCK_R), block, n, W, BLOCK_W, IMAGES)
@@ -429,7 +432,7 @@ def sample_head(
         CHUNK=8 if top_p else 16,  # float64 sums of top-p take twice the registers
         BLOCK_C=block_c, BLOCK_K=min(config["block_k"], max(16, triton.next_power_of_2(width))),
         BLOCK_E=min(256, triton.next_power_of_2(width)), GUIDED=guided,
-        TOP_K=top_k, TOP_P=top_p, ADVANCE=advance, num_warps=config["warps"],
+        TOP_K=top_k, TOP_P=top_p, ADVANCE=advance, num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip
 
 

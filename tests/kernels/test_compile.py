@@ -72,13 +72,15 @@ def argument_types(function, constants, half, cache):
     return types
 
 
-def compiled(function, constants, target, warps, half="*bf16", cache="*bf16"):
+def compiled(function, constants, target, warps, half="*bf16", cache="*bf16", **options):
+    if "OVERLAP" in function.arg_names:
+        constants = {"OVERLAP": False, **constants}
     types = argument_types(function, constants, half, cache)
     aligned = [i for i, name in enumerate(function.arg_names) if types[name][0] == "*" or name in MULTIPLES]
     source = ASTSource(function, types, constants, {(i,): [["tt.divisibility", 16]] for i in aligned})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return triton.compile(source, target=target, options={"num_warps": warps})
+        return triton.compile(source, target=target, options={"num_warps": warps, **options})
 
 
 def cases(configs):
@@ -201,6 +203,17 @@ def check(family, tmp_path, chosen):
         assert shared <= shared_limit, f"{name} needs {shared} bytes of shared memory"
         pattern = expected_instructions(name, target)
         assert pattern is None or re.search(pattern, code), f"{name} lacks {pattern}"
+
+
+@pytest.mark.parametrize("kernel", [_norm_linear, _decode_attention, _sample_head])
+def test_launches_that_overlap_wait_first(kernel):
+    """Nothing is read before the wait: it stands before the first load of the machine's code."""
+    target, _ = TARGETS["sm90"]
+    todo = [case for case in cases(launch.table("sm90")) if case[1] is kernel]
+    _, _, constants, warps, cache = todo[0]
+    ptx = compiled(kernel, {**constants, "OVERLAP": True}, target, warps, cache=cache, launch_pdl=True).asm["ptx"]
+    waits, launches = ptx.index("griddepcontrol.wait"), ptx.index("griddepcontrol.launch_dependents")
+    assert waits < launches and "ld.global" not in ptx[:waits] and "cp.async" not in ptx[:waits]
 
 
 def test_every_configuration_file_is_complete():
