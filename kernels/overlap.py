@@ -21,5 +21,6 @@ def begin(OVERLAP: tl.constexpr):
 
 
 def overlap(configs: Table) -> dict[str, bool]:
-    """Launch options of a kernel that calls `begin`."""
-    return {"OVERLAP": True, "launch_pdl": True} if configs["overlap"][0]["launches"] else {"OVERLAP": False}
+    """Launch options of a kernel that calls `begin`. A table that does not name it keeps launches apart."""
+    rows = configs.get("overlap")
+    return {"OVERLAP": True, "launch_pdl": True} if rows and rows[0]["launches"] else {"OVERLAP": False}
