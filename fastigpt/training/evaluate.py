@@ -24,7 +24,7 @@ from fastigpt.training.data import HELD_OUT_SEED
 from fastigpt.training.describe import confirmed, describe
 from fastigpt.training.scenes import Scene, scenes
 
-GUIDANCE = (1.0, 2.0, 3.0)
+DRAWINGS = ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (2.0, 0.8))  # guidance and temperature; the last is recommended
 TRAINING_SEED = 0  # of the bundled model
 _FIRST_FRESH = 10_000  # held-out scenes before this one are what training logs its losses on
 _RENDERINGS = 4000
@@ -60,7 +60,10 @@ def evaluate(model: ImageGPT, *, n: int = 64, n_probe: int = 1000, seed: int = 0
     return {
         "nats": nats(model, held_out(n)),
         "reader": reader_accuracy(model, 2000),
-        "prompts": {str(scale): prompt_following(model, n, scale, seed) for scale in GUIDANCE},
+        "prompts": {
+            f"guidance {scale}, temperature {temperature}": prompt_following(model, n, scale, seed, temperature)
+            for scale, temperature in DRAWINGS
+        },
         "completion": completion(model, n, seed),
         "diversity": diversity(model, n, seed),
         "probes": probe.as_dict(model, labelled, probe.probe(model, labelled, seed=seed)),
@@ -82,11 +85,15 @@ def reader_accuracy(model: ImageGPT, n: int) -> dict[str, float]:
     return _shares([confirmed(scene.facts(), found) for scene, found in zip(drawn.scenes, describe(seen))])
 
 
-def prompt_following(model: ImageGPT, n: int, guidance_scale: float, seed: int) -> dict[str, float]:
+def prompt_following(
+    model: ImageGPT, n: int, guidance_scale: float, seed: int, temperature: float = 1.0
+) -> dict[str, float]:
     """Share of the facts stated by n captions that describe() confirms in the images drawn for them."""
     captions = held_out(n).captions
     scale = None if guidance_scale == 1.0 else guidance_scale
-    images = model.sample(n, prompt=captions, guidance_scale=scale, seed=seed, output_type="np")
+    images = model.sample(
+        n, prompt=captions, guidance_scale=scale, temperature=temperature, seed=seed, output_type="np"
+    )
     return _shares([confirmed(parse(text), found) for text, found in zip(captions, describe(images))])
 
 
@@ -151,7 +158,7 @@ def table(figures: dict[str, Any]) -> str:
         "| facts confirmed, % | all | sky | ground | kind | colour | size | side, relation | 2nd kind, colour, size |",
         "|---|---|---|---|---|---|---|---|---|",
         _facts_row("reader on renderings", figures["reader"]),
-        *(_facts_row(f"prompts, guidance {scale}", shares) for scale, shares in figures["prompts"].items()),
+        *(_facts_row(f"prompts, {drawing}", shares) for drawing, shares in figures["prompts"].items()),
         _facts_row("completion of the top half", figures["completion"]),
         "",
         "| nearest neighbour, RMS of 255 | to 4,000 training renderings | among themselves |",

@@ -19,12 +19,12 @@ def signal_to_noise(pixels):
 
 
 def test_it_is_small():
-    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) <= 4e6
+    assert sum(file.stat().st_size for file in BUNDLED.iterdir()) <= 6e6
 
 
 def test_it_predicts_held_out_scenes_and_captions_help():
     figures = nats(fastigpt.load(backend="portable"), held_out(24))
-    assert figures["with caption"] < figures["without caption"] - 0.005 < 0.55
+    assert figures["with caption"] < figures["without caption"] - 0.01 < 0.40
 
 
 def test_its_words_are_those_of_the_scenes():

@@ -30,7 +30,7 @@ class Painter:
     def nll(self, tokens, prompt=None):
         return torch.full((len(tokens),), 2.0 if prompt is None else 1.0)
 
-    def sample(self, n, *, prompt=None, guidance_scale=None, seed, output_type):
+    def sample(self, n, *, prompt=None, guidance_scale=None, temperature=1.0, seed, output_type):
         drawn = evaluate.held_out(n)
         assert prompt is None or prompt == drawn.captions
         return np.roll(self.decode(self.encode(drawn.images)), self.shift, axis=0)
@@ -69,7 +69,7 @@ def test_a_painter_that_follows_gets_full_marks():
     diverse = figures["diversity"]
     assert diverse["samples to training"] == diverse["held-out to training"] > 10
     text = evaluate.table(figures)
-    assert "2.0000 | 1.0000" in text and text.count("prompts, guidance") == 3
+    assert "2.0000 | 1.0000" in text and text.count("prompts, guidance") == 4
     assert "| layer 1 | 87.5 (40.0) |" in text and "| classes | 4 |" in text
 
 
