@@ -260,7 +260,7 @@ def train(
     n_layer: Annotated[int, typer.Option(help="Blocks.")] = 5,
     n_head: Annotated[int, typer.Option(help="Attention heads.")] = 3,
     n_embd: Annotated[int, typer.Option(help="Width.")] = 192,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4600,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3800,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 3e-3,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,

@@ -32,7 +32,7 @@ class Settings:
     peak, reached after `warmup` steps and lowered to zero along a cosine. prompt_dropout: share of every batch that is
     shown without captions. ema_decay: of the averaged weights that are saved (lower in the first steps)."""
 
-    steps: int = 4600
+    steps: int = 3800
     batch_size: int = 12
     learning_rate: float = 3e-3
     warmup: int = 100

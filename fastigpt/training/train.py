@@ -30,7 +30,7 @@ def train(
     n_layer: int = 5,
     n_head: int = 3,
     n_embd: int = 192,
-    steps: int = 4600,
+    steps: int = 3800,
     batch_size: int = 12,
     learning_rate: float = 3e-3,
     warmup: int = 100,
