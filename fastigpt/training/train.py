@@ -30,16 +30,16 @@ def train(
     n_layer: int = 5,
     n_head: int = 3,
     n_embd: int = 192,
-    steps: int = 3800,
-    batch_size: int = 12,
-    learning_rate: float = 3e-3,
-    warmup: int = 100,
-    weight_decay: float = 0.05,
-    ema_decay: float = 0.995,
-    prompt_dropout: float = 0.17,
-    seed: int = 0,
+    steps: int = Settings.steps,
+    batch_size: int = Settings.batch_size,
+    learning_rate: float = Settings.learning_rate,
+    warmup: int = Settings.warmup,
+    weight_decay: float = Settings.weight_decay,
+    ema_decay: float = Settings.ema_decay,
+    prompt_dropout: float = Settings.prompt_dropout,
+    seed: int = Settings.seed,
     device: str = "cpu",
-    dtype: str = "bf16",
+    dtype: str = Settings.dtype,
     compile: bool = False,
     threads: int | None = None,
     save_seconds: float = 30.0,
@@ -59,7 +59,7 @@ def train(
     (the differences are named); OSError if `out` cannot be written.
     """
     settings = Settings(
-        steps, batch_size, learning_rate, warmup, weight_decay, 1.0, ema_decay, prompt_dropout, seed, dtype
+        steps, batch_size, learning_rate, warmup, weight_decay, Settings.clip, ema_decay, prompt_dropout, seed, dtype
     )
     if not save_seconds > 0:
         raise ValueError(f"save_seconds must be positive, not {save_seconds!r}")
