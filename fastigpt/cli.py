@@ -256,10 +256,13 @@ def bench(
 def train(
     images: Annotated[Path | None, typer.Argument(help="Folder of images. Default: the scenes fastigpt draws.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the training; goes on if it holds one.")] = Path("my-model"),
-    resolution: Annotated[int, typer.Option(help="Canvas, squared.")] = 32,
-    n_layer: Annotated[int, typer.Option(help="Blocks.")] = 5,
-    n_head: Annotated[int, typer.Option(help="Attention heads.")] = 3,
-    n_embd: Annotated[int, typer.Option(help="Width.")] = 192,
+    init: Annotated[
+        str | None, typer.Option(help="Start from this checkpoint: directory, hub id or [bold]bundled[/].")
+    ] = None,
+    resolution: Annotated[int | None, typer.Option(help="Canvas, squared. Default: init's, else 32.")] = None,
+    n_layer: Annotated[int | None, typer.Option(help="Blocks. Default: init's, else 5.")] = None,
+    n_head: Annotated[int | None, typer.Option(help="Attention heads. Default: init's, else 3.")] = None,
+    n_embd: Annotated[int | None, typer.Option(help="Width. Default: init's, else 192.")] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3800,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 3e-3,
@@ -274,6 +277,7 @@ def train(
     folder = train_model(
         out,
         images=images,
+        init=init,
         resolution=resolution,
         n_layer=n_layer,
         n_head=n_head,

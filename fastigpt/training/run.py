@@ -80,9 +80,16 @@ class Run:
         self.loss: Callable[..., torch.Tensor] = self.network.loss
         if compile:
             self.loss = torch.compile(self.network.loss, dynamic=False)
+        self.init: str | None = None
         self.step = 0
         self.seconds = 0.0
         self.log: list[dict[str, float]] = []
+
+    def begin_from(self, name: str, weights: dict[str, torch.Tensor]) -> None:
+        """Takes these weights for the first step's. name: what a run that goes on is compared by."""
+        self.init = name
+        self.network.load_state_dict({k: tensor.float() for k, tensor in weights.items()})
+        self.ema = {k: p.detach().clone() for k, p in self.network.named_parameters()}
 
     # --- a step --------------------------------------------------------------------------------------------------
 
@@ -199,7 +206,8 @@ class Run:
     # --- files ---------------------------------------------------------------------------------------------------
 
     def _identity(self) -> dict[str, object]:
-        return {"data": self.data.name, **dataclasses.asdict(self.config), **dataclasses.asdict(self.settings)}
+        named = {"data": self.data.name, "init": self.init}
+        return {**named, **dataclasses.asdict(self.config), **dataclasses.asdict(self.settings)}
 
     def save(self) -> None:
         """Writes beside and renames: a full disk or a kill leaves the last good state."""

@@ -13,11 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from fastigpt import checkpoint
+from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
 from fastigpt.model import ImageGPT
 from fastigpt.palette import Palette
 from fastigpt.training import report
-from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette
+from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, scene_vocabulary
+from fastigpt.training.network import Network
 from fastigpt.training.run import Settings
 from fastigpt.training.train import train
 
@@ -132,6 +135,63 @@ def test_training_lowers_the_loss(palette):
     folder = train(palette("run"), **TINY | {"steps": 60, "n_embd": 32, "batch_size": 4})
     losses = [float(row["loss"]) for row in csv.DictReader((folder / "training" / "log.csv").open())]
     assert losses[0] > 5.5 and losses[-1] < losses[0] - 1
+
+
+# --- from a checkpoint -----------------------------------------------------------------------------------------------
+
+
+def checkpoint_of_scenes(folder, **wrong):
+    """A tiny checkpoint that reads the scenes' words, with random weights."""
+    vocabulary = scene_vocabulary()
+    config = ImageGPTConfig(
+        1, 2, 16, n_colors=8, n_words=vocabulary.n_words, prompt_length=vocabulary.max_words, **wrong
+    )
+    network = Network(config, seed=3)
+    palette = Palette(np.random.default_rng(0).uniform(-1, 1, (8, 3)))
+    checkpoint.write(folder, config, dict(network.state_dict()), palette, vocabulary)
+    return folder, network, palette
+
+
+def test_training_starts_from_a_checkpoint(tmp_path, monkeypatch):
+    start, network, palette = checkpoint_of_scenes(tmp_path / "start")
+    settings = {k: v for k, v in TINY.items() if not k.startswith("n_")} | {"steps": 2, "learning_rate": 1e-12}
+    folder = train(tmp_path / "run", init=start, **settings)
+    model = ImageGPT.from_pretrained(folder, dtype="float32")
+    assert model.vocabulary is not None and np.array_equal(model.palette.clusters, palette.clusters)
+    for name, expected in network.state_dict().items():  # steps of 1e-12 change next to nothing
+        torch.testing.assert_close(weights(folder)[name], expected, rtol=1e-6, atol=1e-9)
+    with pytest.raises(ValueError, match=r"init: .*start.* there, None here"):
+        train(folder, n_layer=1, n_head=2, n_embd=16, **settings)
+
+
+def test_images_take_a_checkpoints_shape_and_palette_but_not_its_prompt(tmp_path):
+    start, network, palette = checkpoint_of_scenes(tmp_path / "start")
+    settings = {k: v for k, v in TINY.items() if not k.startswith("n_")} | {"steps": 2, "learning_rate": 1e-12}
+    folder = train(tmp_path / "run", images=photos(tmp_path / "photos", 3), init=start, **settings)
+    model = ImageGPT.from_pretrained(folder)
+    assert model.vocabulary is None and (model.config.height, model.config.n_embd) == (32, 16)
+    assert np.array_equal(model.palette.clusters, palette.clusters)
+    expected = network.state_dict()["lm_head.weight"]
+    torch.testing.assert_close(weights(folder)["lm_head.weight"], expected, rtol=1e-6, atol=1e-9)
+
+
+def test_what_no_training_can_start_from_is_refused(tmp_path):
+    start, *_ = checkpoint_of_scenes(tmp_path / "start")
+    wide, *_ = checkpoint_of_scenes(tmp_path / "wide", height=8, width=16)
+    plain = ImageGPT.from_config(ImageGPTConfig(1, 2, 16, height=32, width=32, n_colors=8), seed=0)
+    plain.save_pretrained(tmp_path / "plain")
+    images = photos(tmp_path / "photos", 3)
+    for arguments, message in (
+        ({"init": start, "n_embd": 32}, "n_embd: 16 there, 32 asked for"),
+        ({"init": start, "resolution": 16}, "height: 32 there, 16 asked for"),
+        ({"init": wide, "images": images}, "square canvas.* 8 × 16"),
+        ({"init": tmp_path / "plain", "images": images}, "has no palette"),
+        ({"init": tmp_path / "plain"}, "has no palette"),
+        ({"init": tmp_path / "nothing"}, "no directory"),
+    ):
+        with pytest.raises((ValueError, CheckpointError), match=message):
+            train(tmp_path / "run", steps=2, **arguments)
+        assert not (tmp_path / "run").exists()
 
 
 # --- a folder of images ----------------------------------------------------------------------------------------------
