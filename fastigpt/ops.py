@@ -480,7 +480,9 @@ def _decode_gpu(
         if lengths is None:
             lengths = torch.full((sources,), prefix.k.shape[2], dtype=torch.int32, device=q.device)
         of_image = [b // (n // sources) for b in range(n)]
-        shared = make_prefix(prefix.k, prefix.v, lengths, of_image, q.shape[1], configs, prefix.k_scale, prefix.v_scale)
+        shared = make_prefix(
+            prefix.k, prefix.v, lengths, of_image, q.shape[1], configs, q.dtype, prefix.k_scale, prefix.v_scale
+        )
     with torch.cuda.device_of(q):
         append_kv(k, v, cache.k, cache.v, positions, cache.k_scale, cache.v_scale)
         return decode_attention(

@@ -135,8 +135,7 @@ def causal_attention(
     if out is None:
         out = torch.empty((batch, tq, n_head, head_dim), dtype=q.dtype, device=q.device)
     expect(out.shape == q.shape and out.is_contiguous(), "out must be contiguous and shaped as q")
-    wide = 4 if q.dtype == torch.float32 else 1  # configurations are for 16-bit types; without tensor cores less fits
-    config = config or settings(configs, "causal_attention", head_dim * wide)
+    config = config or settings(configs, "causal_attention", head_dim, q.dtype)
     _causal_attention[(triton.cdiv(tq, config["block_m"]) * batch * n_head,)](
         q, k, v, out, tq, tk, q.stride(0), k.stride(0), v.stride(0), q.stride(1), k.stride(1), v.stride(1),
         LOG2_E / math.sqrt(head_dim), HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim),

@@ -331,12 +331,13 @@ def make_prefix(
     source: list[int],
     window: int,
     configs: Table,
+    dtype: torch.dtype,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
 ) -> Prefix:
-    """Plans the prefix of lanes whose sources are `source`, for windows of `window` queries."""
+    """Plans the prefix of lanes whose sources are `source`, for windows of `window` queries of this dtype."""
     _, n_head, _, head_dim = k.shape
-    config = settings(configs, "prefix_attention", len(source) * window)
+    config = settings(configs, "prefix_attention", len(source) * window, dtype)
     blocks = plan_prefix(source, window, config["block_m"])
     scratch = part_scratch(config["splits"], len(source) * window, n_head, head_dim, k.device)
     return Prefix(
@@ -379,7 +380,8 @@ def decode_attention(
     expect_contiguous(k_cache=k_cache, v_cache=v_cache, slots=slots, k_scale=k_scale, v_scale=v_scale, out=out)
 
     rows = lanes * window
-    config = config or settings(configs, "decode_attention_1" if window == 1 else "decode_attention", lanes * n_head)
+    kernel = "decode_attention_1" if window == 1 else "decode_attention"
+    config = config or settings(configs, kernel, lanes * n_head, q.dtype)
     splits = config["splits"]
     block_w = 1 if window == 1 and not config.get("dot", False) else max(16, triton.next_power_of_2(window))
     if out is None:
@@ -392,17 +394,14 @@ def decode_attention(
     else:
         part_m, part_l, part_acc, arrivals = scratch
     scale = LOG2_E / math.sqrt(head_dim)
-    # Configurations are for 16-bit types. Of float32, half the keys are as many bytes; where they are multiplied as
-    # matrices, without tensor cores, a quarter keeps them in registers.
-    wide = 2 if q.dtype == torch.float32 else 1
     block_d = padded_head(head_dim)
     if prefix is not None:
-        prefix_config = settings(configs, "prefix_attention", rows)
+        prefix_config = settings(configs, "prefix_attention", rows, q.dtype)
         _prefix_attention[(len(prefix.blocks), n_head, prefix.splits)](
             q, prefix.k, prefix.v, _or(prefix.k_scale, prefix.k), _or(prefix.v_scale, prefix.v), prefix.blocks,
             prefix.lengths, prefix.part_m, prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], scale,
             HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=prefix.block_m,
-            BLOCK_S=max(16, prefix_config["block_s"] // wide**2), SPLITS=prefix.splits, SCALED=scaled,
+            BLOCK_S=prefix_config["block_s"], SPLITS=prefix.splits, SCALED=scaled,
             STAGES=prefix_config["stages"], num_warps=prefix_config["warps"], **overlap(configs),
         )  # fmt: skip
     parts = (None, None, None) if prefix is None else (prefix.part_m, prefix.part_l, prefix.part_acc)
@@ -410,7 +409,7 @@ def decode_attention(
         q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, part_m, part_l, part_acc,
         arrivals, *parts, rows, q_stride, capacity, scale,
         HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window, BLOCK_W=block_w,
-        BLOCK_S=max(16, config["block_s"] // wide), SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
+        BLOCK_S=config["block_s"], SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
         SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip
     return out

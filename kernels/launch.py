@@ -73,12 +73,18 @@ def table(name: str) -> Table:
     return json.loads((path if path.exists() else FOLDER / "default.json").read_text())
 
 
-def settings(configs: Table, kernel: str, size: int) -> dict[str, Any]:
-    """The settings of `kernel` for work of `size` (rows, keys …: see the kernel's launcher), without "upto"."""
-    for row in configs[kernel]:
+def settings(configs: Table, kernel: str, size: int, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The settings of `kernel` for work of `size` (rows, keys …: see the kernel's launcher), without "upto".
+
+    Rows are for 16-bit types. Where a table has rows named "<kernel>_float32", float32 takes those: it has no tensor
+    cores (TF32 would round), so blocks that the others hold easily would spill registers.
+    """
+    wide = f"{kernel}_float32"
+    name = wide if dtype == torch.float32 and wide in configs else kernel
+    for row in configs[name]:
         if size <= row.get("upto", size):
             return {key: value for key, value in row.items() if key != "upto"}
-    raise KeyError(f"the last row of {kernel!r} must have no 'upto'")
+    raise KeyError(f"the last row of {name!r} must have no 'upto'")
 
 
 def expect(condition: bool, message: str) -> None:

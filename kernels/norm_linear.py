@@ -226,7 +226,7 @@ def norm_linear(
         return _many_rows(x, weight, out, gain, bias, epsilon, gelu, residual, scratch)
 
     k_cache, v_cache = kv_cache or (out, out)
-    config = config or settings(configs, "norm_linear", rows)
+    config = config or settings(configs, "norm_linear", rows, weight.dtype)
     block_m = config["block_m"]
     block_k = min(config["block_k"], max(16, triton.next_power_of_2(width)))
     _norm_linear[(triton.cdiv(n, config["block_n"]), triton.cdiv(rows, block_m))](

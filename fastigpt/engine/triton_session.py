@@ -328,7 +328,7 @@ class Window:
         self.scratch = empty(rows * (d + max(3 * d, config.inner) + config.inner))
         self.sample_scratch = make_scratch(plan.n, width, config.n_colors, device)
         name = "decode_attention_1" if width == 1 else "decode_attention"
-        splits = settings(engine.configs, name, lanes * config.n_head)["splits"]
+        splits = settings(engine.configs, name, lanes * config.n_head, dtype)["splits"]
         arrivals = torch.zeros(lanes * config.n_head, dtype=torch.int32, device=device)
         self.attention_scratch = (*part_scratch(splits, rows, config.n_head, config.head_dim, device), arrivals)
         self.prefixes: list[Prefix | None] = [None] * config.n_layer
@@ -336,7 +336,7 @@ class Window:
             k, v, k_scale, v_scale = session.prefix.layer(0)
             assert k is not None and v is not None
             first = make_prefix(
-                k, v, session.prefix_lengths, plan.lane_sources, width, engine.configs, k_scale, v_scale
+                k, v, session.prefix_lengths, plan.lane_sources, width, engine.configs, dtype, k_scale, v_scale
             )
             for i in range(config.n_layer):
                 parts = dict(zip(("k", "v", "k_scale", "v_scale"), session.prefix.layer(i)))

@@ -113,7 +113,7 @@ def test_shared_prefix_is_merged(generator, device, dtype, window, splits, prefi
     slots = torch.tensor([0, 5, 9, 2, 0, 16], dtype=torch.int32, device=device)
     configs = config(splits=splits, prefix_splits=prefix_splits)
     used = lengths.tolist()
-    prefix = make_prefix(poisoned(prefix_k, used), poisoned(prefix_v, used), lengths, source, window, configs)
+    prefix = make_prefix(poisoned(prefix_k, used), poisoned(prefix_v, used), lengths, source, window, configs, q.dtype)
     for scratch in (prefix.part_m, prefix.part_l, prefix.part_acc):
         scratch.fill_(float("nan"))
     got = decode_attention(q, k, v, slots, configs=configs, prefix=prefix)
