@@ -173,6 +173,10 @@ class _Stored(NamedTuple):
     k_scale: Tensor | None
     v_scale: Tensor | None
 
+    def addresses(self) -> tuple[int, ...]:
+        scales = (0 if x is None else x.data_ptr() for x in (self.k_scale, self.v_scale))
+        return self.k.data_ptr(), self.v.data_ptr(), *scales
+
     def check(self, before: str, n_head: int, head_dim: int) -> None:
         """before: of the arguments' names, "" or "prefix_"."""
         k_name, v_name = ("prefix_k", "prefix_v") if before else ("k_cache", "v_cache")
@@ -198,7 +202,7 @@ def _check_decode(
 ) -> None:
     if q.dim() != 4 or 0 in q.shape:
         raise ValueError(f"q must be [n, W, n_head, head_dim], none of them 0, not {list(q.shape)}")
-    n, window, n_head, head_dim = q.shape
+    n, _, n_head, head_dim = q.shape
     _shape("k", k, tuple(q.shape))
     _shape("v", v, tuple(q.shape))
     if cache.k.dim() != 4 or cache.k.shape[2] < 1 or len(cache.k) != n:
@@ -226,7 +230,6 @@ def _check_decode(
         v_scale=cache.v_scale, prefix_k=prefix and prefix.k, prefix_v=prefix and prefix.v, prefix_lengths=lengths,
         prefix_k_scale=prefix and prefix.k_scale, prefix_v_scale=prefix and prefix.v_scale,
     )  # fmt: skip
-    _check_positions(positions, window, cache.k.shape[2], lengths, 0 if prefix is None else prefix.k.shape[2])
 
 
 def _check_positions(positions: Tensor, window: int, capacity: int, prefix_lengths: Tensor | None, prefix: int) -> None:
@@ -350,7 +353,7 @@ def _nearest_centroid_anywhere(points: Tensor, centroids: Tensor) -> Tensor:
     return _nearest_centroid(points, centroids)
 
 
-# --- on the CPU: PyTorch, and the extension's draw -------------------------------------------------------------------
+# --- on the CPU: the extension, and PyTorch --------------------------------------------------------------------------
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -397,8 +400,41 @@ def _append(x: Tensor, to: Tensor, starts: list[int], together: bool) -> None:
 
 
 def _decode_cpu(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cache: _Stored,
+    positions: Tensor,
+    prefix: _Stored | None,
+    lengths: Tensor | None,
+    *,
+    isa: str = "auto",
+) -> Tensor:
+    if q.dtype == torch.float16 or cache.k.dtype == torch.float8_e4m3fn:
+        _check_positions(positions, q.shape[1], cache.k.shape[2], lengths, 0 if prefix is None else prefix.k.shape[2])
+        return _decode_plain(q, k, v, cache, positions, prefix, lengths)
+    y = torch.empty_like(q, memory_format=torch.contiguous_format)
+    n, window, n_head, head_dim = q.shape
+    nothing = (0, 0, 0, 0)
+    _C.decode_rows(
+        _dtype_name(q), _dtype_name(cache.k), (n, window, n_head, head_dim), (q.data_ptr(), k.data_ptr(), v.data_ptr()),
+        tuple(launch.row_stride(name, x) for name, x in (("q", q), ("k", k), ("v", v))),
+        cache.addresses(), cache.k.shape[2], positions.data_ptr(),
+        nothing if prefix is None else prefix.addresses(), 0 if prefix is None else len(prefix.k),
+        0 if prefix is None else prefix.k.shape[2], 0 if lengths is None else lengths.data_ptr(),
+        y.data_ptr(), isa, torch.get_num_threads(),
+    )  # fmt: skip
+    return y
+
+
+def _dtype_name(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _decode_plain(
     q: Tensor, k: Tensor, v: Tensor, cache: _Stored, positions: Tensor, prefix: _Stored | None, lengths: Tensor | None
 ) -> Tensor:
+    """The same in PyTorch's operators: the twin of the extension's, and what serves float16 and float8."""
     n, window = q.shape[:2]
     starts = positions.tolist()
     # Images at one position see as many slots and can attend together; else each attends to just the slots it sees.
@@ -470,6 +506,7 @@ def _decode_gpu(
 ) -> Tensor:
     if cache.k.dtype == torch.float8_e4m3fn and not launch.stores_float8(q.device):
         raise ValueError("a float8_e4m3fn cache needs an NVIDIA GPU of compute capability 8.9 or later")
+    _check_positions(positions, q.shape[1], cache.k.shape[2], lengths, 0 if prefix is None else prefix.k.shape[2])
     configs = _configs(q)
     from fastigpt.kernels.decode_attention import decode_attention, make_prefix
     from fastigpt.kernels.kv_cache import append_kv

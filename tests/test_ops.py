@@ -1,11 +1,13 @@
 """The public operators: opcheck, fullgraph compilation, values against plain formulas, and errors before any work."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
 import fastigpt.ops as ops
+from fastigpt import _C
 from fastigpt.engine import Drawing
 from fastigpt.sampling import draw
 
@@ -152,6 +154,64 @@ def test_decode_attention_of_images_at_one_position(window, start, dtype, tolera
                 parts = [x[b, : start + j + 1, h].float() for x in (keys, values)]
                 expected = plain_attention(q[b, j, h].float(), *parts)
                 torch.testing.assert_close(got[b, j, h].float(), expected, atol=tolerance, rtol=tolerance)
+
+
+def rows_of(shape, dtype, used):
+    """Keys and values of a cache or prefix: what is not in use is NaN, or in int8 a scale of NaN."""
+    k, v = (
+        torch.randn(shape).to(dtype) if dtype != torch.int8 else torch.randint(-127, 128, shape).to(dtype) for _ in "kv"
+    )
+    k_scale, v_scale = (torch.rand(shape[:-1]) / 50 if dtype == torch.int8 else None for _ in "kv")
+    for b, end in enumerate(used):
+        for x in (k, v) if dtype != torch.int8 else (k_scale, v_scale):
+            x[b, :, end:] = math.nan
+    return ops._Stored(k, v, k_scale, v_scale)
+
+
+@pytest.mark.parametrize("isa", _C.supported_isas())
+@pytest.mark.parametrize(
+    "number, stored", [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "int8"), ("bfloat16", "int8")]
+)
+@pytest.mark.parametrize("head_dim, n_head, n, window, capacity, sources", [
+    (64, 2, 3, 1, 200, 0), (64, 1, 1, 1, 1, 0), (8, 3, 2, 2, 130, 2), (24, 2, 4, 3, 65, 1), (96, 1, 2, 5, 97, 0),
+    (128, 2, 2, 8, 70, 2), (80, 1, 1, 7, 7, 1), (5, 2, 3, 66, 150, 0), (64, 1, 2, 64, 129, 1),
+])  # fmt: skip
+def test_the_extensions_decode_equals_its_twin(head_dim, n_head, n, window, capacity, sources, number, stored, isa):
+    number, stored = getattr(torch, number), getattr(torch, stored)
+    positions = torch.randint(0, capacity - window + 1, (n,), dtype=torch.int32)
+    q, k, v = torch.randn(n, window, 3, n_head, head_dim).to(number).unbind(2)  # parts of a fused projection
+    cache = rows_of((n, n_head, capacity, head_dim), stored, positions.tolist())
+    prefix = lengths = None
+    if sources:
+        lengths = torch.randint(0, 34, (sources,), dtype=torch.int32)
+        prefix = rows_of((sources, n_head, 33, head_dim), stored, lengths.tolist())
+    copy = ops._Stored(*(x if x is None else x.clone() for x in cache))
+    got = ops._decode_cpu(q, k, v, cache, positions, prefix, lengths, isa=isa)
+    expected = ops._decode_plain(q, k, v, copy, positions, prefix, lengths)
+    assert got.is_contiguous() and got.dtype == number
+    tolerance = 2e-5 if number == torch.float32 else 1e-2
+    torch.testing.assert_close(got.float(), expected.float(), atol=tolerance, rtol=tolerance)
+    for mine, twins in zip(cache, copy):
+        assert mine is None or torch.equal(torch.nan_to_num(mine.float(), 7), torch.nan_to_num(twins.float(), 7))
+
+
+def test_decode_attention_is_the_same_on_any_number_of_threads_and_from_several():
+    q, k, v = torch.randn(16, 1, 3, 8, 64).unbind(2)
+    caches = torch.randn(2, 16, 8, 300, 64)
+    positions = torch.full((16,), 250, dtype=torch.int32)
+
+    def decoded(_=None):
+        return ops.decode_attention(q, k, v, *caches, positions)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = decoded()
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(torch.equal(alone, other) for other in pool.map(decoded, range(8)))
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

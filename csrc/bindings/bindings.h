@@ -5,6 +5,7 @@
 namespace fastigpt {
 
 void bind_cpu_engine(pybind11::module_& m);
+void bind_operators(pybind11::module_& m);
 void bind_quantize(pybind11::module_& m);
 
 }  // namespace fastigpt

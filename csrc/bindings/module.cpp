@@ -27,5 +27,6 @@ PYBIND11_MODULE(_C, m) {
   m.attr("has_cuda") = false;
 #endif
   fastigpt::bind_cpu_engine(m);
+  fastigpt::bind_operators(m);
   fastigpt::bind_quantize(m);
 }

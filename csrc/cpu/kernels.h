@@ -100,6 +100,30 @@ struct Attend {
   const uint8_t* next;  // keys that the thread will read after this, to be prefetched
 };
 
+// Keys and values of one head as rows, [slot][head_dim], with a scale for each row in int8. See row_attention_impl.h.
+struct RowSegment {
+  const void *k = nullptr, *v = nullptr;
+  const float *k_scale = nullptr, *v_scale = nullptr;
+  int slots = 0;  // that are used
+};
+
+constexpr int kMaxRows = 64;  // queries of one AttendRows
+
+// Attention of `count` consecutive queries of one head over two segments, the second of which ends with the keys of the
+// queries themselves: the last query sees everything, the one before it one key less, and so on.
+struct AttendRows {
+  Number number;  // f32 or bf16: of q and out
+  Number stored;  // of keys and values
+  int head_dim, count;
+  float scale;
+  const void* q;
+  size_t q_stride;  // elements between rows
+  RowSegment segments[2];
+  void* out;
+  size_t out_stride;
+  float* scratch;  // attend_rows_scratch() bytes
+};
+
 struct DrawKey {
   uint64_t seed, index;
   uint32_t position;
@@ -123,6 +147,10 @@ struct Kernels {
   void (*put_value)(CacheShape shape, const HeadCache& head, int at, const float* v, int first, int last);
   void (*attend)(const Attend& job);
   size_t (*attend_scratch)(CacheShape shape, int slots);
+  // One row of a key or value, of `d` numbers, into a cache of rows; scales: of int8.
+  void (*put_row)(const void* from, Number number, int d, void* cache, float* scales, size_t at, Number stored);
+  void (*attend_rows)(const AttendRows& job);
+  size_t (*attend_rows_scratch)(int count, int keys, int head_dim);
   // argmax over scores[v] + noise(key, v); scores are padded to a multiple of 64 with −inf. Returns −1 if all are NaN or −inf.
   int (*draw)(const float* scores, int n, const DrawKey& key);
   // The 24-bit draws' Gumbel noise as draw() approximates it; for the test that bounds its error.

@@ -5,13 +5,15 @@
 #include "attention_impl.h"
 #include "draw_impl.h"
 #include "linear_impl.h"
+#include "row_attention_impl.h"
 
 namespace fastigpt {
 namespace FASTIGPT_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {Isa::FASTIGPT_ISA, activation_bytes, norm,   norm_floats,    quantize_rows, linear, put_key,
-                         put_value,         attend,           attend_scratch, draw, gumbel};
+const Kernels kernels = {Isa::FASTIGPT_ISA, activation_bytes, norm,           norm_floats, quantize_rows,       linear, put_key,
+                         put_value,         attend,           attend_scratch, put_row,     attend_rows, attend_rows_scratch,
+                         draw,              gumbel};
 
 }  // namespace FASTIGPT_ISA
 }  // namespace fastigpt

@@ -14,7 +14,6 @@
 namespace fastigpt {
 namespace {
 
-constexpr int kSpins = 20000;  // about a millisecond
 constexpr int kYieldEvery = 256;
 
 inline void relax() {
@@ -42,8 +41,8 @@ void Gate::open() {
   wake_.notify_all();
 }
 
-void Gate::pass(uint32_t seen) {
-  for (int spin = 1; spin <= kSpins; ++spin) {
+void Gate::pass(uint32_t seen, int spins) {
+  for (int spin = 1; spin <= spins; ++spin) {
     if (now() != seen) return;
     if (spin % kYieldEvery == 0)
       std::this_thread::yield();
@@ -56,7 +55,7 @@ void Gate::pass(uint32_t seen) {
   sleepers_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
-ThreadPool::ThreadPool(int threads) : size_(threads < 1 ? 1 : threads) { start(); }
+ThreadPool::ThreadPool(int threads, int spins) : size_(threads < 1 ? 1 : threads), spins_(spins) { start(); }
 
 ThreadPool::~ThreadPool() {
   if (owner_ != process_id()) {  // a forked child: the threads are not here
@@ -76,7 +75,7 @@ void ThreadPool::start() {
 void ThreadPool::work(int thread) {
   // The first job may have been posted before this thread began, so it counts jobs rather than looking at the gate.
   for (uint32_t seen = 0;; ++seen) {
-    job_.pass(seen);
+    job_.pass(seen, spins_);
     if (stop_) return;
     body_(context_, thread);
     barrier();
@@ -90,7 +89,7 @@ void ThreadPool::barrier() {
     arrived_.store(0, std::memory_order_relaxed);
     barrier_.open();
   } else {
-    barrier_.pass(seen);
+    barrier_.pass(seen, kSpins);
   }
 }
 

@@ -15,7 +15,7 @@ class Gate {
  public:
   uint32_t now() const { return value_.load(std::memory_order_acquire); }
   void open();               // next value; wakes whoever sleeps
-  void pass(uint32_t seen);  // returns once the value is no longer `seen`
+  void pass(uint32_t seen, int spins);  // returns once the value is no longer `seen`; sleeps after that many looks
 
  private:
   alignas(64) std::atomic<uint32_t> value_{0};
@@ -26,7 +26,10 @@ class Gate {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // at least 1; the caller of run() is one of them
+  static constexpr int kSpins = 20000;  // about a millisecond
+  // threads: at least 1; the caller of run() is one of them. spins: looks at a gate before a worker sleeps; few where other
+  // libraries' threads need the cores between two jobs.
+  explicit ThreadPool(int threads, int spins = kSpins);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -45,7 +48,7 @@ class ThreadPool {
   void start();
   void work(int thread);
 
-  const int size_;
+  const int size_, spins_;
   std::mutex turn_;
   void (*body_)(void*, int) = nullptr;
   void* context_ = nullptr;

@@ -1,0 +1,283 @@
+// Attention of one head over keys and values that lie as rows, [slot][head_dim], the layout of other people's caches: no
+// packing, so that one call works on a cache that nobody prepared. Written once for all instruction sets.
+//
+// As in attention_impl.h all scores come first, then the softmax, then the weighted sum of values. Keys and values are walked
+// in chunks that stay in the first-level cache while all queries of a window use them: memory is read once.
+#include "kernels.h"
+
+namespace fastigpt {
+namespace FASTIGPT_ISA {
+namespace {
+
+// Sixteen stored numbers as floats.
+inline F16 widen(const float* p) { return load(p); }
+inline F16 widen(const uint16_t* p) {  // bfloat16
+#if defined(__AVX512F__)
+  return as_float(shift_left<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))));
+#elif defined(__AVX2__)
+  auto q = reinterpret_cast<const __m128i*>(p);
+  const I16 wide = {_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
+  return as_float(shift_left<16>(wide));
+#else
+  int32_t wide[16];
+  for (int i = 0; i < 16; ++i) wide[i] = int32_t(uint32_t(p[i]) << 16);
+  return as_float(load(static_cast<const void*>(wide)));
+#endif
+}
+inline F16 widen(const int8_t* p) {
+#if defined(__AVX512F__)
+  return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#elif defined(__AVX2__)
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return to_float(I16{_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))});
+#else
+  int32_t wide[16];
+  for (int i = 0; i < 16; ++i) wide[i] = p[i];
+  return to_float(load(static_cast<const void*>(wide)));
+#endif
+}
+
+// The last numbers of a row, fewer than sixteen: zeros stand for the rest, and nothing behind the row is read.
+template <class T>
+inline F16 widen_some(const T* p, int n) {
+  T padded[16] = {};
+  std::memcpy(padded, p, size_t(n) * sizeof(T));
+  return widen(padded);
+}
+
+// Lane i of the result is the sum of the lanes of x[i].
+inline F16 sums(const F16* x) {
+#if defined(__AVX512F__)
+  F16 a[8], b[4], c[2];
+  for (int i = 0; i < 8; ++i)  // pairs of rows: lanes alternate between the two
+    a[i] = add(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+  for (int i = 0; i < 4; ++i) {  // fours: each 128-bit quarter holds one sum of each row
+    const __m512d lo = _mm512_castps_pd(a[2 * i]), hi = _mm512_castps_pd(a[2 * i + 1]);
+    b[i] = add(_mm512_castpd_ps(_mm512_unpacklo_pd(lo, hi)), _mm512_castpd_ps(_mm512_unpackhi_pd(lo, hi)));
+  }
+  for (int i = 0; i < 2; ++i)  // quarters 0 + 1 and 2 + 3
+    c[i] = add(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88), _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
+  return add(_mm512_shuffle_f32x4(c[0], c[1], 0x88), _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
+#else
+  float lanes[16];
+  for (int i = 0; i < 16; ++i) lanes[i] = reduce_add(x[i]);
+  return load(lanes);
+#endif
+}
+
+constexpr int kRowChunk = 64;  // keys that all queries use before the next are read
+
+// Scores of Q queries (1, 2 or 4) against 16 / Q keys, in one vector: first all keys of query 0.
+template <class T, int Q>
+inline F16 score_rows(const T* keys, int head_dim, const float* q, size_t q_stride) {
+  constexpr int kKeys = 16 / Q;
+  F16 acc[16];
+  for (int i = 0; i < 16; ++i) acc[i] = zero();
+  int d = 0;
+  for (; d + 16 <= head_dim; d += 16) {
+    F16 query[Q];
+    for (int i = 0; i < Q; ++i) query[i] = load(q + i * q_stride + d);
+    for (int j = 0; j < kKeys; ++j) {
+      const F16 key = widen(keys + size_t(j) * head_dim + d);
+      for (int i = 0; i < Q; ++i) acc[i * kKeys + j] = fma(key, query[i], acc[i * kKeys + j]);
+    }
+  }
+  if (d < head_dim)
+    for (int j = 0; j < kKeys; ++j) {
+      const F16 key = widen_some(keys + size_t(j) * head_dim + d, head_dim - d);
+      for (int i = 0; i < Q; ++i) acc[i * kKeys + j] = fma(key, load(q + i * q_stride + d), acc[i * kKeys + j]);
+    }
+  return sums(acc);
+}
+
+// scores[i][j] for Q queries and n keys. q: rows padded with zeros to whole vectors.
+template <class T, int Q>
+void score_chunk(const T* keys, int n, int head_dim, const float* q, size_t q_stride, float* scores, size_t stride) {
+  constexpr int kKeys = 16 / Q;
+  float found[16];
+  int j = 0;
+  for (; j + kKeys <= n; j += kKeys) {
+    const F16 s = score_rows<T, Q>(keys + size_t(j) * head_dim, head_dim, q, q_stride);
+    if constexpr (Q == 1) {
+      store(scores + j, s);
+    } else {
+      store(found, s);
+      for (int i = 0; i < Q; ++i) std::memcpy(scores + i * stride + j, found + i * kKeys, kKeys * sizeof(float));
+    }
+  }
+  for (; j < n; ++j)  // keys behind the last may not be ours to read
+    for (int i = 0; i < Q; ++i) {
+      const T* key = keys + size_t(j) * head_dim;
+      F16 acc = zero();
+      int d = 0;
+      for (; d + 16 <= head_dim; d += 16) acc = fma(widen(key + d), load(q + i * q_stride + d), acc);
+      if (d < head_dim) acc = fma(widen_some(key + d, head_dim - d), load(q + i * q_stride + d), acc);
+      scores[i * stride + j] = reduce_add(acc);
+    }
+}
+
+// out[i] += Σⱼ weights[i][j] · values[j] for Q queries and V vectors of dimensions.
+template <class T, int Q, int V>
+void sum_chunk(const T* values, int n, int head_dim, const float* weights, size_t stride, float* out, size_t out_stride) {
+  F16 acc[Q][V];
+  for (int i = 0; i < Q; ++i)
+    for (int v = 0; v < V; ++v) acc[i][v] = load(out + i * out_stride + v * 16);
+  for (int j = 0; j < n; ++j) {
+    F16 value[V];
+    for (int v = 0; v < V; ++v) value[v] = widen(values + size_t(j) * head_dim + v * 16);
+    for (int i = 0; i < Q; ++i) {
+      const F16 weight = set1(weights[i * stride + j]);
+      for (int v = 0; v < V; ++v) acc[i][v] = fma(value[v], weight, acc[i][v]);
+    }
+  }
+  for (int i = 0; i < Q; ++i)
+    for (int v = 0; v < V; ++v) store(out + i * out_stride + v * 16, acc[i][v]);
+}
+
+template <class T, int Q>
+void sum_rows(const T* values, int n, int head_dim, const float* weights, size_t stride, float* out, size_t out_stride) {
+  int d = 0;
+  for (; d + 64 <= head_dim; d += 64) sum_chunk<T, Q, 4>(values + d, n, head_dim, weights, stride, out + d, out_stride);
+  for (; d + 16 <= head_dim; d += 16) sum_chunk<T, Q, 1>(values + d, n, head_dim, weights, stride, out + d, out_stride);
+  if (d < head_dim)
+    for (int j = 0; j < n; ++j) {
+      const F16 value = widen_some(values + size_t(j) * head_dim + d, head_dim - d);
+      for (int i = 0; i < Q; ++i) {
+        float* to = out + i * out_stride + d;
+        store(to, fma(value, set1(weights[i * stride + j]), load(to)));
+      }
+    }
+}
+
+// Both walks take four queries at a time, then two, then one.
+template <class T>
+void walk_keys(const RowSegment& s, int first, int n, int head_dim, int queries, const float* q, size_t q_stride, float* scores,
+               size_t stride) {
+  const T* keys = static_cast<const T*>(s.k) + size_t(first) * head_dim;
+  int i = 0;
+  for (; i + 4 <= queries; i += 4) score_chunk<T, 4>(keys, n, head_dim, q + i * q_stride, q_stride, scores + i * stride, stride);
+  for (; i + 2 <= queries; i += 2) score_chunk<T, 2>(keys, n, head_dim, q + i * q_stride, q_stride, scores + i * stride, stride);
+  for (; i < queries; ++i) score_chunk<T, 1>(keys, n, head_dim, q + i * q_stride, q_stride, scores + i * stride, stride);
+}
+
+template <class T>
+void walk_values(const RowSegment& s, int first, int n, int head_dim, int queries, const float* weights, size_t stride, float* out,
+                 size_t out_stride) {
+  const T* values = static_cast<const T*>(s.v) + size_t(first) * head_dim;
+  int i = 0;
+  for (; i + 4 <= queries; i += 4) sum_rows<T, 4>(values, n, head_dim, weights + i * stride, stride, out + i * out_stride, out_stride);
+  for (; i + 2 <= queries; i += 2) sum_rows<T, 2>(values, n, head_dim, weights + i * stride, stride, out + i * out_stride, out_stride);
+  for (; i < queries; ++i) sum_rows<T, 1>(values, n, head_dim, weights + i * stride, stride, out + i * out_stride, out_stride);
+}
+
+inline float number_at(const void* base, size_t i, Number number) {
+  if (number == Number::f32) return static_cast<const float*>(base)[i];
+  const uint32_t bits = uint32_t(static_cast<const uint16_t*>(base)[i]) << 16;
+  float x;
+  std::memcpy(&x, &bits, 4);
+  return x;
+}
+
+// A key or value row of `d` numbers into slot `at`. int8: scale = largest / 127, ties away from zero.
+void put_row(const void* from, Number number, int d, void* cache, float* scales, size_t at, Number stored) {
+  if (stored != Number::i8) {
+    const size_t bytes = size_t(d) * (stored == Number::f32 ? 4 : 2);
+    std::memcpy(static_cast<uint8_t*>(cache) + at * bytes, from, bytes);
+    return;
+  }
+  float largest = 0;
+  for (int i = 0; i < d; ++i) {
+    const float x = __builtin_fabsf(number_at(from, i, number));
+    largest = x > largest ? x : largest;
+  }
+  const float scale = largest > 0 ? largest / 127.0f : 1.0f;
+  scales[at] = scale;
+  int8_t* to = static_cast<int8_t*>(cache) + at * d;
+  for (int i = 0; i < d; ++i) {
+    const float x = number_at(from, i, number) / scale;
+    const int32_t rounded = int32_t(__builtin_fabsf(x) + 0.5f);
+    to[i] = int8_t(x < 0 ? -rounded : rounded);
+  }
+}
+
+size_t attend_rows_scratch(int count, int keys, int head_dim) {
+  const size_t dim = (head_dim + 15) / 16 * 16;
+  return size_t(count) * (2 * dim + (keys + 15) / 16 * 16) * sizeof(float);
+}
+
+template <class T>
+void attend_rows_as(const AttendRows& job) {
+  const int d = job.head_dim, dim = (d + 15) / 16 * 16, count = job.count;
+  const int known = job.segments[0].slots, keys = known + job.segments[1].slots;  // the last query sees all of them
+  const size_t stride = size_t(keys + 15) / 16 * 16;
+  float* q = job.scratch;
+  float* out = q + size_t(count) * dim;
+  float* scores = out + size_t(count) * dim;
+  for (int i = 0; i < count; ++i)
+    for (int j = 0; j < dim; ++j) {
+      q[i * dim + j] = j < d ? number_at(job.q, i * job.q_stride + j, job.number) * job.scale : 0.0f;
+      out[i * dim + j] = 0;
+    }
+  int before = 0;
+  for (const RowSegment& s : job.segments) {
+    for (int first = 0; first < s.slots; first += kRowChunk) {
+      const int n = s.slots - first < kRowChunk ? s.slots - first : kRowChunk;
+      float* to = scores + before + first;
+      walk_keys<T>(s, first, n, d, count, q, dim, to, stride);
+      if (s.k_scale)
+        for (int i = 0; i < count; ++i)
+          for (int j = 0; j < n; ++j) to[i * stride + j] *= s.k_scale[first + j];
+    }
+    before += s.slots;
+  }
+  float inverse[kMaxRows];
+  for (int i = 0; i < count; ++i) {
+    float* row = scores + i * stride;
+    const int seen = keys - (count - 1 - i);
+    for (int j = seen; j < int(stride); ++j) row[j] = -__builtin_inff();
+    F16 most = set1(-__builtin_inff());
+    for (size_t j = 0; j < stride; j += 16) most = max(most, load(row + j));
+    const F16 largest = set1(reduce_max(most));
+    F16 sum = zero();
+    for (size_t j = 0; j < stride; j += 16) {
+      const F16 e = exp16(sub(load(row + j), largest));
+      sum = add(sum, e);
+      store(row + j, e);
+    }
+    inverse[i] = 1.0f / reduce_add(sum);
+  }
+  before = 0;
+  for (const RowSegment& s : job.segments) {
+    for (int first = 0; first < s.slots; first += kRowChunk) {
+      const int n = s.slots - first < kRowChunk ? s.slots - first : kRowChunk;
+      float* weights = scores + before + first;
+      if (s.v_scale)
+        for (int i = 0; i < count; ++i)
+          for (int j = 0; j < n; ++j) weights[i * stride + j] *= s.v_scale[first + j];
+      walk_values<T>(s, first, n, d, count, weights, stride, out, dim);
+    }
+    before += s.slots;
+  }
+  for (int i = 0; i < count; ++i)
+    for (int j = 0; j < d; ++j) {
+      const float y = out[i * dim + j] * inverse[i];
+      const size_t at = i * job.out_stride + j;
+      if (job.number == Number::f32)
+        static_cast<float*>(job.out)[at] = y;
+      else
+        static_cast<uint16_t*>(job.out)[at] = to_bf16(y);
+    }
+}
+
+void attend_rows(const AttendRows& job) {
+  if (job.stored == Number::f32)
+    attend_rows_as<float>(job);
+  else if (job.stored == Number::bf16)
+    attend_rows_as<uint16_t>(job);
+  else
+    attend_rows_as<int8_t>(job);
+}
+
+}  // namespace
+}  // namespace FASTIGPT_ISA
+}  // namespace fastigpt

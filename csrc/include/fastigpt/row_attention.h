@@ -1,0 +1,35 @@
+// Decode attention over caches of rows, [image][head][slot][head_dim]: what torch.ops.fastigpt.decode_attention does on a CPU.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "fastigpt/isa.h"
+
+namespace fastigpt {
+
+// Keys and values [rows][n_head][slots][head_dim]; k_scale, v_scale [rows][n_head][slots] where they are int8, else null.
+struct StoredRows {
+  void *k = nullptr, *v = nullptr;
+  float *k_scale = nullptr, *v_scale = nullptr;
+  int64_t rows = 0, slots = 0;
+};
+
+struct DecodeRows {
+  std::string number;  // "float32" or "bfloat16": of q, k, v and out
+  std::string stored;  // the same, or "int8": of the cache and of the prefix
+  const void *q, *k, *v;                 // [n · window] rows of n_head · head_dim numbers
+  int64_t q_stride, k_stride, v_stride;  // elements between rows
+  int64_t n, window, n_head, head_dim;
+  StoredRows cache;
+  const int32_t* positions;  // [n]: slot of each image's first new key
+  StoredRows prefix;         // rows: sources, 0 = none; image b belongs to source b / (n / rows)
+  const int32_t* prefix_lengths;  // [sources], or null: all slots
+  void* out;                      // [n · window][n_head · head_dim]
+};
+
+// Appends the keys and values, then attends. Throws std::invalid_argument for a position or a length that does not fit,
+// before anything is written.
+void decode_rows(const DecodeRows& job, Isa isa, int threads);
+
+}  // namespace fastigpt
