@@ -119,7 +119,7 @@ def nearest_centroid(points: Tensor, centroids: Tensor) -> Tensor:
 
 
 def _shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(x.shape) != expected:
+    if x.shape != expected:
         raise ValueError(f"{name} must have shape {list(expected)}, not {list(x.shape)}")
 
 
@@ -129,9 +129,9 @@ def _dtype(name: str, x: Tensor, *allowed: torch.dtype) -> None:
 
 
 def _same_device(**tensors: Tensor | None) -> None:
-    found = {name: str(x.device) for name, x in tensors.items() if x is not None}
-    if len(set(found.values())) > 1:
-        raise ValueError("all tensors must be on one device, not " + ", ".join(f"{n} on {d}" for n, d in found.items()))
+    if len({x.device for x in tensors.values() if x is not None}) > 1:
+        found = ", ".join(f"{name} on {x.device}" for name, x in tensors.items() if x is not None)
+        raise ValueError(f"all tensors must be on one device, not {found}")
 
 
 def _heads(name: str, x: Tensor) -> None:

@@ -121,7 +121,8 @@ struct AttendRows {
   RowSegment segments[2];
   void* out;
   size_t out_stride;
-  float* scratch;  // attend_rows_scratch() bytes
+  const void* next;  // keys that the thread will probably read after this, to be prefetched, or null
+  float* scratch;    // attend_rows_scratch() bytes
 };
 
 struct DrawKey {

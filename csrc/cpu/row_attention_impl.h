@@ -67,6 +67,12 @@ inline F16 sums(const F16* x) {
 
 constexpr int kRowChunk = 64;  // keys that all queries use before the next are read
 
+// Into the second-level cache: `bytes` from `soon` on, which may be null and may reach past the end of what it is in.
+inline void prefetch_run(const uint8_t* soon, size_t bytes) {
+  if (!soon) return;
+  for (size_t i = 0; i < bytes; i += 64) prefetch(soon + i);
+}
+
 // Scores of Q queries (1, 2 or 4) against 16 / Q keys, in one vector: first all keys of query 0.
 template <class T, int Q>
 inline F16 score_rows(const T* keys, int head_dim, const float* q, size_t q_stride) {
@@ -90,13 +96,16 @@ inline F16 score_rows(const T* keys, int head_dim, const float* q, size_t q_stri
   return sums(acc);
 }
 
-// scores[i][j] for Q queries and n keys. q: rows padded with zeros to whole vectors.
+// scores[i][j] for Q queries and n keys. q: rows padded with zeros to whole vectors. soon: what is read after, or null.
 template <class T, int Q>
-void score_chunk(const T* keys, int n, int head_dim, const float* q, size_t q_stride, float* scores, size_t stride) {
+void score_chunk(const T* keys, int n, int head_dim, const float* q, size_t q_stride, float* scores, size_t stride,
+                 const uint8_t* soon) {
   constexpr int kKeys = 16 / Q;
+  const size_t bytes = kKeys * size_t(head_dim) * sizeof(T);
   float found[16];
   int j = 0;
-  for (; j + kKeys <= n; j += kKeys) {
+  for (; j + kKeys <= n; j += kKeys, soon += soon ? bytes : 0) {
+    prefetch_run(soon, bytes);
     const F16 s = score_rows<T, Q>(keys + size_t(j) * head_dim, head_dim, q, q_stride);
     if constexpr (Q == 1) {
       store(scores + j, s);
@@ -118,12 +127,14 @@ void score_chunk(const T* keys, int n, int head_dim, const float* q, size_t q_st
 
 // out[i] += Σⱼ weights[i][j] · values[j] for Q queries and V vectors of dimensions.
 template <class T, int Q, int V>
-void sum_chunk(const T* values, int n, int head_dim, const float* weights, size_t stride, float* out, size_t out_stride) {
+void sum_chunk(const T* values, int n, int head_dim, const float* weights, size_t stride, float* out, size_t out_stride,
+               const uint8_t* soon) {
   F16 acc[Q][V];
   for (int i = 0; i < Q; ++i)
     for (int v = 0; v < V; ++v) acc[i][v] = load(out + i * out_stride + v * 16);
   for (int j = 0; j < n; ++j) {
     F16 value[V];
+    prefetch_run(soon ? soon + size_t(j) * head_dim * sizeof(T) : nullptr, V * 16 * sizeof(T));
     for (int v = 0; v < V; ++v) value[v] = widen(values + size_t(j) * head_dim + v * 16);
     for (int i = 0; i < Q; ++i) {
       const F16 weight = set1(weights[i * stride + j]);
@@ -135,10 +146,12 @@ void sum_chunk(const T* values, int n, int head_dim, const float* weights, size_
 }
 
 template <class T, int Q>
-void sum_rows(const T* values, int n, int head_dim, const float* weights, size_t stride, float* out, size_t out_stride) {
+void sum_rows(const T* values, int n, int head_dim, const float* weights, size_t stride, float* out, size_t out_stride,
+              const uint8_t* soon) {
   int d = 0;
-  for (; d + 64 <= head_dim; d += 64) sum_chunk<T, Q, 4>(values + d, n, head_dim, weights, stride, out + d, out_stride);
-  for (; d + 16 <= head_dim; d += 16) sum_chunk<T, Q, 1>(values + d, n, head_dim, weights, stride, out + d, out_stride);
+  const auto later = [&] { return soon ? soon + d * sizeof(T) : nullptr; };
+  for (; d + 64 <= head_dim; d += 64) sum_chunk<T, Q, 4>(values + d, n, head_dim, weights, stride, out + d, out_stride, later());
+  for (; d + 16 <= head_dim; d += 16) sum_chunk<T, Q, 1>(values + d, n, head_dim, weights, stride, out + d, out_stride, later());
   if (d < head_dim)
     for (int j = 0; j < n; ++j) {
       const F16 value = widen_some(values + size_t(j) * head_dim + d, head_dim - d);
@@ -149,25 +162,44 @@ void sum_rows(const T* values, int n, int head_dim, const float* weights, size_t
     }
 }
 
-// Both walks take four queries at a time, then two, then one.
+// What is read after the chunk that begins at `first`: the next one, or what comes when this segment has been walked.
+template <class T>
+const uint8_t* after(const void* rows, const RowSegment& s, int first, int head_dim, const void* then) {
+  if (first + kRowChunk >= s.slots) return static_cast<const uint8_t*>(then);
+  return reinterpret_cast<const uint8_t*>(static_cast<const T*>(rows) + size_t(first + kRowChunk) * head_dim);
+}
+
+// Both walks take four queries at a time, then two, then one; the first ones fetch what comes after.
 template <class T>
 void walk_keys(const RowSegment& s, int first, int n, int head_dim, int queries, const float* q, size_t q_stride, float* scores,
-               size_t stride) {
+               size_t stride, const uint8_t* soon) {
   const T* keys = static_cast<const T*>(s.k) + size_t(first) * head_dim;
-  int i = 0;
-  for (; i + 4 <= queries; i += 4) score_chunk<T, 4>(keys, n, head_dim, q + i * q_stride, q_stride, scores + i * stride, stride);
-  for (; i + 2 <= queries; i += 2) score_chunk<T, 2>(keys, n, head_dim, q + i * q_stride, q_stride, scores + i * stride, stride);
-  for (; i < queries; ++i) score_chunk<T, 1>(keys, n, head_dim, q + i * q_stride, q_stride, scores + i * stride, stride);
+  for (int i = 0; i < queries; soon = nullptr) {
+    const float* from = q + i * q_stride;
+    float* to = scores + i * stride;
+    if (queries - i >= 4)
+      score_chunk<T, 4>(keys, n, head_dim, from, q_stride, to, stride, soon), i += 4;
+    else if (queries - i >= 2)
+      score_chunk<T, 2>(keys, n, head_dim, from, q_stride, to, stride, soon), i += 2;
+    else
+      score_chunk<T, 1>(keys, n, head_dim, from, q_stride, to, stride, soon), i += 1;
+  }
 }
 
 template <class T>
 void walk_values(const RowSegment& s, int first, int n, int head_dim, int queries, const float* weights, size_t stride, float* out,
-                 size_t out_stride) {
+                 size_t out_stride, const uint8_t* soon) {
   const T* values = static_cast<const T*>(s.v) + size_t(first) * head_dim;
-  int i = 0;
-  for (; i + 4 <= queries; i += 4) sum_rows<T, 4>(values, n, head_dim, weights + i * stride, stride, out + i * out_stride, out_stride);
-  for (; i + 2 <= queries; i += 2) sum_rows<T, 2>(values, n, head_dim, weights + i * stride, stride, out + i * out_stride, out_stride);
-  for (; i < queries; ++i) sum_rows<T, 1>(values, n, head_dim, weights + i * stride, stride, out + i * out_stride, out_stride);
+  for (int i = 0; i < queries; soon = nullptr) {
+    const float* from = weights + i * stride;
+    float* to = out + i * out_stride;
+    if (queries - i >= 4)
+      sum_rows<T, 4>(values, n, head_dim, from, stride, to, out_stride, soon), i += 4;
+    else if (queries - i >= 2)
+      sum_rows<T, 2>(values, n, head_dim, from, stride, to, out_stride, soon), i += 2;
+    else
+      sum_rows<T, 1>(values, n, head_dim, from, stride, to, out_stride, soon), i += 1;
+  }
 }
 
 inline float number_at(const void* base, size_t i, Number number) {
@@ -218,12 +250,14 @@ void attend_rows_as(const AttendRows& job) {
       q[i * dim + j] = j < d ? number_at(job.q, i * job.q_stride + j, job.number) * job.scale : 0.0f;
       out[i * dim + j] = 0;
     }
+  const RowSegment *prefix = &job.segments[0], *own = &job.segments[1];
+  const void* values = prefix->slots ? prefix->v : own->v;
   int before = 0;
   for (const RowSegment& s : job.segments) {
     for (int first = 0; first < s.slots; first += kRowChunk) {
       const int n = s.slots - first < kRowChunk ? s.slots - first : kRowChunk;
       float* to = scores + before + first;
-      walk_keys<T>(s, first, n, d, count, q, dim, to, stride);
+      walk_keys<T>(s, first, n, d, count, q, dim, to, stride, after<T>(s.k, s, first, d, &s == prefix ? own->k : values));
       if (s.k_scale)
         for (int i = 0; i < count; ++i)
           for (int j = 0; j < n; ++j) to[i * stride + j] *= s.k_scale[first + j];
@@ -254,7 +288,7 @@ void attend_rows_as(const AttendRows& job) {
       if (s.v_scale)
         for (int i = 0; i < count; ++i)
           for (int j = 0; j < n; ++j) weights[i * stride + j] *= s.v_scale[first + j];
-      walk_values<T>(s, first, n, d, count, weights, stride, out, dim);
+      walk_values<T>(s, first, n, d, count, weights, stride, out, dim, after<T>(s.v, s, first, d, &s == prefix ? own->v : job.next));
     }
     before += s.slots;
   }
