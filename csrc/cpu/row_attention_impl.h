@@ -9,40 +9,61 @@ namespace fastigpt {
 namespace FASTIGPT_ISA {
 namespace {
 
-// Sixteen stored numbers as floats.
-inline F16 widen(const float* p) { return load(p); }
-inline F16 widen(const uint16_t* p) {  // bfloat16
+// A stretch of a row as vectors of floats. Of bfloat16 two numbers lie in each lane, and taking them apart in place costs one
+// instruction for sixteen numbers where spreading them out costs two: so a stretch is its even numbers and its odd ones, and
+// queries and sums are kept in that order.
+template <class T> struct Stretch;
+template <> struct Stretch<float> {
+  static constexpr int kVectors = 1;
+  static void get(const float* p, F16* to) { to[0] = load(p); }
+};
+template <> struct Stretch<uint16_t> {
+  static constexpr int kVectors = 2;
+  static void get(const uint16_t* p, F16* to) {
+    const I16 pairs = load(static_cast<const void*>(p));
+    to[0] = as_float(shift_left<16>(pairs));
+    to[1] = as_float(andi(pairs, set1i(int32_t(0xffff0000u))));
+  }
+};
+template <> struct Stretch<int8_t> {
+  static constexpr int kVectors = 1;
+  static void get(const int8_t* p, F16* to) {
 #if defined(__AVX512F__)
-  return as_float(shift_left<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))));
+    to[0] = to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #elif defined(__AVX2__)
-  auto q = reinterpret_cast<const __m128i*>(p);
-  const I16 wide = {_mm256_cvtepu16_epi32(_mm_loadu_si128(q)), _mm256_cvtepu16_epi32(_mm_loadu_si128(q + 1))};
-  return as_float(shift_left<16>(wide));
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    to[0] = to_float(I16{_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))});
 #else
-  int32_t wide[16];
-  for (int i = 0; i < 16; ++i) wide[i] = int32_t(uint32_t(p[i]) << 16);
-  return as_float(load(static_cast<const void*>(wide)));
+    int32_t wide[16];
+    for (int i = 0; i < 16; ++i) wide[i] = p[i];
+    to[0] = to_float(load(static_cast<const void*>(wide)));
 #endif
-}
-inline F16 widen(const int8_t* p) {
-#if defined(__AVX512F__)
-  return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-#elif defined(__AVX2__)
-  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return to_float(I16{_mm256_cvtepi8_epi32(bytes), _mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8))});
-#else
-  int32_t wide[16];
-  for (int i = 0; i < 16; ++i) wide[i] = p[i];
-  return to_float(load(static_cast<const void*>(wide)));
-#endif
+  }
+};
+
+template <class T> constexpr int kStretch = 16 * Stretch<T>::kVectors;  // numbers
+
+// Where number d of a row stands in a row kept in stretches.
+template <class T>
+inline int place(int d) {
+  constexpr int kV = Stretch<T>::kVectors;
+  return d / kStretch<T> * kStretch<T> + d % kV * 16 + d % kStretch<T> / kV;
 }
 
-// The last numbers of a row, fewer than sixteen: zeros stand for the rest, and nothing behind the row is read.
+// The last numbers of a row, fewer than a stretch: zeros stand for the rest, and nothing behind the row is read.
 template <class T>
-inline F16 widen_some(const T* p, int n) {
-  T padded[16] = {};
+inline void get_some(const T* p, int n, F16* to) {
+  T padded[kStretch<T>] = {};
   std::memcpy(padded, p, size_t(n) * sizeof(T));
-  return widen(padded);
+  Stretch<T>::get(padded, to);
+}
+
+template <class T>
+inline void get_at(const T* row, int d, int head_dim, F16* to) {
+  if (d + kStretch<T> <= head_dim)
+    Stretch<T>::get(row + d, to);
+  else
+    get_some(row + d, head_dim - d, to);
 }
 
 // Lane i of the result is the sum of the lanes of x[i].
@@ -76,27 +97,27 @@ inline void prefetch_run(const uint8_t* soon, size_t bytes) {
 // Scores of Q queries (1, 2 or 4) against 16 / Q keys, in one vector: first all keys of query 0.
 template <class T, int Q>
 inline F16 score_rows(const T* keys, int head_dim, const float* q, size_t q_stride) {
-  constexpr int kKeys = 16 / Q;
+  constexpr int kKeys = 16 / Q, kV = Stretch<T>::kVectors;
   F16 acc[16];
   for (int i = 0; i < 16; ++i) acc[i] = zero();
+  const auto add_stretch = [&](int d, auto get) {
+    F16 query[Q][kV];
+    for (int i = 0; i < Q; ++i)
+      for (int v = 0; v < kV; ++v) query[i][v] = load(q + i * q_stride + d + v * 16);
+    for (int j = 0; j < kKeys; ++j) {
+      F16 key[kV];
+      get(keys + size_t(j) * head_dim + d, key);
+      for (int i = 0; i < Q; ++i)
+        for (int v = 0; v < kV; ++v) acc[i * kKeys + j] = fma(key[v], query[i][v], acc[i * kKeys + j]);
+    }
+  };
   int d = 0;
-  for (; d + 16 <= head_dim; d += 16) {
-    F16 query[Q];
-    for (int i = 0; i < Q; ++i) query[i] = load(q + i * q_stride + d);
-    for (int j = 0; j < kKeys; ++j) {
-      const F16 key = widen(keys + size_t(j) * head_dim + d);
-      for (int i = 0; i < Q; ++i) acc[i * kKeys + j] = fma(key, query[i], acc[i * kKeys + j]);
-    }
-  }
-  if (d < head_dim)
-    for (int j = 0; j < kKeys; ++j) {
-      const F16 key = widen_some(keys + size_t(j) * head_dim + d, head_dim - d);
-      for (int i = 0; i < Q; ++i) acc[i * kKeys + j] = fma(key, load(q + i * q_stride + d), acc[i * kKeys + j]);
-    }
+  for (; d + kStretch<T> <= head_dim; d += kStretch<T>) add_stretch(d, [](const T* p, F16* to) { Stretch<T>::get(p, to); });
+  if (d < head_dim) add_stretch(d, [&](const T* p, F16* to) { get_some(p, head_dim - d, to); });
   return sums(acc);
 }
 
-// scores[i][j] for Q queries and n keys. q: rows padded with zeros to whole vectors. soon: what is read after, or null.
+// scores[i][j] for Q queries and n keys. q: rows in stretches, padded with zeros. soon: what is read after, or null.
 template <class T, int Q>
 void score_chunk(const T* keys, int n, int head_dim, const float* q, size_t q_stride, float* scores, size_t stride,
                  const uint8_t* soon) {
@@ -116,26 +137,27 @@ void score_chunk(const T* keys, int n, int head_dim, const float* q, size_t q_st
   }
   for (; j < n; ++j)  // keys behind the last may not be ours to read
     for (int i = 0; i < Q; ++i) {
-      const T* key = keys + size_t(j) * head_dim;
-      F16 acc = zero();
-      int d = 0;
-      for (; d + 16 <= head_dim; d += 16) acc = fma(widen(key + d), load(q + i * q_stride + d), acc);
-      if (d < head_dim) acc = fma(widen_some(key + d, head_dim - d), load(q + i * q_stride + d), acc);
+      F16 acc = zero(), key[Stretch<T>::kVectors];
+      for (int d = 0; d < head_dim; d += kStretch<T>) {
+        get_at(keys + size_t(j) * head_dim, d, head_dim, key);
+        for (int v = 0; v < Stretch<T>::kVectors; ++v) acc = fma(key[v], load(q + i * q_stride + d + v * 16), acc);
+      }
       scores[i * stride + j] = reduce_add(acc);
     }
 }
 
-// out[i] += Σⱼ weights[i][j] · values[j] for Q queries and V vectors of dimensions.
-template <class T, int Q, int V>
+// out[i] += Σⱼ weights[i][j] · values[j] for Q queries and S stretches of a row; out in stretches as well.
+template <class T, int Q, int S>
 void sum_chunk(const T* values, int n, int head_dim, const float* weights, size_t stride, float* out, size_t out_stride,
                const uint8_t* soon) {
+  constexpr int kV = Stretch<T>::kVectors, V = S * kV;
   F16 acc[Q][V];
   for (int i = 0; i < Q; ++i)
     for (int v = 0; v < V; ++v) acc[i][v] = load(out + i * out_stride + v * 16);
   for (int j = 0; j < n; ++j) {
     F16 value[V];
-    prefetch_run(soon ? soon + size_t(j) * head_dim * sizeof(T) : nullptr, V * 16 * sizeof(T));
-    for (int v = 0; v < V; ++v) value[v] = widen(values + size_t(j) * head_dim + v * 16);
+    prefetch_run(soon ? soon + size_t(j) * head_dim * sizeof(T) : nullptr, S * kStretch<T> * sizeof(T));
+    for (int s = 0; s < S; ++s) Stretch<T>::get(values + size_t(j) * head_dim + s * kStretch<T>, value + s * kV);
     for (int i = 0; i < Q; ++i) {
       const F16 weight = set1(weights[i * stride + j]);
       for (int v = 0; v < V; ++v) acc[i][v] = fma(value[v], weight, acc[i][v]);
@@ -148,17 +170,22 @@ void sum_chunk(const T* values, int n, int head_dim, const float* weights, size_
 template <class T, int Q>
 void sum_rows(const T* values, int n, int head_dim, const float* weights, size_t stride, float* out, size_t out_stride,
               const uint8_t* soon) {
+  constexpr int kMany = 4 / Stretch<T>::kVectors;
   int d = 0;
   const auto later = [&] { return soon ? soon + d * sizeof(T) : nullptr; };
-  for (; d + 64 <= head_dim; d += 64) sum_chunk<T, Q, 4>(values + d, n, head_dim, weights, stride, out + d, out_stride, later());
-  for (; d + 16 <= head_dim; d += 16) sum_chunk<T, Q, 1>(values + d, n, head_dim, weights, stride, out + d, out_stride, later());
+  for (; d + kMany * kStretch<T> <= head_dim; d += kMany * kStretch<T>)
+    sum_chunk<T, Q, kMany>(values + d, n, head_dim, weights, stride, out + d, out_stride, later());
+  for (; d + kStretch<T> <= head_dim; d += kStretch<T>)
+    sum_chunk<T, Q, 1>(values + d, n, head_dim, weights, stride, out + d, out_stride, later());
   if (d < head_dim)
     for (int j = 0; j < n; ++j) {
-      const F16 value = widen_some(values + size_t(j) * head_dim + d, head_dim - d);
-      for (int i = 0; i < Q; ++i) {
-        float* to = out + i * out_stride + d;
-        store(to, fma(value, set1(weights[i * stride + j]), load(to)));
-      }
+      F16 value[Stretch<T>::kVectors];
+      get_some(values + size_t(j) * head_dim + d, head_dim - d, value);
+      for (int i = 0; i < Q; ++i)
+        for (int v = 0; v < Stretch<T>::kVectors; ++v) {
+          float* to = out + i * out_stride + d + v * 16;
+          store(to, fma(value[v], set1(weights[i * stride + j]), load(to)));
+        }
     }
 }
 
@@ -233,23 +260,21 @@ void put_row(const void* from, Number number, int d, void* cache, float* scales,
 }
 
 size_t attend_rows_scratch(int count, int keys, int head_dim) {
-  const size_t dim = (head_dim + 15) / 16 * 16;
+  const size_t dim = (head_dim + 31) / 32 * 32;
   return size_t(count) * (2 * dim + (keys + 15) / 16 * 16) * sizeof(float);
 }
 
 template <class T>
 void attend_rows_as(const AttendRows& job) {
-  const int d = job.head_dim, dim = (d + 15) / 16 * 16, count = job.count;
+  const int d = job.head_dim, dim = (d + 31) / 32 * 32, count = job.count;
   const int known = job.segments[0].slots, keys = known + job.segments[1].slots;  // the last query sees all of them
   const size_t stride = size_t(keys + 15) / 16 * 16;
   float* q = job.scratch;
   float* out = q + size_t(count) * dim;
   float* scores = out + size_t(count) * dim;
+  std::memset(q, 0, 2 * size_t(count) * dim * sizeof(float));  // and out behind it
   for (int i = 0; i < count; ++i)
-    for (int j = 0; j < dim; ++j) {
-      q[i * dim + j] = j < d ? number_at(job.q, i * job.q_stride + j, job.number) * job.scale : 0.0f;
-      out[i * dim + j] = 0;
-    }
+    for (int j = 0; j < d; ++j) q[i * dim + place<T>(j)] = number_at(job.q, i * job.q_stride + j, job.number) * job.scale;
   const RowSegment *prefix = &job.segments[0], *own = &job.segments[1];
   const void* values = prefix->slots ? prefix->v : own->v;
   int before = 0;
@@ -294,7 +319,7 @@ void attend_rows_as(const AttendRows& job) {
   }
   for (int i = 0; i < count; ++i)
     for (int j = 0; j < d; ++j) {
-      const float y = out[i * dim + j] * inverse[i];
+      const float y = out[i * dim + place<T>(j)] * inverse[i];
       const size_t at = i * job.out_stride + j;
       if (job.number == Number::f32)
         static_cast<float*>(job.out)[at] = y;
