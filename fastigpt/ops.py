@@ -474,7 +474,38 @@ def _sample_cpu(
     unconditional: Tensor | None,
     drawing: Drawing,
     epsilon: float,
+    *,
+    isa: str = "auto",
 ) -> Tensor:
+    if torch.float16 in (hidden.dtype, weight.dtype):
+        return _sample_plain(hidden, gain, weight, index, position, unconditional, drawing, epsilon)
+    tokens = torch.empty(len(hidden), dtype=torch.int64)
+    # Named, so that copies live until the call is done.
+    hidden, weight, index, position = (x.contiguous() for x in (hidden, weight, index, position))
+    gain = gain.float().contiguous()
+    without = None if unconditional is None else unconditional.contiguous()
+    scale = 1.0 if drawing.guidance_scale is None else drawing.guidance_scale
+    _C.sample_rows(
+        _dtype_name(hidden), _dtype_name(weight), (*hidden.shape, len(weight)), hidden.data_ptr(),
+        0 if without is None else without.data_ptr(), gain.data_ptr(), weight.data_ptr(), index.data_ptr(),
+        position.data_ptr(), epsilon, drawing.seed, drawing.temperature, drawing.top_k or 0,
+        1.0 if drawing.top_p is None else drawing.top_p, scale, tokens.data_ptr(), isa, torch.get_num_threads(),
+    )  # fmt: skip
+    return tokens
+
+
+def _sample_plain(
+    hidden: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    position: Tensor,
+    unconditional: Tensor | None,
+    drawing: Drawing,
+    epsilon: float,
+) -> Tensor:
+    """The same in PyTorch's operators: the twin of the extension's, and what serves float16."""
+
     def logits(x: Tensor) -> Tensor:
         return F.rms_norm(x.float(), x.shape[-1:], gain.float(), epsilon) @ weight.float().T
 

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import fastigpt.ops as ops
 from fastigpt import _C
 from fastigpt.engine import Drawing
-from fastigpt.sampling import draw
+from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
 
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 
@@ -133,6 +134,42 @@ def test_sample_head_is_norm_head_and_draw():
     other = torch.randn_like(hidden)
     guided = ops.sample_head(other, gain, weight, index, position, seed, unconditional=hidden, guidance_scale=0.0)
     assert torch.equal(guided, ops.sample_head(hidden, gain, weight, index, position, seed))
+
+
+@pytest.mark.parametrize("isa", _C.supported_isas())
+@pytest.mark.parametrize(
+    "hidden_type, weight_type", [("float32", "float32"), ("bfloat16", "bfloat16"), ("float32", "bfloat16")]
+)
+@pytest.mark.parametrize("n, width, colours", [(1, 512, 512), (3, 8, 11), (37, 40, 65), (16, 33, 1)])
+@pytest.mark.parametrize("options", [
+    {}, {"temperature": 0.0}, {"temperature": 0.7, "top_k": 5}, {"top_p": 0.6},
+    {"top_k": 9, "top_p": 0.8, "guidance_scale": 1.7},
+])  # fmt: skip
+def test_the_extensions_head_equals_its_twin(n, width, colours, hidden_type, weight_type, options, isa):
+    hidden, other = torch.randn(2, n, width).to(getattr(torch, hidden_type)).unbind(0)
+    gain, weight = torch.rand(width, dtype=torch.bfloat16), torch.randn(colours, width).to(getattr(torch, weight_type))
+    index, position = torch.arange(n) * 2**40 - 5, torch.randint(0, 1024, (n,))
+    drawing = Drawing(**({"seed": 2**64 - 9} | options))
+    without = other if drawing.guidance_scale is not None else None
+    arguments = (hidden, gain, weight, index, position, without, drawing, 1e-5)
+    got, expected = ops._sample_cpu(*arguments, isa=isa), ops._sample_plain(*arguments)
+    assert (got != expected).sum() <= 1
+    if not torch.equal(got, expected):  # float32 sums in another order may turn a draw that is nearly undecided
+        logits = [F.rms_norm(x.float(), (width,), gain.float(), 1e-5) @ weight.float().T for x in (hidden, other)]
+        scores = filter_logits(logits[0] if without is None else guide(*logits, drawing.guidance_scale), drawing)
+        if drawing.temperature:
+            scores += gumbel_noise(drawing.seed, index, position, colours)
+        assert (scores.amax(-1) - scores.gather(-1, got[:, None])[:, 0]).max() < 1e-4
+
+
+def test_a_head_without_finite_logits_is_refused():
+    hidden, gain, weight, index, position, seed = sample()
+    for bad in (math.nan, math.inf):
+        weight[3, 2] = bad
+        with pytest.raises(ValueError, match="finite logits"):
+            ops.sample_head(hidden, gain, weight, index, position, seed, top_p=0.5)
+    with pytest.raises(ValueError, match="position must be from 0 to 4294967295, found -1"):
+        ops.sample_head(hidden, gain, torch.randn(11, 8), index, position - 1, seed)
 
 
 @pytest.mark.parametrize("window, start", [(1, 5), (4, 2), (4, 0), (6, 0)])

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 namespace fastigpt {
 
@@ -21,15 +20,21 @@ void filter_logits(const float* logits, const float* without, int n, const DrawS
       if (scores[i] < *kth) scores[i] = kForbidden;
   }
   if (settings.top_p < 1) {
-    std::iota(scratch.order.begin(), scratch.order.end(), 0);
-    // Ascending; of equals the lower token first.
-    std::sort(scratch.order.begin(), scratch.order.end(), [&](int a, int b) { return scores[a] != scores[b] ? scores[a] < scores[b] : a < b; });
-    const float largest = scores[scratch.order[n - 1]];
+    // Those still allowed, ascending; of equals the lower token first.
+    auto& order = scratch.order;
+    order.clear();
+    float largest = kForbidden;
+    for (int i = 0; i < n; ++i) {
+      if (scores[i] == kForbidden) continue;
+      order.emplace_back(scores[i], i);
+      largest = std::max(largest, scores[i]);
+    }
+    std::sort(order.begin(), order.end());
     double sum = 0, cumulative = 0;
     for (int i = 0; i < n; ++i) sum += scratch.values[i] = std::exp(scores[i] - largest);
     const float limit = float(1.0 - settings.top_p);
-    for (int i = 0; i < n - 1; ++i) {
-      const int token = scratch.order[i];
+    for (size_t i = 0; i + 1 < order.size(); ++i) {
+      const int token = order[i].second;
       cumulative += float(scratch.values[token] / sum);
       if (!(float(cumulative) <= limit)) break;
       scores[token] = kForbidden;

@@ -1,6 +1,7 @@
 // Temperature, top-k, top-p and guidance: logits to scores, with the semantics of fastigpt/sampling.py.
 #pragma once
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "fastigpt/decode.h"
@@ -9,9 +10,9 @@ namespace fastigpt {
 
 // Working memory of filter_logits for `n` tokens.
 struct FilterScratch {
-  explicit FilterScratch(int n) : values(n), order(n) {}
+  explicit FilterScratch(int n) : values(n) { order.reserve(n); }
   std::vector<float> values;
-  std::vector<int32_t> order;
+  std::vector<std::pair<float, int32_t>> order;  // score, token
 };
 
 // scores[n], −inf where forbidden. without: logits without the prompt, or null.

@@ -152,6 +152,10 @@ struct Kernels {
   void (*put_row)(const void* from, Number number, int d, void* cache, float* scales, size_t at, Number stored);
   void (*attend_rows)(const AttendRows& job);
   size_t (*attend_rows_scratch)(int count, int keys, int head_dim);
+  // out[i][j] = rows[j] · x[i] for n rows of `width` numbers, f32 or bf16, and `count` rows of floats; scratch: count rows of
+  // width floats, rounded up to a multiple of 32.
+  void (*product_rows)(const void* rows, Number stored, int n, int width, const float* x, int count, float* out, size_t stride,
+                       float* scratch);
   // argmax over scores[v] + noise(key, v); scores are padded to a multiple of 64 with −inf. Returns −1 if all are NaN or −inf.
   int (*draw)(const float* scores, int n, const DrawKey& key);
   // The 24-bit draws' Gumbel noise as draw() approximates it; for the test that bounds its error.

@@ -1,38 +1,15 @@
 // Checks a decode over caches of rows, and shares its images and heads among threads.
-#include "fastigpt/row_attention.h"
+#include "fastigpt/rows.h"
 
 #include <algorithm>
 #include <atomic>
-#include <map>
-#include <memory>
-#include <mutex>
 #include <stdexcept>
 #include <vector>
 
-#include "fastigpt/threads.h"
-#include "kernels.h"
+#include "rows.h"
 
 namespace fastigpt {
 namespace {
-
-Number number_of(const std::string& name) {
-  if (name == "float32") return Number::f32;
-  if (name == "bfloat16") return Number::bf16;
-  if (name == "int8") return Number::i8;
-  throw std::invalid_argument("dtype " + name);
-}
-
-size_t bytes_of(Number number) { return number == Number::f32 ? 4 : number == Number::bf16 ? 2 : 1; }
-
-// Pools that sleep at once when they have nothing to do: the cores belong to other libraries' threads between two calls.
-ThreadPool& pool(int threads) {
-  static std::mutex mutex;
-  static std::map<int, std::unique_ptr<ThreadPool>> pools;
-  std::lock_guard<std::mutex> lock(mutex);
-  auto& found = pools[threads];
-  if (!found) found = std::make_unique<ThreadPool>(threads, 0);
-  return *found;
-}
 
 void check(const DecodeRows& job) {
   const int64_t last = job.cache.slots - job.window;
@@ -107,10 +84,7 @@ void decode_rows(const DecodeRows& job, Isa isa, int threads) {
       work(task % job.n, task / job.n, floats.data() + scratch * thread, segment(job.cache, later % job.n, later / job.n, 0).k);
     }
   };
-  if (threads == 1)
-    body(0);
-  else
-    pool(threads).run(body);
+  on_threads(threads, body);
 }
 
 }  // namespace fastigpt

@@ -229,6 +229,28 @@ void walk_values(const RowSegment& s, int first, int n, int head_dim, int querie
   }
 }
 
+template <class T>
+void product_rows_as(const void* rows, int n, int width, const float* x, int count, float* out, size_t stride, float* scratch) {
+  const int dim = (width + 31) / 32 * 32;
+  std::memset(scratch, 0, size_t(count) * dim * sizeof(float));
+  for (int i = 0; i < count; ++i)
+    for (int j = 0; j < width; ++j) scratch[size_t(i) * dim + place<T>(j)] = x[size_t(i) * width + j];
+  RowSegment all;
+  all.k = rows;
+  all.slots = n;
+  for (int first = 0; first < n; first += kRowChunk)
+    walk_keys<T>(all, first, n - first < kRowChunk ? n - first : kRowChunk, width, count, scratch, dim, out + first, stride,
+                 after<T>(rows, all, first, width, nullptr));
+}
+
+void product_rows(const void* rows, Number stored, int n, int width, const float* x, int count, float* out, size_t stride,
+                  float* scratch) {
+  if (stored == Number::f32)
+    product_rows_as<float>(rows, n, width, x, count, out, stride, scratch);
+  else
+    product_rows_as<uint16_t>(rows, n, width, x, count, out, stride, scratch);
+}
+
 inline float number_at(const void* base, size_t i, Number number) {
   if (number == Number::f32) return static_cast<const float*>(base)[i];
   const uint32_t bits = uint32_t(static_cast<const uint16_t*>(base)[i]) << 16;

@@ -1,9 +1,11 @@
-// Decode attention over caches of rows, [image][head][slot][head_dim]: what torch.ops.fastigpt.decode_attention does on a CPU.
+// Operators on tensors as other people keep them, in plain rows: decode attention over caches [image][head][slot][head_dim]
+// and the sampling head over a weight [colours][width]. What torch.ops.fastigpt does on a CPU.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
+#include "fastigpt/decode.h"
 #include "fastigpt/isa.h"
 
 namespace fastigpt {
@@ -31,5 +33,21 @@ struct DecodeRows {
 // Appends the keys and values, then attends. Throws std::invalid_argument for a position or a length that does not fit,
 // before anything is written.
 void decode_rows(const DecodeRows& job, Isa isa, int threads);
+
+struct SampleRows {
+  std::string hidden_type, weight_type;  // "float32" or "bfloat16"
+  const void *hidden, *without;          // [n][width]; without: of the same images without their prompt, or null
+  const float* gain;                     // [width]
+  const void* weight;                    // [colours][width]
+  const int64_t *index, *position;       // [n]
+  int64_t n, width, colours;
+  float epsilon;
+  DrawSettings settings;
+  int64_t* tokens;  // [n]
+};
+
+// RMS norm, head, guidance, filters and the draw. Throws std::invalid_argument for a position outside [0, 2³²) and for logits
+// that are not finite.
+void sample_rows(const SampleRows& job, Isa isa, int threads);
 
 }  // namespace fastigpt
