@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fastigpt/decode.h"
+#include "fastigpt/rows.h"
 #include "guess.h"
 #include "kernels.h"
 #include "window.h"
@@ -194,6 +195,68 @@ static void check_guesser() {
   assert(line[1] == 5 && line[2] == 5);
 }
 
+// Decode over plain rows against a loop in double; every buffer is exactly as long as what may be read.
+static void check_rows(Isa isa) {
+  for (int d : {5, 24, 64, 96})
+    for (int window : {1, 3, 67})
+      for (int threads : {1, 3}) {
+        rng.seed(d + window);
+        const int n = 2, heads = 2, slots = 80, known = 9, start[2] = {0, slots - window};
+        const auto q = noise(size_t(n) * window * heads * d, 1), k = noise(q.size(), 1), v = noise(q.size(), 1);
+        auto keys = noise(size_t(n) * heads * slots * d, 1), values = noise(keys.size(), 1);
+        auto first_keys = noise(size_t(heads) * known * d, 1), first_values = noise(first_keys.size(), 1);
+        std::vector<float> out(q.size(), NAN);
+        const int32_t positions[2] = {start[0], start[1]};
+        const DecodeRows job{"float32", "float32", q.data(), k.data(), v.data(), heads * d, heads * d, heads * d, n, window, heads, d,
+                             {keys.data(), values.data(), nullptr, nullptr, n, slots}, positions,
+                             {first_keys.data(), first_values.data(), nullptr, nullptr, 1, known}, nullptr, out.data()};
+        decode_rows(job, isa, threads);
+        for (int b = 0; b < n; ++b)
+          for (int j = 0; j < window; ++j)
+            for (int h = 0; h < heads; ++h) {
+              const float* query = &q[((size_t(b) * window + j) * heads + h) * d];
+              std::vector<double> weights, sum(d);
+              double total = 0;
+              for (int pass = 0; pass < 2; ++pass)
+                for (int s = -known; s <= start[b] + j; ++s) {
+                  const size_t at = s < 0 ? (size_t(h) * known + s + known) * d : ((size_t(b) * heads + h) * slots + s) * d;
+                  const float *key = s < 0 ? &first_keys[at] : &keys[at], *value = s < 0 ? &first_values[at] : &values[at];
+                  if (pass == 0) {
+                    double dot = 0;
+                    for (int i = 0; i < d; ++i) dot += double(query[i]) * key[i];
+                    weights.push_back(std::exp(dot / std::sqrt(double(d))));
+                    total += weights.back();
+                  } else {
+                    for (int i = 0; i < d; ++i) sum[i] += weights[s + known] / total * value[i];
+                  }
+                }
+              for (int i = 0; i < d; ++i) assert(std::fabs(out[((size_t(b) * window + j) * heads + h) * d + i] - sum[i]) < 1e-4);
+            }
+        // The narrow caches, for the sanitizers.
+        std::vector<uint16_t> half(q.size(), 0x3f80), half_out(q.size()), half_keys(keys.size(), 0x3f80), half_values(keys.size(), 0x4000);
+        DecodeRows narrow{"bfloat16", "bfloat16", half.data(), half.data(), half.data(), heads * d, heads * d, heads * d, n, window, heads, d,
+                          {half_keys.data(), half_values.data(), nullptr, nullptr, n, slots}, positions, {}, nullptr, half_out.data()};
+        decode_rows(narrow, isa, threads);
+        std::vector<int8_t> small_keys(keys.size(), 1), small_values(keys.size(), 2);
+        std::vector<float> scales(size_t(n) * heads * slots, 0.5f), other_scales = scales;
+        narrow.stored = "int8";
+        narrow.cache = {small_keys.data(), small_values.data(), scales.data(), other_scales.data(), n, slots};
+        decode_rows(narrow, isa, threads);
+        assert(half_out[0] == 0x3f80);  // the one value it sees is 1
+
+        const int colours = d * 3 + 1;
+        const auto gain = noise(d, 0.1f, 1), weight = noise(size_t(colours) * d, 1), hidden = noise(size_t(window) * d, 1);
+        std::vector<int64_t> index(window, 5), position(window, 7), tokens(window, -1);
+        SampleRows head{"float32", "float32", hidden.data(), hidden.data(), gain.data(), weight.data(), index.data(), position.data(),
+                        window, d, colours, 1e-5f, {}, tokens.data()};
+        head.settings.top_k = 4;
+        head.settings.top_p = 0.9;
+        head.settings.guided = true;
+        sample_rows(head, isa, threads);
+        for (int64_t token : tokens) assert(token >= 0 && token < colours);
+      }
+}
+
 int main() {
   check_tuner();
   check_guesser();
@@ -217,6 +280,7 @@ int main() {
         assert(token >= 0 && token < n);
       }
     }
+    check_rows(isa);
     std::printf("%s ok\n", isa_name(isa));
   }
 }
