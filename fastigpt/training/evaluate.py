@@ -25,7 +25,7 @@ from fastigpt.training.describe import confirmed, describe
 from fastigpt.training.scenes import Scene, scenes
 
 DRAWINGS = ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (2.0, 0.8))  # guidance and temperature; the last is recommended
-TRAINING_SEED = 0  # of the bundled model
+TRAINING_SEEDS = (0, 1)  # of the bundled model: of its first training and of the one that went on from there
 _FIRST_FRESH = 10_000  # held-out scenes before this one are what training logs its losses on
 _RENDERINGS = 4000
 
@@ -116,9 +116,10 @@ def completion(model: ImageGPT, n: int, seed: int) -> dict[str, float]:
 
 
 def diversity(model: ImageGPT, n: int, seed: int) -> dict[str, float]:
-    """Mean distance to the nearest of 4,000 training renderings and to the nearest other of the n images: for n samples
+    """Mean distance to the nearest of 4,000 training renderings (as many of each training) and to the nearest other of the n images: for n samples
     drawn without a prompt, and beside them for n held-out renderings, which neither memorise nor collapse."""
-    trained = model.decode(model.encode(_draw(TRAINING_SEED, 0, _RENDERINGS).images))
+    shown = [_draw(training, 0, _RENDERINGS // len(TRAINING_SEEDS)).images for training in TRAINING_SEEDS]
+    trained = model.decode(model.encode(np.concatenate(shown)))
     real = model.decode(model.encode(held_out(n).images))
     samples = model.sample(n, seed=seed, output_type="np")
     return {
