@@ -116,8 +116,9 @@ def completion(model: ImageGPT, n: int, seed: int) -> dict[str, float]:
 
 
 def diversity(model: ImageGPT, n: int, seed: int) -> dict[str, float]:
-    """Mean distance to the nearest of 4,000 training renderings (as many of each training) and to the nearest other of the n images: for n samples
-    drawn without a prompt, and beside them for n held-out renderings, which neither memorise nor collapse."""
+    """Mean distance to the nearest of 4,000 training renderings (as many of each training) and to the nearest other of
+    the n images: for n samples drawn without a prompt, and beside them for n held-out renderings, which neither
+    memorise nor collapse."""
     shown = [_draw(training, 0, _RENDERINGS // len(TRAINING_SEEDS)).images for training in TRAINING_SEEDS]
     trained = model.decode(model.encode(np.concatenate(shown)))
     real = model.decode(model.encode(held_out(n).images))

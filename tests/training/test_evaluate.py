@@ -85,7 +85,8 @@ def test_collapse_and_memory_show_as_distances_of_zero():
         trained = evaluate._draw(seed, 0, 3).images
         model.sample = lambda n, trained=trained, **_: model.decode(model.encode(np.repeat(trained[:1], n, axis=0)))
         figures = evaluate.diversity(model, 8, 0)
-        assert figures["samples to training"] == figures["among samples"] == 0 < figures["among held-out"]
+        distances = figures["samples to training"], figures["among samples"]
+        assert distances == pytest.approx((0, 0), abs=0.1) and figures["among held-out"] > 10
 
 
 def test_nearest_is_the_root_mean_square_difference():
