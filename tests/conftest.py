@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 # Tests must not reach for the network; the hub is only ever asked for what is in its local cache.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,6 +35,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
+
+
+# Tables that a person wants to see when all is well: captured output would only show them when a test fails.
+_TABLES = pytest.StashKey[list[str]]()
+
+
+@pytest.fixture
+def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """A function that puts a table below pytest's own summary."""
+    return request.config.stash.setdefault(_TABLES, []).append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for table in config.stash.get(_TABLES, []):
+        terminalreporter.write_line("")
+        terminalreporter.write_line(table)
 
 
 def random_weights(

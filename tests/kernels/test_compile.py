@@ -1,8 +1,8 @@
 """Every kernel compiles for real GPUs on a machine that has none, with the configurations that ship.
 
 For each: no register is spilled, shared memory stays within what a block may have, and the instructions that make it
-fast are there. `pytest -s` prints the table of registers, shared memory and spills. sm_90 is covered for all head dims,
-the other targets for one; `-m slow` compiles every row of every table for every head dim.
+fast are there. Tables of registers, shared memory and spills stand below pytest's summary. sm_90 is covered for all
+head dims, the other targets for one; `-m slow` compiles every row of every table for every head dim.
 """
 
 import re
@@ -183,19 +183,19 @@ def representative(name, family, half):
 
 @pytest.mark.parametrize("half", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("family", TARGETS)
-def test_kernels_compile_without_spills(family, half, tmp_path):
-    check(family, half, tmp_path, lambda name: representative(name, family, half))
+def test_kernels_compile_without_spills(family, half, tmp_path, show):
+    check(family, half, tmp_path, show, lambda name: representative(name, family, half))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif("slow" not in sys.argv, reason="some minutes: ask for it with -m slow")
 @pytest.mark.parametrize("half", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("family", TARGETS)
-def test_every_configuration_compiles_without_spills(family, half, tmp_path):
-    check(family, half, tmp_path, lambda name: True)
+def test_every_configuration_compiles_without_spills(family, half, tmp_path, show):
+    check(family, half, tmp_path, show, lambda name: True)
 
 
-def check(family, half, tmp_path, chosen):
+def check(family, half, tmp_path, show, chosen):
     target, shared_limit = TARGETS[family]
     todo = [
         case
@@ -211,9 +211,8 @@ def check(family, half, tmp_path, chosen):
 
     with ThreadPoolExecutor(2) as pool:
         rows = list(pool.map(work, todo))
-    print(f"\n{family + ' ' + half[1:]:40} registers  shared  spills")
-    for name, shared, registers, spills, _ in rows:
-        print(f"{name:40} {registers:9} {shared:7} {spills:7}")
+    lines = [f"{name:40} {registers:9} {shared:7} {spills:7}" for name, shared, registers, spills, _ in rows]
+    show("\n".join([f"{'compiled for ' + family + ', ' + half[1:]:40} registers  shared  spills", *lines]))
     for name, shared, _, spills, code in rows:
         assert spills == 0, f"{name} spills"
         assert shared <= shared_limit, f"{name} needs {shared} bytes of shared memory"

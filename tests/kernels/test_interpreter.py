@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -30,6 +31,7 @@ def runs(tmp_path_factory):
     for group in GROUPS:
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *group]
         log = tmp_path_factory.mktemp("interpreter") / "log.txt"
+        command.append(f"--junitxml={log.with_suffix('.xml')}")
         with log.open("w") as file:
             process = subprocess.Popen(command, cwd=FOLDER, env=environment, stdout=file, stderr=subprocess.STDOUT)
         running.append((process, log))
@@ -39,13 +41,21 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("group", range(len(GROUPS)))
-def test_kernels_equal_their_twins_in_the_interpreter(runs, group):
+def test_kernels_equal_their_twins_in_the_interpreter(runs, group, show):
     process, log = runs[group]
     returncode = process.wait()
     output = log.read_text()
     print(output[-6000:])
     assert returncode == 0
     assert " passed" in output and "skipped" not in output
+    cases = ElementTree.parse(log.with_suffix(".xml")).findall(".//testcase")
+    lines = [f"{'in the interpreter, beside its plain twin':46} cases  seconds"]
+    for file in GROUPS[group]:
+        own = [case for case in cases if Path(file).stem in case.attrib["classname"].split(".")]
+        assert own, file
+        seconds = sum(float(case.attrib["time"]) for case in own)
+        lines.append(f"{file:46} {len(own):5} {seconds:8.1f}")
+    show("\n".join(lines))
 
 
 def test_every_file_is_in_a_group():
