@@ -165,6 +165,9 @@ def expected_instructions(name, target, half):
         if half == "*fp32":
             return r"\bFFMA"
         return {80: r"\bHMMA", 90: r"\bHGMMA", 100: r"UTCHMMA"}[target.arch]
+    if half == "*fp32" and re.match(r"decode_attention 64 W=(8|64)", name):
+        # Sixteen warps, so that nothing spills at W=64, share blocks of sixteen such keys: eight bytes for each thread.
+        return r"\bLDG(STS)?\.E\S*\.64"
     if name.startswith(("decode_attention", "norm_linear")):
         return r"\b(LDG\.E\.128|LDGSTS\.E\.BYPASS\.128|LDG\.E\.LTC\S*\.128)"
     return None
