@@ -24,7 +24,7 @@ def test_it_is_small():
 
 def test_it_predicts_held_out_scenes_and_captions_help():
     figures = nats(fastigpt.load(backend="portable"), held_out(24))
-    assert figures["with caption"] < figures["without caption"] - 0.01 < 0.40
+    assert figures["with caption"] < figures["without caption"] - 0.01 < 0.33
 
 
 def test_its_words_are_those_of_the_scenes():
