@@ -3,6 +3,8 @@
 //
 // As in attention_impl.h all scores come first, then the softmax, then the weighted sum of values. Keys and values are walked
 // in chunks that stay in the first-level cache while all queries of a window use them: memory is read once.
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace fastigpt {
@@ -196,37 +198,32 @@ const uint8_t* after(const void* rows, const RowSegment& s, int first, int head_
   return reinterpret_cast<const uint8_t*>(static_cast<const T*>(rows) + size_t(first + kRowChunk) * head_dim);
 }
 
-// Both walks take four queries at a time, then two, then one; the first ones fetch what comes after.
+// work(tile, i, soon) for queries i on, four at a time, then two, then one (tile is a constant); the first ones fetch what comes
+// after.
+template <class Work>
+void in_tiles(int queries, const uint8_t* soon, Work work) {
+  int i = 0;
+  for (; queries - i >= 4; i += 4, soon = nullptr) work(std::integral_constant<int, 4>(), i, soon);
+  for (; queries - i >= 2; i += 2, soon = nullptr) work(std::integral_constant<int, 2>(), i, soon);
+  for (; queries - i >= 1; i += 1, soon = nullptr) work(std::integral_constant<int, 1>(), i, soon);
+}
+
 template <class T>
 void walk_keys(const RowSegment& s, int first, int n, int head_dim, int queries, const float* q, size_t q_stride, float* scores,
                size_t stride, const uint8_t* soon) {
   const T* keys = static_cast<const T*>(s.k) + size_t(first) * head_dim;
-  for (int i = 0; i < queries; soon = nullptr) {
-    const float* from = q + i * q_stride;
-    float* to = scores + i * stride;
-    if (queries - i >= 4)
-      score_chunk<T, 4>(keys, n, head_dim, from, q_stride, to, stride, soon), i += 4;
-    else if (queries - i >= 2)
-      score_chunk<T, 2>(keys, n, head_dim, from, q_stride, to, stride, soon), i += 2;
-    else
-      score_chunk<T, 1>(keys, n, head_dim, from, q_stride, to, stride, soon), i += 1;
-  }
+  in_tiles(queries, soon, [&](auto tile, int i, const uint8_t* later) {
+    score_chunk<T, tile()>(keys, n, head_dim, q + i * q_stride, q_stride, scores + i * stride, stride, later);
+  });
 }
 
 template <class T>
 void walk_values(const RowSegment& s, int first, int n, int head_dim, int queries, const float* weights, size_t stride, float* out,
                  size_t out_stride, const uint8_t* soon) {
   const T* values = static_cast<const T*>(s.v) + size_t(first) * head_dim;
-  for (int i = 0; i < queries; soon = nullptr) {
-    const float* from = weights + i * stride;
-    float* to = out + i * out_stride;
-    if (queries - i >= 4)
-      sum_rows<T, 4>(values, n, head_dim, from, stride, to, out_stride, soon), i += 4;
-    else if (queries - i >= 2)
-      sum_rows<T, 2>(values, n, head_dim, from, stride, to, out_stride, soon), i += 2;
-    else
-      sum_rows<T, 1>(values, n, head_dim, from, stride, to, out_stride, soon), i += 1;
-  }
+  in_tiles(queries, soon, [&](auto tile, int i, const uint8_t* later) {
+    sum_rows<T, tile()>(values, n, head_dim, weights + i * stride, stride, out + i * out_stride, out_stride, later);
+  });
 }
 
 template <class T>

@@ -215,8 +215,10 @@ def test_every_configuration_file_is_complete():
     wanted = {name: set(rows[0]) - {"upto", "dot"} for name, rows in launch.table("default").items()}
     for file in files:
         configs = launch.table(file)
-        needed = {name for name in wanted if not name.endswith("_float32")}
-        assert needed <= set(configs) <= set(wanted), file
+        # float32 linear layers need rows of their own where those for 16 bits spill; the interpreter spills nothing.
+        optional = {name for name in wanted if name.endswith("_float32")}
+        optional = optional if file == "interpreter" else {"norm_linear_float32"}
+        assert set(configs) | optional == set(wanted), file
         for kernel, rows in configs.items():
             sizes = [row["upto"] for row in rows[:-1]]
             assert sizes == sorted(sizes) and "upto" not in rows[-1], f"{file}: {kernel}"
