@@ -1,4 +1,4 @@
-"""Builds the extension `fastigpt._C` from csrc/ and maps kernels/ to `fastigpt.kernels`.
+"""Builds the extension `fastigpt._C` from csrc/.
 
 Never imports torch: the extension knows pointers and sizes only. Source files carry their instruction set in their
 name (`*_avx2.cpp`, `*_avx512.cpp`, `*_avx512vnni.cpp`); each is compiled with just those flags and is only called after
@@ -168,7 +168,6 @@ setup(
         "fastigpt.data",
         "fastigpt.kernels",
     ],
-    package_dir={"fastigpt": "fastigpt", "fastigpt.kernels": "kernels"},
     package_data={"fastigpt": ["py.typed", "data/**/*"], "fastigpt.kernels": ["*.json", "**/*.json"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},

@@ -28,8 +28,6 @@ from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# `python -m` puts the repository first, where transformers would take kernels/ for the PyPI package of that name.
-sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "baselines")]
 
 LIMIT = 530.0  # seconds for everything
@@ -139,10 +137,10 @@ def build(out: Path, rows: Rows) -> None:
         site = Path(os.environ["ACCEPTANCE_SITE"])  # on the path of every later stage
         # setup.py beside no pyproject.toml: an old setuptools refuses that file, and the extension needs none of it.
         for link, target in (
-            (ROOT / "fastigpt" / "kernels", ROOT / "kernels"), (site / "fastigpt", ROOT / "fastigpt"),
-            (site / "csrc", ROOT / "csrc"), (site / "kernels", ROOT / "kernels"),
+            (site / "fastigpt", ROOT / "fastigpt"),
+            (site / "csrc", ROOT / "csrc"),
             (site / "setup.py", ROOT / "setup.py"),
-        ):  # fmt: skip
+        ):
             if not link.exists():
                 link.symlink_to(target)
         if importlib.util.find_spec("pybind11") is None:
@@ -151,7 +149,6 @@ def build(out: Path, rows: Rows) -> None:
         run = subprocess.run(command, cwd=site, capture_output=True, text=True, check=False)
         rows.add(step="setup.py build_ext", ok=run.returncode == 0, output=(run.stdout + run.stderr)[-1500:])
         run.check_returncode()
-        (site / "kernels").unlink()  # the name belongs to a package of PyPI
         for library in (site / "built" / "fastigpt").iterdir():
             shutil.copy(library, ROOT / "fastigpt")
 
@@ -173,11 +170,6 @@ def pybind11_of_torch(folder: Path) -> None:
     )
 
 
-def elsewhere() -> tempfile.TemporaryDirectory[str]:
-    """Where pytest is run: in the repository kernels/ would be taken for the PyPI package of that name."""
-    return tempfile.TemporaryDirectory()
-
-
 def tests(out: Path, rows: Rows) -> None:
     """pytest -m gpu: compiling takes most of the time, so on as many processes as there are cores where xdist is."""
     # Only the files that need a GPU are collected: others may import what a bare machine does not have.
@@ -188,10 +180,7 @@ def tests(out: Path, rows: Rows) -> None:
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(max(1, min(14, (os.cpu_count() or 2) - 1)))]
     last = ""
-    with (
-        elsewhere() as folder,
-        subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run,
-    ):
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         assert run.stdout is not None
         for line in run.stdout:
             print(line, end="", flush=True)
@@ -289,8 +278,7 @@ def memcheck(out: Path, rows: Rows) -> None:
         ("kernels/test_sample_head.py", "pixel or chunk"),
     ):
         command = [*sanitizer, *pytest, str(ROOT / "tests" / file), "-k", which]
-        with elsewhere() as folder:
-            run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         rows.add(work=file, returncode=run.returncode, output=(run.stdout + run.stderr)[-1500:])
         if run.returncode:
             rows.failed.append(f"{file}: {run.returncode}")

@@ -1,5 +1,5 @@
 """Norm + linear beside cuBLAS with separate norm and ending, over rows: where the one stops being faster is data for
-kernels/configs.
+fastigpt/kernels/configs.
 
     pytest benchmarks/bench_norm_linear.py -s
 """

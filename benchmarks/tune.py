@@ -1,4 +1,4 @@
-"""Chooses launch configurations by measurement and writes kernels/configs/<family>.json.
+"""Chooses launch configurations by measurement and writes fastigpt/kernels/configs/<family>.json.
 
     python -m benchmarks.tune [--out FILE] [--seconds N]
 
@@ -184,7 +184,7 @@ def write(table: launch.Table, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, help="default: kernels/configs/<family>.json")
+    parser.add_argument("--out", type=Path, help="default: fastigpt/kernels/configs/<family>.json")
     parser.add_argument("--seconds", type=float, default=300.0, help="time to spend on measuring")
     options = parser.parse_args()
     if not torch.cuda.is_available():

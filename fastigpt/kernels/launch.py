@@ -1,6 +1,6 @@
 """What all launchers share: the launch configurations, which are data, and the names of dtypes in them.
 
-kernels/configs/ holds one JSON file per GPU family, with default.json for the rest. A file maps a kernel's name to rows
+configs/ holds one JSON file per GPU family, with default.json for the rest. A file maps a kernel's name to rows
 of settings in rising order of "upto"; the first row whose "upto" is at least the size of the work is taken (the last
 row has none). Whoever has the GPU writes these files by measurement: `python -m benchmarks.tune`.
 """
@@ -68,7 +68,7 @@ def family(device: torch.device) -> str:
 
 @functools.cache
 def table(name: str) -> Table:
-    """Configurations of a GPU family, or of a file in kernels/configs by its name; default.json where there is none."""
+    """Configurations of a GPU family, or of a file in configs/ by its name; default.json where there is none."""
     path = FOLDER / f"{name}.json"
     return json.loads((path if path.exists() else FOLDER / "default.json").read_text())
 
