@@ -96,6 +96,16 @@ def test_nearest_is_the_root_mean_square_difference():
     assert evaluate._nearest(a, b) == pytest.approx(every.min(1).mean(), rel=1e-5)
 
 
+def test_distances_near_zero_are_exact():
+    """Whatever the processor's matrix product rounds to: equal pictures are 0 apart, and one step in one channel counts."""
+    picture = np.full((1, 32, 32, 3), 255, np.uint8)
+    other = picture.copy()
+    other[0, 31, 31, 2] -= 1
+    assert evaluate._nearest(picture, np.concatenate([other, picture])) == 0
+    assert evaluate._nearest(np.repeat(picture, 3, axis=0), None) == 0
+    assert evaluate._nearest(picture, other) == pytest.approx((1 / 3072) ** 0.5, rel=1e-12)
+
+
 def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="n must be at least 2"):
         evaluate.evaluate(Painter(), n=1)
