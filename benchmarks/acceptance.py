@@ -205,6 +205,7 @@ def tune(out: Path, rows: Rows) -> None:
     compile_on_all_cores("tune", out)
     import torch
     import tune as tuning
+
     from fastigpt.kernels import launch
 
     family = launch.family(torch.device("cuda"))
@@ -384,6 +385,7 @@ def engine(out: Path, rows: Rows) -> None:
 
 def eight_bit_caches():
     import torch
+
     from fastigpt.kernels import launch
 
     return [torch.int8] + [torch.float8_e4m3fn] * launch.stores_float8(torch.device("cuda"))
@@ -438,12 +440,12 @@ def windows(rows: Rows) -> None:
 def compile_engine(share: int, shares: int) -> None:
     """Two layers are enough to launch what any number of them would."""
     import torch
-    from fastigpt.kernels import launch
 
     import fastigpt
     from fastigpt import ImageGPTConfig
     from fastigpt.engine.triton import TritonEngine
     from fastigpt.engine.window import WIDTHS
+    from fastigpt.kernels import launch
 
     family = launch.family(torch.device("cuda"))
     presets = {name: replace(ImageGPTConfig.preset(name), n_layer=2) for name, _ in PRESETS}

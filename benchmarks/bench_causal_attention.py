@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cpu_time import on_cpu, race
-from fastigpt.kernels import launch
 from gpu_time import graph_seconds
 
 import fastigpt.ops as ops
+from fastigpt.kernels import launch
 
 SHAPES = {"small": (8, 64), "large": (16, 96), "medium": (8, 128)}
 

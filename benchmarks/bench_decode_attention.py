@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from cpu_time import copies_needed as cpu_copies_needed
 from cpu_time import on_cpu, race
-from fastigpt.kernels import launch
 from gpu_time import copies_needed, graph_seconds
 
 import fastigpt.ops as ops
+from fastigpt.kernels import launch
 
 KEYS = 1024
 SHAPES = {"small": (8, 64), "large": (16, 96), "medium": (8, 128)}

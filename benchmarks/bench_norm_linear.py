@@ -10,8 +10,9 @@ from functools import partial
 
 import pytest
 import torch
-from fastigpt.kernels import launch
 from gpu_time import copies_needed, graph_seconds
+
+from fastigpt.kernels import launch
 
 WIDTHS = {"small": 512, "medium": 1024, "large": 1536}
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512)

@@ -12,11 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cpu_time import copies_needed, on_cpu, race
-from fastigpt.kernels import launch
 from gpu_time import graph_seconds
 
 import fastigpt.ops as ops
 from fastigpt.engine import Drawing
+from fastigpt.kernels import launch
 from fastigpt.sampling import filter_logits
 
 N_COLORS, N_PIXELS = 512, 1024

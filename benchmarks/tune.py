@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench_causal_attention
 import bench_decode_attention
 import bench_norm_linear
-from fastigpt.kernels import launch
 from gpu_time import graph_seconds
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.triton import TritonEngine
+from fastigpt.kernels import launch
 
 Row = dict[str, Any]
 Calls = list[Callable[[], object]]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, padded_head, settings
 
 LOG2_E = 1.4426950408889634

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
 from fastigpt.kernels.launch import (
     PLAIN_TYPES,
     SCALED_TYPES,

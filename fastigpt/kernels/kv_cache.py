@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
 from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES, expect, expect_contiguous, row_stride
 
 

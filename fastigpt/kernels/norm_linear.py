@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+
 from fastigpt.kernels.kv_cache import append_kv_reference
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, expect_contiguous, settings
 from fastigpt.kernels.overlap import begin, overlap

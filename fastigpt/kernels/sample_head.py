@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
-from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
-from fastigpt.kernels.overlap import begin, overlap
 
 from fastigpt.engine import Drawing
+from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
+from fastigpt.kernels.overlap import begin, overlap
 from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
 
 

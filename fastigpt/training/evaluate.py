@@ -136,7 +136,7 @@ def _nearest(images: np.ndarray, others: np.ndarray | None) -> float:
     """Mean over the images of the distance to the nearest of the others (None: to the nearest other of themselves)."""
     a = torch.from_numpy(images).flatten(1).double()
     b = a if others is None else torch.from_numpy(others).flatten(1).double()
-    # From the differences themselves: |a|² − 2ab + |b|² cancels where pictures are nearly the same, which is asked here.
+    # From the differences themselves: |a|² − 2ab + |b|² cancels where pictures are nearly the same, which is the point.
     distances = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
     if others is None:
         distances.fill_diagonal_(torch.inf)

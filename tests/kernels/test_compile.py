@@ -17,14 +17,15 @@ import torch
 pytest.importorskip("triton")
 
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import _causal_attention
 from fastigpt.kernels.decode_attention import _decode_attention, _prefix_attention
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
 from fastigpt.kernels.sample_head import _sample_head
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 if launch.interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)

@@ -14,8 +14,6 @@ from conftest import random_weights
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels import launch
-from fastigpt.kernels.causal_attention import causal_attention
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
@@ -23,6 +21,8 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Drawing, Job
 from fastigpt.engine.triton import TritonEngine
 from fastigpt.engine.triton_session import Session, Shape
+from fastigpt.kernels import launch
+from fastigpt.kernels.causal_attention import causal_attention
 
 if launch.interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)

@@ -8,6 +8,7 @@ from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
+from fastigpt.engine import Drawing
 from fastigpt.kernels.launch import table
 from fastigpt.kernels.sample_head import (
     Head,
@@ -18,8 +19,6 @@ from fastigpt.kernels.sample_head import (
     sample_head_reference,
     set_drawing,
 )
-
-from fastigpt.engine import Drawing
 from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
 
 CONFIGS = {**table("default"), "sample_head": [{"block_c": 16, "block_k": 16, "warps": 4}]}

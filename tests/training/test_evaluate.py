@@ -97,7 +97,7 @@ def test_nearest_is_the_root_mean_square_difference():
 
 
 def test_distances_near_zero_are_exact():
-    """Whatever the processor's matrix product rounds to: equal pictures are 0 apart, and one step in one channel counts."""
+    """Whatever the processor's matrix product rounds to, equal pictures are 0 apart and one step in a channel shows."""
     picture = np.full((1, 32, 32, 3), 255, np.uint8)
     other = picture.copy()
     other[0, 31, 31, 2] -= 1
