@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -140,7 +141,7 @@ class TritonEngine:
         qkv = torch.empty((len(rows), 3 * width), dtype=self.dtype, device=self.device)
         inner = torch.empty((len(rows), config.inner), dtype=self.dtype, device=self.device)
         attended = torch.empty((batch, length, config.n_head, config.head_dim), dtype=self.dtype, device=self.device)
-        shared = {"configs": self.configs, "epsilon": config.layer_norm_epsilon}
+        shared: dict[str, Any] = {"configs": self.configs, "epsilon": config.layer_norm_epsilon}
         for i, block in enumerate(self.blocks[:n_layer]):
             norm_linear(rows, block.qkv, qkv, gain=block.ln_1, bias=block.qkv_bias, **shared)
             q, k, v = qkv.view(batch, length, 3, config.n_head, config.head_dim).unbind(2)

@@ -8,7 +8,7 @@ import functools
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -339,7 +339,7 @@ class Window:
                 k, v, session.prefix_lengths, plan.lane_sources, width, engine.configs, dtype, k_scale, v_scale
             )
             for i in range(config.n_layer):
-                parts = dict(zip(("k", "v", "k_scale", "v_scale"), session.prefix.layer(i)))
+                parts: dict[str, Any] = dict(zip(("k", "v", "k_scale", "v_scale"), session.prefix.layer(i)))
                 self.prefixes[i] = dataclasses.replace(first, **parts)
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -361,7 +361,11 @@ class Window:
             self.session.draft.guess(self)
         engine, config, state = self.engine, self.engine.config, self.session.state
         shape = (self.lanes, self.width, config.n_head, config.head_dim)
-        shared = {"configs": engine.configs, "epsilon": config.layer_norm_epsilon, "scratch": self.scratch}
+        shared: dict[str, Any] = {
+            "configs": engine.configs,
+            "epsilon": config.layer_norm_epsilon,
+            "scratch": self.scratch,
+        }
         for i, block in enumerate(engine.blocks):
             k, v, k_scale, v_scale = self.session.cache.layer(i)
             assert k is not None and v is not None
