@@ -1,9 +1,14 @@
-"""What tests share: small random models, and the engines that every suite runs on."""
+"""What tests share: small random models, the engines that every suite runs on, and how work is spread over cores."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: no library may take all cores for itself
+    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
 
 # Tests must not reach for the network; the hub is only ever asked for what is in its local cache.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,6 +25,8 @@ from fastigpt.engine.choose import BACKENDS, build, why_unavailable
 # The models here are tiny: torch's threads would only wait for each other.
 torch.set_num_threads(1)
 
+_MOST_PROCESSES = 8  # each imports torch and transformers: more would start longer than they help
+
 CPU = torch.device("cpu")
 CACHED = [name for name in BACKENDS if name != "reference" and why_unavailable(name, CPU) is None]
 
@@ -27,6 +34,21 @@ TINY = ImageGPTConfig(n_layer=2, n_head=2, n_embd=16, height=4, width=4, n_color
 ODD = ImageGPTConfig(n_layer=3, n_head=3, n_embd=15, n_inner=37, height=3, width=5, n_colors=7)
 PROMPTED = ImageGPTConfig(n_layer=2, n_head=2, n_embd=16, height=4, width=4, n_colors=9, n_words=5, prompt_length=3)
 HEAD_DIM_96 = ImageGPTConfig(n_layer=2, n_head=2, n_embd=192, height=8, width=8)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Folders are tested by a process for each core; single files are not worth starting several. -n and --pdb decide
+    otherwise, and without pytest-xdist there is one process."""
+    options = config.option
+    is_worker = hasattr(config, "workerinput")
+    if is_worker or not config.pluginmanager.has_plugin("xdist"):
+        return
+    chosen = options.numprocesses is not None or options.dist != "no" or options.usepdb or options.collectonly
+    if not chosen and any(Path(argument).is_dir() for argument in config.args):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        options.numprocesses = min(cores, _MOST_PROCESSES) if cores > 1 else 0
+        options.dist = "worksteal"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,20 +59,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device"))
 
 
-# Tables that a person wants to see when all is well: captured output would only show them when a test fails.
-_TABLES = pytest.StashKey[list[str]]()
-
-
+# Tables that a person wants to see when all is well: captured output would only show them when a test fails. They
+# travel in a test's report, which reaches the process that writes the summary from whichever process ran the test.
 @pytest.fixture
 def show(request: pytest.FixtureRequest) -> Callable[[str], None]:
     """A function that puts a table below pytest's own summary."""
-    return request.config.stash.setdefault(_TABLES, []).append
+    return lambda table: request.node.user_properties.append(("table", table))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for table in config.stash.get(_TABLES, []):
-        terminalreporter.write_line("")
-        terminalreporter.write_line(table)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                for name, table in report.user_properties:
+                    if name == "table":
+                        terminalreporter.write_line("")
+                        terminalreporter.write_line(table)
 
 
 def random_weights(
