@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
 import subprocess
 import sys
 import warnings
 import weakref
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from transformers import (
 import fastigpt
 from fastigpt import ImageGPTConfig
 from fastigpt.engine import Job
+from fastigpt.integrations.hf_weights import checksum
 
 START = TINY.start_token
 IDS = torch.tensor([[START, 1, 2], [START, 4, 4]])
@@ -318,6 +321,27 @@ def _write_data(model) -> None:
     model.lm_head.weight.data.mul_(-1)  # leaves the version counter as it is
 
 
+def _swap_rows(model) -> None:
+    rows = model.lm_head.weight.data
+    rows[[1, 7]] = rows[[7, 1]]  # the same numbers, so any sum of them is the same
+
+
+def _swap_columns(model) -> None:
+    columns = model.transformer.h[0].mlp.c_fc.weight.data
+    columns[:, [3, 8]] = columns[:, [8, 3]]
+
+
+def _swap_layers(model) -> None:
+    first, second = (block.mlp.c_proj.weight.data for block in model.transformer.h)
+    kept = first.clone()
+    first.copy_(second)
+    second.copy_(kept)
+
+
+def _change_signs(model) -> None:
+    model.lm_head.weight.data[:, 1:6:4] *= -1  # the top bit of eighteen 64-bit words: their sum stays as it was
+
+
 def _write_one_number(model) -> None:
     model.transformer.h[1].mlp.c_proj.bias.data[3] += 60
 
@@ -334,7 +358,11 @@ def _convert(model) -> None:
     model.to(torch.bfloat16).float()
 
 
-@pytest.mark.parametrize("change", [_train, _write_data, _write_one_number, _load, _replace, _convert])
+MOVES = [_swap_rows, _swap_columns, _swap_layers, _change_signs]
+CHANGES = [_train, _write_data, _write_one_number, _load, _replace, _convert, *MOVES]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_weights_that_change_are_noticed(change):
     theirs, ours = twins()
     before = served(ours, IDS, max_length=17)
@@ -344,6 +372,23 @@ def test_weights_that_change_are_noticed(change):
     assert torch.equal(served(ours, IDS, max_length=17), expected)
     if change is not _convert:
         assert not torch.equal(before, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_what_changes_places_changes_the_checksum(dtype):
+    """Also across the pieces a large tensor is read in, and in the bytes that fill no word of eight."""
+    values = torch.arange(300_001, dtype=torch.float64).sub(150_000).div(64).to(dtype)
+    before = checksum(values)
+    assert torch.equal(checksum(values.clone()), before)
+    for a, b in ((0, 1), (5, 262_144), (299_999, 300_000), (0, 300_000), (2, 2 + 131_072)):
+        other = values.clone()
+        other[[a, b]] = other[[b, a]]
+        assert torch.equal(other, values) or not torch.equal(checksum(other), before), (a, b)
+        other = values.clone()
+        other[[a, b]] *= -1
+        assert not torch.equal(checksum(other), before), (a, b)
+    blocks = torch.cat([values[150_000:], values[:150_000]])
+    assert not torch.equal(checksum(blocks), before)
 
 
 def test_parameters_may_be_slices_of_one_buffer():
@@ -384,6 +429,91 @@ def test_an_accelerated_model_goes_when_its_last_user_does():
     gone = weakref.ref(ours)
     del ours
     assert gone() is None
+
+
+def bound(model):
+    return model.generate
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        bound,
+        lambda model: partial(model.generate, max_length=17),
+        lambda model: {"f": model.generate}["f"].__call__,
+        lambda model: copy.deepcopy(model).generate,
+        lambda model: pickle.loads(pickle.dumps(model.generate)),
+        lambda model: copy.deepcopy(model.generate),
+        lambda model: lambda *args, **kwargs: model.generate(*args, **kwargs),
+        lambda model: fastigpt.accelerate(fastigpt.restore(model)).generate,
+    ],
+    ids=["bound", "partial", "kept", "of a copy", "unpickled", "copied", "closure", "again"],
+)
+def test_a_bound_generate_keeps_its_model(hold):
+    theirs, ours = twins()
+    expected = theirs.generate(IDS, max_length=17)
+    call = hold(ours)
+    del ours
+    assert torch.equal(call(IDS, max_length=17), expected)
+    assert torch.equal(twins()[1].generate(IDS, max_length=17), expected)  # a temporary
+
+
+def test_a_model_goes_with_the_last_bound_generate():
+    _, ours = twins()
+    generate, gone = ours.generate, weakref.ref(ours)
+    assert generate == ours.generate and generate.__self__ is ours and generate.__name__ == "generate"
+    assert generate != twins()[1].generate
+    del ours
+    assert gone() is not None
+    generate(IDS, max_length=17)
+    del generate
+    assert gone() is None
+
+
+def test_an_accelerated_model_is_still_of_its_class(tmp_path):
+    theirs, ours = twins()
+    assert isinstance(ours, ImageGPTForCausalImageModeling) and repr(ours) == repr(theirs)
+    for name in ("__name__", "__qualname__", "__module__", "config_class", "main_input_name"):
+        assert getattr(type(ours), name) == getattr(type(theirs), name)
+    assert ours.can_generate() and list(ours.state_dict()) == list(theirs.state_dict())
+    ours.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["ImageGPTForCausalImageModeling"]
+    fresh = type(ours).from_pretrained(tmp_path)  # an instance that nobody accelerated
+    with pytest.raises(ValueError, match="seed"):
+        fresh.generate(IDS, max_length=17, seed=1)
+    assert torch.equal(type(ours).generate(ours, IDS, max_length=17), theirs.generate(IDS, max_length=17))
+
+
+def test_subclasses_and_wrappers_of_an_accelerated_model_work(tmp_path):
+    class Own(ImageGPTForCausalImageModeling):
+        def generate(self, *args, **kwargs):
+            self.calls = getattr(self, "calls", 0) + 1
+            return super().generate(*args, **kwargs)
+
+    theirs, _ = twins()
+    own = Own(theirs.config).eval()
+    own.load_state_dict(theirs.state_dict())
+    expected = theirs.generate(IDS, max_length=17)
+    ours = fastigpt.accelerate(own)
+    assert torch.equal(served(ours, IDS, max_length=17), expected) and ours.calls == 1  # its own still prepares
+    assert type(fastigpt.restore(ours)) is Own
+    _, ours = twins()
+    assert torch.equal(torch.compile(ours, backend="eager").generate(IDS, max_length=17), expected)
+    torch.save(ours, tmp_path / "whole.pt")
+    again = torch.load(tmp_path / "whole.pt", weights_only=False)
+    assert torch.equal(served(again, IDS, max_length=17), expected) and "generate" not in vars(again)
+    assert type(fastigpt.restore(again)) is ImageGPTForCausalImageModeling
+
+
+def test_a_patch_of_generate_can_be_undone(monkeypatch):
+    theirs, ours = twins()
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "generate", lambda *args: "patched")
+        assert ours.generate(IDS) == "patched"
+    assert torch.equal(served(ours, IDS, max_length=17), theirs.generate(IDS, max_length=17))
+    assert "generate" not in vars(fastigpt.restore(ours))
+    with pytest.raises(TypeError, match="hf_model"):
+        fastigpt.restore("imagegpt")
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["copy", "pickle"])
