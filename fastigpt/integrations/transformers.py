@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import torch
 
 from fastigpt.checkpoint import check_weights
 from fastigpt.config import ImageGPTConfig
+from fastigpt.locks import Lock
 from fastigpt.model import ImageGPT
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class _Generate:
     def __init__(self, model: ImageGPTForCausalImageModeling, options: dict[str, Any]) -> None:
         self._reference = weakref.ref(model)  # the model owns this object: a strong reference would keep both alive
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._marks: list[tuple[Any, ...]] | None = None
         self._engine: ImageGPT | None = None
 
