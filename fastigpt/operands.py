@@ -1,7 +1,8 @@
 """What every operator asks of a tensor before it is read by its address: that its numbers are there.
 
-They need not be: a tensor can be on the meta device, sparse, quantised or a subclass without memory, its storage may have
-been freed or cut, and a lazily negated or conjugated view (`z.conj().imag`) means other numbers than its memory holds.
+They need not be: a tensor can be on the meta device, sparse, quantised or a subclass without memory, its storage may
+have been freed or cut, and a lazily negated or conjugated view (`z.conj().imag`) means other numbers than its memory
+holds.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def check_memory(name: str, x: Any) -> None:
     last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
     needed = (last + 1) * x.element_size()
     if address == 0 or needed > held:
-        raise ValueError(f"{name} must have its memory, but of {needed} bytes its storage holds {held if address else 0}")
+        raise ValueError(
+            f"{name} must have its memory, but of {needed} bytes its storage holds {held if address else 0}"
+        )
 
 
 def same_device(**tensors: torch.Tensor | None) -> None:
