@@ -3,7 +3,6 @@ expected."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,19 +10,16 @@ import numpy as np
 import torch
 
 from fastigpt.config import ImageGPTConfig
+from fastigpt.operands import readable
 from fastigpt.prompts import Vocabulary
+from fastigpt.scalars import integer
 
 OUTPUT_TYPES = ("pil", "np", "pt", "tokens")
 
 
 def whole(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """`value` as an int in [minimum, maximum]."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {value!r}") from None
+    number = integer(name, value)
     if number < minimum or (maximum is not None and number > maximum):
         allowed = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
         raise ValueError(f"{name} must be {allowed}, not {number}")
@@ -49,9 +45,12 @@ def token_array(
 ) -> torch.Tensor:
     """int64 [B, T] on the CPU, contiguous. `unknown`: −1 is allowed. `whole_canvas`: T must be height · width."""
     if isinstance(tokens, np.ndarray):
-        tokens = torch.from_numpy(np.ascontiguousarray(tokens))
+        if tokens.dtype.newbyteorder("=") != np.int64:
+            raise TypeError(f"{name} must be of dtype int64, not {tokens.dtype}")
+        tokens = torch.from_numpy(np.ascontiguousarray(tokens, np.int64))
     if not isinstance(tokens, torch.Tensor):
         raise TypeError(f"{name} must be an int64 tensor [B, T], not {type(tokens).__name__}")
+    tokens = readable(name, tokens)
     if tokens.dtype != torch.int64:
         raise TypeError(f"{name} must be of dtype int64, not {tokens.dtype}")
     if tokens.ndim != 2 or len(tokens) == 0:

@@ -174,7 +174,7 @@ class ImageGPT:
             tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
         filled, stats = self._run(job, limit, progress)
-        result = self._output(filled, kind, stats.seed, first_index)
+        result = self._output(filled, kind, stats.seed, int(job.index[0]))
         return (result, stats) if return_stats else result
 
     def complete(
@@ -223,7 +223,7 @@ class ImageGPT:
             tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
         filled, stats = self._run(job, limit, progress, particles=candidates)
-        result = self._output(filled, kind, stats.seed, first_index)
+        result = self._output(filled, kind, stats.seed, int(job.index[0]))
         return (result, stats) if return_stats else result
 
     def fill(
@@ -297,7 +297,7 @@ class ImageGPT:
         words = prompt_ids(prompt, count, self.vocabulary)
         job = Job(
             tokens=tokens,
-            index=torch.arange(start, start + count),
+            index=torch.arange(count) + start,  # up to 2⁶³ − 1, which arange could not end behind
             source=waves.sources(tokens, words),
             prompt=words,
             drawing=drawing,

@@ -8,7 +8,6 @@ Inference only: nothing here has a gradient.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from fastigpt import _C
 from fastigpt.engine import Drawing
 from fastigpt.kernels import launch
 from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES
+from fastigpt.operands import operands, same_device
 from fastigpt.quantize import nearest_centroid as _nearest_centroid
 from fastigpt.sampling import checked_drawing, filter_logits, guide
 
@@ -128,12 +128,6 @@ def _dtype(name: str, x: Tensor, *allowed: torch.dtype) -> None:
         raise TypeError(f"{name} must be {' or '.join(str(d).removeprefix('torch.') for d in allowed)}, not {x.dtype}")
 
 
-def _same_device(**tensors: Tensor | None) -> None:
-    if len({x.device for x in tensors.values() if x is not None}) > 1:
-        found = ", ".join(f"{name} on {x.device}" for name, x in tensors.items() if x is not None)
-        raise ValueError(f"all tensors must be on one device, not {found}")
-
-
 def _heads(name: str, x: Tensor) -> None:
     if x.stride(3) != 1 or (x.shape[2] > 1 and x.stride(2) != x.shape[3]):
         raise ValueError(f"the heads of a token of {name} must be contiguous, not strides {list(x.stride())}")
@@ -159,7 +153,6 @@ def _check_causal(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"k must be [{batch}, at least {tq}, {n_head}, {head_dim}], not {list(k.shape)}")
     _shape("k", k, (batch, k.shape[1], n_head, head_dim))
     _shape("v", v, tuple(k.shape))
-    _same_device(q=q, k=k, v=v)
     _check_qkv_types(q, k, v)
     for name, x in (("q", q), ("k", k), ("v", v)):
         _heads(name, x)
@@ -225,11 +218,6 @@ def _check_decode(
         if lengths is not None:
             _shape("prefix_lengths", lengths, (len(prefix.k),))
             _dtype("prefix_lengths", lengths, torch.int32)
-    _same_device(
-        q=q, k=k, v=v, k_cache=cache.k, v_cache=cache.v, positions=positions, k_scale=cache.k_scale,
-        v_scale=cache.v_scale, prefix_k=prefix and prefix.k, prefix_v=prefix and prefix.v, prefix_lengths=lengths,
-        prefix_k_scale=prefix and prefix.k_scale, prefix_v_scale=prefix and prefix.v_scale,
-    )  # fmt: skip
 
 
 def _check_positions(positions: Tensor, window: int, capacity: int, prefix_lengths: Tensor | None, prefix: int) -> None:
@@ -272,13 +260,12 @@ def _check_sample(
     if unconditional is not None:
         _shape("unconditional", unconditional, (n, width))
         _dtype("unconditional", unconditional, hidden.dtype)
-    _same_device(
-        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
-        unconditional=unconditional,
-    )  # fmt: skip
 
 
 # --- the operators: checks, then the device's own --------------------------------------------------------------------
+
+
+_CHANGED = ("k_cache", "v_cache", "k_scale", "v_scale")
 
 
 def _by_triton(x: Tensor) -> bool:
@@ -286,6 +273,7 @@ def _by_triton(x: Tensor) -> bool:
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = operands(q=q, k=k, v=v)
     _check_causal(q, k, v)
     if not _by_triton(q):
         return _attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
@@ -312,6 +300,13 @@ def _decode_attention(
     prefix_v_scale: Tensor | None = None,
     prefix_lengths: Tensor | None = None,
 ) -> Tensor:
+    q, k, v, k_cache, v_cache, positions, k_scale, v_scale = operands(
+        _CHANGED, q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, k_scale=k_scale, v_scale=v_scale
+    )
+    _, prefix_k, prefix_v, prefix_k_scale, prefix_v_scale, prefix_lengths = operands(
+        q=q, prefix_k=prefix_k, prefix_v=prefix_v, prefix_k_scale=prefix_k_scale, prefix_v_scale=prefix_v_scale,
+        prefix_lengths=prefix_lengths,
+    )  # fmt: skip
     cache = _Stored(k_cache, v_cache, k_scale, v_scale)
     if prefix_k is not None and prefix_v is not None:
         prefix: _Stored | None = _Stored(prefix_k, prefix_v, prefix_k_scale, prefix_v_scale)
@@ -340,10 +335,14 @@ def _sample_head(
     guidance_scale: float = 1.0,
     epsilon: float = 1e-5,
 ) -> Tensor:
+    hidden, gain, weight, index, position, known, unconditional = operands(
+        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
+        unconditional=unconditional,
+    )  # fmt: skip
     _check_sample(hidden, gain, weight, index, position, known, unconditional)
-    drawing = checked_drawing(seed % 2**64, temperature, top_k, top_p, guidance_scale)
-    if unconditional is None:
-        drawing = replace(drawing, guidance_scale=None)
+    scale = None if unconditional is None else guidance_scale
+    drawing = checked_drawing(seed % 2**64, temperature, top_k, top_p, scale)
+    checked_drawing(0, guidance_scale=guidance_scale)  # one that is not used must be right, too
     sample = _sample_gpu if _by_triton(hidden) else _sample_cpu
     tokens = sample(hidden, gain, weight, index, position, unconditional, drawing, epsilon)
     return tokens if known is None else torch.where(known >= 0, known, tokens)
@@ -588,21 +587,42 @@ def _sample_gpu(
 
 
 # --- shapes without values -------------------------------------------------------------------------------------------
+# PyTorch comes here for fake tensors and wherever any operand is on the meta device, the others being what they are.
 
 
 def _causal_attention_fake(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    same_device(q=q, k=k, v=v)
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-def _decode_attention_fake(q: Tensor, *_: Tensor, **__: Tensor | None) -> Tensor:
+def _decode_attention_fake(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, **others: Tensor | None
+) -> Tensor:
+    same_device(q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, **others)
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-def _sample_head_fake(hidden: Tensor, *_: object, **__: object) -> Tensor:
+def _sample_head_fake(
+    hidden: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    position: Tensor,
+    seed: int,
+    *,
+    known: Tensor | None = None,
+    unconditional: Tensor | None = None,
+    **_: object,
+) -> Tensor:
+    same_device(
+        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
+        unconditional=unconditional,
+    )  # fmt: skip
     return hidden.new_empty(hidden.shape[:1], dtype=torch.int64)
 
 
 def _nearest_centroid_fake(points: Tensor, centroids: Tensor) -> Tensor:
+    same_device(points=points, centroids=centroids)
     return points.new_empty(points.shape[:-1], dtype=torch.int64)
 
 
@@ -612,6 +632,6 @@ for _name, _run, _fake in (
     ("sample_head", _sample_head, _sample_head_fake),
     ("nearest_centroid", _nearest_centroid_anywhere, _nearest_centroid_fake),
 ):
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _run, _key)
+    # For every kind of tensor, so that a sparse or a quantised one is refused in our words.
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"fastigpt::{_name}", _fake, lib=_library)

@@ -6,7 +6,6 @@ stands at p/127.5 − 1. Encoding is exact; csrc/cpu/quantize_rgb.cpp works out 
 
 from __future__ import annotations
 
-import threading
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from PIL import Image
 
 import fastigpt._C as _C
 from fastigpt.errors import CheckpointError
+from fastigpt.locks import Lock
+from fastigpt.operands import readable
 from fastigpt.quantize import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
 
 MAX_COLORS = 65536
@@ -36,7 +37,7 @@ class Palette:
 
     def __init__(self, clusters: Any) -> None:
         if isinstance(clusters, torch.Tensor):
-            clusters = clusters.detach().cpu().to(torch.float32).numpy()
+            clusters = readable("clusters", clusters).detach().cpu().to(torch.float32).numpy()
         try:
             values = np.array(clusters, dtype=np.float32, order="C")
         except (TypeError, ValueError):
@@ -56,7 +57,7 @@ class Palette:
         self.colors.setflags(write=False)
         self._table: Any = None
         self._on_device: dict[torch.device, tuple[torch.Tensor, ...]] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @property
     def n_colors(self) -> int:
@@ -144,6 +145,7 @@ class Palette:
         """Colours of tokens: integers [...] in 0 … n_colors − 1, numpy array or torch tensor → uint8 [..., 3] of the
         same kind and device. Raises TypeError for another kind or dtype, ValueError for tokens out of range."""
         if isinstance(tokens, torch.Tensor):
+            tokens = readable("tokens", tokens)
             if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
                 raise TypeError(f"tokens must be integers, not {tokens.dtype}")
             self._check_range(tokens)

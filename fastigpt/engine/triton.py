@@ -8,7 +8,6 @@ interpreter the same code runs on the CPU, with direct launches where a GPU repl
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import causal_attention
 from fastigpt.kernels.norm_linear import norm_linear, rms_norm
 from fastigpt.kernels.sample_head import Head
+from fastigpt.locks import Lock
 
 _SEQUENCE_ROWS = 32768  # tokens that are scored or prefilled at once: bounds the activations
 _MEMORY_SHARE = 0.85  # of the free memory, for the caches of a wave
@@ -111,7 +111,7 @@ class TritonEngine:
             config.layer_norm_epsilon,
         )
         self.words = (load("prompt.wte.weight"), load("prompt.wpe.weight")) if config.n_words else None
-        self.lock = threading.RLock()
+        self.lock = Lock()
         self._idle: dict[Shape, Session] = {}  # oldest first
 
     def _device_guard(self) -> AbstractContextManager[object]:
