@@ -15,7 +15,9 @@ import torch
 from fastigpt import _C
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Filled, Job, OnRow
+from fastigpt.engine.arithmetic import cannot_overflow, check_filled, converted, finite
 from fastigpt.engine.memory import free_memory
+from fastigpt.errors import CheckpointError
 
 _NUMBERS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
 _SLICE = 0.05  # seconds in C++ before Python looks for signals and finished rows
@@ -95,8 +97,13 @@ class CpuEngine:
                 raise TypeError(f"{name} must be a floating-point tensor, not {getattr(tensor, 'dtype', type(tensor))}")
             if tuple(tensor.shape) != shapes[name]:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shapes[name]}")
-            self._model.load(name, tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+            # What is kept in bfloat16 must fit that; int8 has scales and the rest is kept in float32.
+            stored = converted(name, tensor, self.device, torch.float32)
+            if self.dtype == torch.bfloat16:
+                converted(name, stored, self.device, torch.bfloat16)
+            self._model.load(name, stored.contiguous().numpy())
         self._model.check_complete()
+        self._cannot_overflow = cannot_overflow(config, weights, self.dtype)
 
     def describe(self) -> dict[str, object]:
         """What this engine runs on and in, and why: for `fastigpt info`."""
@@ -119,7 +126,7 @@ class CpuEngine:
 
     def _score(self, tokens: torch.Tensor, prompt: torch.Tensor | None, layer: int) -> torch.Tensor:
         words = None if prompt is None else _ids("prompt", prompt)
-        return torch.from_numpy(self._model.score(_ids("tokens", tokens), words, layer))
+        return finite(torch.from_numpy(self._model.score(_ids("tokens", tokens), words, layer)), self)
 
     def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
         drawing, width = job.drawing, self.config.width
@@ -144,13 +151,22 @@ class CpuEngine:
         row = 0
         while row < self.config.height:
             # Between slices the interpreter handles signals, so Ctrl-C ends the job here.
-            rows_done = fill.advance(_SLICE) // width
+            rows_done = self._advance(fill) // width
             if on_row is not None and rows_done > row:
                 tokens = torch.from_numpy(fill.tokens())
                 for r in range(row, rows_done):
                     on_row(range(len(tokens)), r, tokens[:, r * width : (r + 1) * width].clone())
             row = rows_done
-        return Filled(torch.from_numpy(fill.tokens()), torch.from_numpy(fill.pass_starts()))
+        filled = Filled(torch.from_numpy(fill.tokens()), torch.from_numpy(fill.pass_starts()))
+        return filled if self._cannot_overflow else check_filled(self, job, filled)
+
+    def _advance(self, fill: _C.CpuFill) -> int:
+        try:
+            return fill.advance(_SLICE)
+        except RuntimeError as error:
+            if "not finite" not in str(error):
+                raise
+            raise CheckpointError(f"{error}: its weights are damaged, or too large") from None
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         rehearsal = _C.CpuFill.rehearsal(self._model, n=n, position=position, window=window)
