@@ -16,10 +16,11 @@ from fastigpt import checkpoint, images, waves
 from fastigpt.arguments import output_kind, prompt_ids, token_array, whole, window_size
 from fastigpt.bundled import bundled_palette
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Engine, Job, OnRow
+from fastigpt.engine import Engine, Filled, Job, OnRow
 from fastigpt.engine.arithmetic import finite
 from fastigpt.engine.choose import build
 from fastigpt.errors import CheckpointError
+from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.palette import Palette
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
@@ -65,6 +66,7 @@ class ImageGPT:
             weights = {**weights, HEAD: head}
         with self._named():
             self.engine: Engine = build(config, weights, backend=backend, device=device, dtype=dtype, kv_dtype=kv_dtype)
+        self._watch = None if cannot_overflow(config, weights) else OverflowWatch(config, weights)
 
     @classmethod
     def from_pretrained(
@@ -157,6 +159,11 @@ class ImageGPT:
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         return twin
+
+    def _check_overflow(self, tokens: torch.Tensor, words: torch.Tensor | None) -> None:
+        if self._watch is not None:
+            with self._named():
+                self._watch.check(tokens, words)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -326,9 +333,15 @@ class ImageGPT:
                 filled, seconds, count_waves = run_particles(
                     self.engine, job, particles, batch_size=limit, progress=progress
                 )
+        self._check_drawn(job, filled)
         canvas = (count, self.config.height, self.config.width)
         drawn = (job.tokens < 0).view(canvas)
         return filled.tokens, Stats(job.drawing.seed, drawn, filled.pass_starts.view(canvas), seconds, count_waves)
+
+    def _check_drawn(self, job: Job, filled: Filled) -> None:
+        self._check_overflow(filled.tokens, job.prompt)
+        if job.drawing.guidance_scale is not None:
+            self._check_overflow(filled.tokens, None)
 
     def _job(
         self,
@@ -397,7 +410,8 @@ class ImageGPT:
 
         def work(on_row: OnRow) -> None:
             with self._named():
-                waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=False)
+                filled, *_ = waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=False)
+            self._check_drawn(job, filled)
 
         return RowStream(work, job.drawing.seed)
 
@@ -561,6 +575,7 @@ class ImageGPT:
         return self._logits(checked, prompt_ids(prompt, len(checked), self.vocabulary))
 
     def _logits(self, tokens: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
+        self._check_overflow(tokens, words)
         with self._named():
             return finite(self.engine.logits(tokens, words).float(), self.engine)
 
@@ -596,6 +611,7 @@ class ImageGPT:
         else:
             tokens = self.encode(images_or_tokens)
         words = prompt_ids(prompt, len(tokens), self.vocabulary)
+        self._check_overflow(tokens, words)
         parts = []
         for first in range(0, len(tokens), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
