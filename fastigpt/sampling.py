@@ -105,7 +105,7 @@ def fresh_seed() -> int:
 
 
 def _system_generator() -> torch.Generator:
-    generator = torch.Generator()
+    generator = torch.Generator("cpu")
     generator.seed()
     return generator
 

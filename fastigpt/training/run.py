@@ -111,7 +111,7 @@ class Run:
         for optimizer, peaks in zip(self.optimizers, self.peaks):
             for group, peak in zip(optimizer.param_groups, peaks):
                 group["lr"] = peak * share
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         for part, weight in self._parts(batch):
             with self._autocast():
                 loss = self.loss(part.tokens.to(self.device), _to(part.prompt, self.device)) * weight

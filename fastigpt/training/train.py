@@ -21,12 +21,14 @@ from fastigpt.files import check_folder_writable, replacing
 from fastigpt.palette import Palette
 from fastigpt.training.data import Data, Folder, Scenes, scene_vocabulary
 from fastigpt.training.run import Run, Settings, say
+from fastigpt.training.undisturbed import undisturbed
 from fastigpt.untrusted import exists
 
 N_COLORS = 512
 _SIZES = {"n_layer": 5, "n_head": 3, "n_embd": 192, "height": 32, "width": 32}
 
 
+@undisturbed
 def train(
     out: str | os.PathLike[str],
     *,
