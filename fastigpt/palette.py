@@ -250,8 +250,8 @@ def _canonical(values: np.ndarray, value_range: ValueRange | None) -> tuple[np.n
         if values.min() >= -_SLACK and values.max() <= 1 + _SLACK:
             raise ValueError(
                 f"clusters in [0, 1] ({found}) may be all colours, 0 black and 1 white, or the bright half of [-1, 1]: "
-                "say which with value_range=(0, 1) or value_range=(-1, 1), a checkpoint with do_normalize false or true in "
-                "its preprocessor_config.json"
+                "say which with value_range=(0, 1) or value_range=(-1, 1); a checkpoint says it by do_normalize, false "
+                "or true, in preprocessor_config.json"
             )
         if np.abs(values).max() > _LIMIT:
             raise ValueError(

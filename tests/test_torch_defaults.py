@@ -97,9 +97,7 @@ def everything(backend: str, folder: Path) -> dict[str, Any]:
         "a palette": Palette(torch.from_numpy(PALETTE.clusters.copy())).clusters,
         "fitted": Palette.fit(PHOTO, 5).clusters,
         "nearest": fastigpt.nearest_centroid(torch.from_numpy(POINTS), torch.from_numpy(POINTS[:7] + 0.01)),
-        "nearest cosine": fastigpt.nearest_centroid(POINTS, POINTS[:7] + 0.01, metric="cosine", return_distances=True)[
-            1
-        ],
+        "cosine": fastigpt.nearest_centroid(POINTS, POINTS[:7] + 0.01, metric="cosine", return_distances=True)[1],
         "seed": model.sample(1, output_type="tokens").shape,
         "saved": (folder / "model.safetensors").read_bytes(),
     }
