@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from fastigpt import checkpoint
 from fastigpt.bundled import BUNDLED
 from fastigpt.model import ImageGPT
 
@@ -41,8 +42,11 @@ def load(
     return model
 
 
-# A loop of calls with the same model should not load it anew each time; one model is kept.
-_kept = lru_cache(maxsize=1)(load)
+@lru_cache(maxsize=1)
+def _kept(name: str | None, stamp: checkpoint.Stamp | None, **options: Any) -> ImageGPT:
+    """A loop of calls with the same model should not load it anew each time; one is kept while its files are the same
+    (`stamp`)."""
+    return load(name, **options)
 
 
 def _model(
@@ -54,7 +58,8 @@ def _model(
 ) -> ImageGPT:
     if not isinstance(model, ImageGPT):
         name = None if model is None else os.fspath(model)
-        return _kept(name, device=device, dtype=dtype, kv_dtype=kv_dtype, backend=backend)
+        stamp = None if model is None else checkpoint.stamp(model)
+        return _kept(name, stamp, device=device, dtype=dtype, kv_dtype=kv_dtype, backend=backend)
     if (device, dtype, kv_dtype, backend) != (None, None, None, "auto"):
         raise ValueError("model is loaded already: device, dtype, kv_dtype and backend were chosen when it was")
     return model

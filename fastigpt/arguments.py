@@ -79,4 +79,4 @@ def prompt_ids(prompt: str | Sequence[str] | None, count: int, vocabulary: Vocab
     if len(prompts) != count:
         raise ValueError(f"prompt has {len(prompts)} entries for {count} images")
     encoded = {text: vocabulary.encode(text) for text in dict.fromkeys(prompts)}
-    return torch.tensor([encoded[text] for text in prompts], dtype=torch.int64)
+    return torch.tensor([encoded[text] for text in prompts], dtype=torch.int64, device="cpu")

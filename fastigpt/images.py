@@ -75,11 +75,11 @@ def _from_array(array: np.ndarray, name: str) -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(a if a.shape[-1] > 1 else a.repeat(3, -1))) for a in batch]
 
 
-def to_canvas(image: Image.Image, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3]. Transparent parts are shown on white."""
+def to_canvas(image: Image.Image, height: int, width: int, resample: int = Image.Resampling.BILINEAR) -> np.ndarray:
+    """uint8 [height, width, 3]. Transparent parts are shown on white. resample: Pillow's number of the filter."""
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(image.resize((width, height), resample))
 
 
 def transparent_cells(image: Image.Image, height: int, width: int) -> np.ndarray | None:

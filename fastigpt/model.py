@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -15,14 +16,19 @@ from fastigpt import checkpoint, images, waves
 from fastigpt.arguments import output_kind, prompt_ids, token_array, whole, window_size
 from fastigpt.bundled import bundled_palette
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Engine, Job, OnRow
+from fastigpt.engine import Engine, Filled, Job, OnRow
+from fastigpt.engine.arithmetic import finite
 from fastigpt.engine.choose import build
+from fastigpt.errors import CheckpointError
+from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.palette import Palette
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
+from fastigpt.processor import Preprocessing
 from fastigpt.prompts import Vocabulary
 from fastigpt.sampling import checked_drawing, fresh_seed
 from fastigpt.streaming import RowStream
+from fastigpt.tensor_names import HEAD
 from fastigpt.waves import Stats
 
 _SCORING_BATCH = 16  # images scored at a time by nll and features
@@ -33,7 +39,8 @@ class ImageGPT:
     threads.
 
     config, palette (None if the checkpoint has none), vocabulary (None if the model reads no prompt), name, device,
-    dtype, backend say what it is.
+    dtype, backend say what it is. A model whose weights lack lm_head.weight (`architecture` names it) has features and
+    draws nothing. Pickles and deep copies hold the weights once and build an engine of their own; copy.copy shares it.
     """
 
     def __init__(
@@ -43,6 +50,8 @@ class ImageGPT:
         *,
         palette: Palette | None = None,
         vocabulary: Vocabulary | None = None,
+        preprocessing: Preprocessing | None = None,
+        architecture: str = checkpoint.CAUSAL,
         name: str = "",
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
@@ -50,7 +59,14 @@ class ImageGPT:
         backend: str = "auto",
     ) -> None:
         self.config, self.weights, self.palette, self.vocabulary, self.name = config, weights, palette, vocabulary, name
-        self.engine: Engine = build(config, weights, backend=backend, device=device, dtype=dtype, kv_dtype=kv_dtype)
+        self.preprocessing, self.architecture = preprocessing or Preprocessing(), architecture
+        if HEAD not in weights and architecture != checkpoint.CAUSAL:
+            # Engines have a head. This one is never looked at: whatever needs one asks _require_head first.
+            head = torch.zeros(config.tensor_shapes()[HEAD], dtype=torch.float32, device="cpu")
+            weights = {**weights, HEAD: head}
+        with self._named():
+            self.engine: Engine = build(config, weights, backend=backend, device=device, dtype=dtype, kv_dtype=kv_dtype)
+        self._watch = None if cannot_overflow(config, weights) else OverflowWatch(config, weights)
 
     @classmethod
     def from_pretrained(
@@ -76,6 +92,8 @@ class ImageGPT:
             found.weights,
             palette=found.palette,
             vocabulary=found.vocabulary,
+            preprocessing=found.preprocessing,
+            architecture=found.architecture,
             name=os.fspath(name_or_path),
             device=device,
             dtype=dtype,
@@ -96,11 +114,13 @@ class ImageGPT:
     ) -> ImageGPT:
         """Random weights, as transformers initialises them: normal with deviation 0.02, norms 1. For trying shapes and
         measuring; 512-colour models get the bundled palette, so that they can draw (noise)."""
-        generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**63 - 1))
+        generator = torch.Generator("cpu").manual_seed(whole("seed", seed, 0, 2**63 - 1))
         weights = {
-            name: torch.ones(shape) if len(shape) == 1 else torch.empty(shape).normal_(0, 0.02, generator=generator)
-            for name, shape in config.tensor_shapes().items()
+            name: torch.ones(shape, dtype=torch.float32, device="cpu") for name, shape in config.tensor_shapes().items()
         }
+        for tensor in weights.values():
+            if tensor.ndim > 1:
+                tensor.normal_(0, 0.02, generator=generator)
         palette = bundled_palette()
         return cls(
             config,
@@ -114,8 +134,51 @@ class ImageGPT:
         )
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a directory that `from_pretrained` and transformers open. Files are written beside and renamed."""
-        checkpoint.write(directory, self.config, self.weights, self.palette, self.vocabulary)
+        """Writes a directory that `from_pretrained` and transformers open. A checkpoint that is there is replaced, its
+        palette and prompt included; whoever reads it meanwhile, or after a kill, finds the old one or the new. Other
+        files in it stay."""
+        checkpoint.write(
+            directory, self.config, self.weights, self.palette, self.vocabulary, self.preprocessing, self.architecture
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = {
+            "palette": self.palette,
+            "vocabulary": self.vocabulary,
+            "preprocessing": self.preprocessing,
+            "architecture": self.architecture,
+            "name": self.name,
+            "device": self.device,
+            "dtype": self.dtype,
+            "kv_dtype": self.engine.kv_dtype,
+            "backend": self.backend,
+        }
+        return _rebuilt, (type(self), self.config, self.weights, told)
+
+    def __copy__(self) -> ImageGPT:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def _check_overflow(self, tokens: torch.Tensor, words: torch.Tensor | None) -> None:
+        if self._watch is not None:
+            with self._named():
+                self._watch.check(tokens, words)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Engines know no names: what is wrong with the weights is told with the model's."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.name or 'model'}: {error}") from None
+
+    def _require_head(self) -> None:
+        if HEAD not in self.weights:
+            raise CheckpointError(
+                f"{self.name or 'the model'} is {_article(self.architecture)} without a head for colours "
+                f"({HEAD}): it gives features, but cannot draw or score images"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -169,7 +232,7 @@ class ImageGPT:
         """
         count = whole("n", n, 1)
         kind = self._checked_output(output_type)
-        tokens = torch.full((count, self.config.n_pixels), -1, dtype=torch.int64)
+        tokens = torch.full((count, self.config.n_pixels), -1, dtype=torch.int64, device="cpu")
         job, limit = self._job(
             tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
@@ -260,18 +323,25 @@ class ImageGPT:
         self, job: Job, limit: int | None, progress: bool | None, *, on_row: OnRow | None = None, particles: int = 1
     ) -> tuple[torch.Tensor, Stats]:
         count = len(job.tokens)
-        if particles == 1:
-            filled, seconds, count_waves = waves.run(
-                self.engine, job, batch_size=limit, on_row=on_row, progress=progress
-            )
-        else:
-            whole("first_index", int(job.index[0]), 0, CANDIDATE - count)  # above it the candidates have their noise
-            filled, seconds, count_waves = run_particles(
-                self.engine, job, particles, batch_size=limit, progress=progress
-            )
+        with self._named():
+            if particles == 1:
+                filled, seconds, count_waves = waves.run(
+                    self.engine, job, batch_size=limit, on_row=on_row, progress=progress
+                )
+            else:
+                whole("first_index", int(job.index[0]), 0, CANDIDATE - count)  # above it candidates have their noise
+                filled, seconds, count_waves = run_particles(
+                    self.engine, job, particles, batch_size=limit, progress=progress
+                )
+        self._check_drawn(job, filled)
         canvas = (count, self.config.height, self.config.width)
         drawn = (job.tokens < 0).view(canvas)
         return filled.tokens, Stats(job.drawing.seed, drawn, filled.pass_starts.view(canvas), seconds, count_waves)
+
+    def _check_drawn(self, job: Job, filled: Filled) -> None:
+        self._check_overflow(filled.tokens, job.prompt)
+        if job.drawing.guidance_scale is not None:
+            self._check_overflow(filled.tokens, None)
 
     def _job(
         self,
@@ -288,6 +358,7 @@ class ImageGPT:
         draft: ImageGPT | str | os.PathLike[str] | None,
     ) -> tuple[Job, int | None]:
         """A job of checked arguments, and how many images to draw at a time."""
+        self._require_head()
         count = len(tokens)
         used = fresh_seed() if seed is None else seed
         drawing = checked_drawing(used, temperature, top_k, top_p, guidance_scale)
@@ -297,7 +368,7 @@ class ImageGPT:
         words = prompt_ids(prompt, count, self.vocabulary)
         job = Job(
             tokens=tokens,
-            index=torch.arange(count) + start,  # up to 2⁶³ − 1, which arange could not end behind
+            index=torch.arange(count, device="cpu") + start,  # up to 2⁶³ − 1, which arange could not end behind
             source=waves.sources(tokens, words),
             prompt=words,
             drawing=drawing,
@@ -331,19 +402,24 @@ class ImageGPT:
         if isinstance(tokens_or_n, (torch.Tensor, np.ndarray)):
             tokens = token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True)
         else:
-            tokens = torch.full((whole("tokens_or_n", tokens_or_n, 1), self.config.n_pixels), -1, dtype=torch.int64)
+            n = whole("tokens_or_n", tokens_or_n, 1)
+            tokens = torch.full((n, self.config.n_pixels), -1, dtype=torch.int64, device="cpu")
         job, limit = self._job(
             tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
-        return RowStream(
-            lambda on_row: waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=False),
-            job.drawing.seed,
-        )
+
+        def work(on_row: OnRow) -> None:
+            with self._named():
+                filled, *_ = waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=False)
+            self._check_drawn(job, filled)
+
+        return RowStream(work, job.drawing.seed)
 
     def _drafting(self, draft: ImageGPT | str | os.PathLike[str]) -> Engine:
         """The engine of a smaller model that may draft for this one."""
         if not isinstance(draft, ImageGPT):
-            draft = _loaded_draft(os.fspath(draft), str(self.device), self.backend)
+            draft = _loaded_draft(os.fspath(draft), checkpoint.stamp(draft), str(self.device), self.backend)
+        draft._require_head()
         mine, theirs = self.config, draft.config
         if (mine.height, mine.width, mine.n_colors) != (theirs.height, theirs.width, theirs.n_colors):
             raise ValueError(
@@ -392,14 +468,14 @@ class ImageGPT:
         if not do_sample and copies > 1:
             raise ValueError(f"num_return_sequences is {copies}, but without do_sample all would be the same")
         if seed is None:
-            seed = fresh_seed() if generator is None else int(torch.randint(0, 2**63 - 1, (), generator=generator))
-        tokens = torch.full((len(given) * copies, config.n_pixels), -1, dtype=torch.int64)
+            seed = fresh_seed() if generator is None else _seed_of(generator)
+        tokens = torch.full((len(given) * copies, config.n_pixels), -1, dtype=torch.int64, device="cpu")
         tokens[:, : given.shape[1] - 1] = given[:, 1:].repeat_interleave(copies, 0)
         tokens[:, end - 1 :] = 0  # beyond max_length nothing is drawn: whatever is known there is never looked at
         filters = (temperature, top_k, top_p) if do_sample else (0.0, None, None)
         job, limit = self._job(tokens, None, None, seed, 0, *filters, batch_size, window, None)
         filled, _ = self._run(job, limit, progress=False)
-        start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64)
+        start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64, device="cpu")
         return torch.cat([start, filled[:, : end - 1]], 1).to(input_ids.device)
 
     def _checked_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -418,13 +494,22 @@ class ImageGPT:
 
     def encode(self, images: Any) -> torch.Tensor:
         """int64 [n, H·W]: images of any size as tokens. PIL images of any mode, uint8 arrays [(n,) H, W, 3], uint8
-        tensors [(n,) 3, H, W], or a list of them; resized to the canvas as transformers' PIL processor does."""
+        tensors [(n,) 3, H, W], or a list of them; resized to the canvas as transformers' PIL processor does, with the
+        filter that the checkpoint names. CheckpointError if it asks for what cannot be done, by name."""
         return self._encode(_pictures(images))
 
     def _encode(self, pictures: list[Image.Image]) -> torch.Tensor:
-        height, width = self.config.height, self.config.width
-        pixels = np.stack([images.to_canvas(picture, height, width) for picture in pictures])
-        tokens = self._palette().encode(pixels)
+        height, width, how = self.config.height, self.config.width, self.preprocessing
+        palette = self._palette()
+        if how.refused is not None:
+            raise CheckpointError(how.refused)
+        odd = next((picture.size for picture in pictures if picture.size != (width, height)), None)
+        if odd is not None and not how.do_resize:
+            raise ValueError(
+                f"images must be {width} × {height}, not {odd[0]} × {odd[1]}: {self.name} does not resize (do_resize)"
+            )
+        pixels = np.stack([images.to_canvas(picture, height, width, how.resample) for picture in pictures])
+        tokens = palette.encode(pixels)
         return torch.from_numpy(tokens).view(len(pictures), self.config.n_pixels)
 
     def known_cells(self, pictures: Any, *, rows: int | None = None, mask: Any = None) -> torch.Tensor:
@@ -485,17 +570,24 @@ class ImageGPT:
     def logits(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
         """float32 [B, T, n_colors]: [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ H·W, without
         the start token."""
+        self._require_head()
         checked = token_array("tokens", tokens, self.config)
-        return self.engine.logits(checked, prompt_ids(prompt, len(checked), self.vocabulary)).float()
+        return self._logits(checked, prompt_ids(prompt, len(checked), self.vocabulary))
+
+    def _logits(self, tokens: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
+        self._check_overflow(tokens, words)
+        with self._named():
+            return finite(self.engine.logits(tokens, words).float(), self.engine)
 
     def nll(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
         """float32 [B]: mean negative log-likelihood, nats per token. tokens: int64 [B, T], T ≤ H·W."""
+        self._require_head()
         checked = token_array("tokens", tokens, self.config)
         words = prompt_ids(prompt, len(checked), self.vocabulary)
         parts = []
         for first in range(0, len(checked), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
-            logits = self.engine.logits(checked[batch], None if words is None else words[batch]).float()
+            logits = self._logits(checked[batch], None if words is None else words[batch])
             target = checked[batch].to(logits.device)
             loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
             parts.append(loss.mean(1).cpu())
@@ -519,17 +611,35 @@ class ImageGPT:
         else:
             tokens = self.encode(images_or_tokens)
         words = prompt_ids(prompt, len(tokens), self.vocabulary)
+        self._check_overflow(tokens, words)
         parts = []
         for first in range(0, len(tokens), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
-            hidden = self.engine.hidden(tokens[batch], depth, None if words is None else words[batch]).float().cpu()
+            with self._named():
+                hidden = self.engine.hidden(tokens[batch], depth, None if words is None else words[batch])
+                hidden = finite(hidden.float().cpu(), self.engine)
             parts.append(hidden.mean(1) if pool == "mean" else hidden)
         return torch.cat(parts)
 
 
+def _rebuilt(
+    cls: type[ImageGPT], config: ImageGPTConfig, weights: dict[str, torch.Tensor], told: dict[str, Any]
+) -> ImageGPT:
+    """A pickled model."""
+    return cls(config, weights, **told)
+
+
+def _article(architecture: str) -> str:
+    return f"a model {architecture}" if " " in architecture else f"an {architecture}"
+
+
+def _seed_of(generator: torch.Generator) -> int:
+    return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=generator.device))
+
+
 @lru_cache(maxsize=1)
-def _loaded_draft(name: str, device: str, backend: str) -> ImageGPT:
-    """A loop of calls with the same draft loads it once."""
+def _loaded_draft(name: str, stamp: checkpoint.Stamp | None, device: str, backend: str) -> ImageGPT:
+    """A loop of calls with the same draft loads it once, and again when its files have changed."""
     return ImageGPT.from_pretrained(name, device=device, backend=backend)
 
 

@@ -77,7 +77,7 @@ def systematic(weights: torch.Tensor, uniform: torch.Tensor, count: int) -> torc
     """int64 [..., count], ascending: which of k candidates the points (j + u)/count fall on, each candidate taking up
     its weight. weights: float64 [..., k], sum 1. uniform: float64 [...], in (0, 1)."""
     edges = weights.cumsum(-1)
-    points = (torch.arange(count, dtype=torch.float64) + uniform[..., None]) / count
+    points = (torch.arange(count, dtype=torch.float64, device="cpu") + uniform[..., None]) / count
     return torch.searchsorted(edges / edges[..., -1:], points)
 
 
@@ -94,10 +94,10 @@ class _Candidates:
         by_row = (len(known), config.height, config.width)
         self.unknown_rows = (~known).view(by_row).any(2)
         self.weighted_rows = (~known & ahead).view(by_row).any(2)
-        self.index = job.index[:, None] + torch.arange(k) * CANDIDATE
+        self.index = job.index[:, None] + torch.arange(k, device="cpu") * CANDIDATE
         self.tokens = job.tokens[:, None].repeat(1, k, 1)
         self.pass_starts = torch.zeros_like(self.tokens, dtype=torch.bool)
-        self.log_weights = torch.zeros(len(known), k, dtype=torch.float64)
+        self.log_weights = torch.zeros(len(known), k, dtype=torch.float64, device="cpu")
 
     def draw(self, row: int) -> None:
         """Draws a row, weighs the candidates by the known cells up to the next row with unknown ones, resamples."""
@@ -138,7 +138,7 @@ class _Candidates:
         prompt = None if self.job.prompt is None else self.job.prompt[which].repeat_interleave(self.k, 0)
         scale = self.job.drawing.guidance_scale
         sums = []
-        for batch in torch.arange(len(tokens)).split(max(1, _SCORED_CELLS // stop)):
+        for batch in torch.arange(len(tokens), device="cpu").split(max(1, _SCORED_CELLS // stop)):
             given = tokens[batch]
             logits = self.engine.logits(given, None if prompt is None else prompt[batch])[:, first:]
             if scale is not None:
@@ -159,12 +159,14 @@ class _Candidates:
         self.log_weights[which] = 0
 
     def _uniform(self, which: torch.Tensor, row: int) -> torch.Tensor:
-        bits = noise_bits(self.job.drawing.seed, self.job.index[which], torch.tensor(_RESAMPLING + row), 1)[:, 0]
+        bits = noise_bits(
+            self.job.drawing.seed, self.job.index[which], torch.tensor(_RESAMPLING + row, device="cpu"), 1
+        )[:, 0]
         return ((bits >> 8).double() + 0.5) * 2.0**-24
 
     def finish(self) -> Filled:
         """Picks one candidate of each result by its weight; it draws what is left."""
-        every = torch.arange(len(self.tokens))
+        every = torch.arange(len(self.tokens), device="cpu")
         weights = self.log_weights.softmax(1)
         picked = systematic(weights, self._uniform(every, self.engine.config.height), 1)[:, 0]
         picked[~self.weighted_rows.any(1)] = 0

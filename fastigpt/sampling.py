@@ -103,11 +103,11 @@ def draw(logits: torch.Tensor, index: torch.Tensor, position: torch.Tensor, draw
 
 def fresh_seed() -> int:
     """A seed from the operating system, for callers who gave none. Below 2⁶³, so that it fits every file format."""
-    return int(torch.randint(0, 2**63 - 1, (), generator=_system_generator()))
+    return int(torch.randint(0, 2**63 - 1, (), generator=_system_generator(), device="cpu"))
 
 
 def _system_generator() -> torch.Generator:
-    generator = torch.Generator()
+    generator = torch.Generator("cpu")
     generator.seed()
     return generator
 

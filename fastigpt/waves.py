@@ -49,7 +49,7 @@ def sources(tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
     key = tokens.masked_fill(~leading, -1)
     if prompt is not None:
         key = torch.cat([prompt, key], 1)
-    differs = torch.cat([torch.zeros(1, dtype=torch.bool), (key[1:] != key[:-1]).any(1)])
+    differs = torch.cat([torch.zeros(1, dtype=torch.bool, device="cpu"), (key[1:] != key[:-1]).any(1)])
     return differs.long().cumsum(0)
 
 

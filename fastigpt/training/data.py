@@ -157,7 +157,8 @@ def fit_palette(pixels: np.ndarray, n_colors: int, seed: int) -> Palette:
     else:
         centres = KMeans(n_colors, n_init=1, max_iter=60, random_state=seed).fit(points).cluster_centers_
     centres = centres.clip(-1, 1).astype(np.float32)
-    return Palette(centres[np.argsort(centres @ np.array([0.299, 0.587, 0.114], np.float32), kind="stable")])
+    order = np.argsort(centres @ np.array([0.299, 0.587, 0.114], np.float32), kind="stable")
+    return Palette(centres[order], value_range=(-1, 1))
 
 
 def scene_palette(n_colors: int = 512) -> Palette:

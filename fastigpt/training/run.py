@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,9 +20,11 @@ from fastigpt import checkpoint
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
 from fastigpt.files import replacing
+from fastigpt.tensor_files import load_pickle
 from fastigpt.training import report
 from fastigpt.training.data import Batch, Data
 from fastigpt.training.network import Network
+from fastigpt.untrusted import exists, refusing
 
 _HELD_OUT = 64  # images
 
@@ -108,7 +111,7 @@ class Run:
         for optimizer, peaks in zip(self.optimizers, self.peaks):
             for group, peak in zip(optimizer.param_groups, peaks):
                 group["lr"] = peak * share
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         for part, weight in self._parts(batch):
             with self._autocast():
                 loss = self.loss(part.tokens.to(self.device), _to(part.prompt, self.device)) * weight
@@ -229,22 +232,28 @@ class Run:
     def resume(self) -> None:
         """Takes over the state that `folder` holds, if any. Raises ValueError if it is of another training."""
         path = self.folder / "training" / "state.pt"
-        if not path.is_file():
+        if not exists(path):
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except checkpoint.DAMAGED_PICKLE as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from None
-        mine, theirs = self._identity(), state["identity"]
+        state = load_pickle(path, self.device)
+        mine, theirs = self._identity(), state.get("identity") if isinstance(state, dict) else None
+        if not isinstance(state, dict) or not isinstance(theirs, dict):
+            raise CheckpointError(f"{path} is no state of a training")
         differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
         if differ:
             raise ValueError(f"{self.folder} holds a training with other settings ({'; '.join(differ)})")
-        self.network.load_state_dict(state["network"])
-        self.ema = state["ema"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        with refusing(path, "is no whole state of this training"):
+            self._take_over(state)
         say(f"going on from step {self.step} of {self.settings.steps}")
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        shapes = {name: (ema.shape, ema.dtype) for name, ema in self.ema.items()}
+        if {name: (ema.shape, ema.dtype) for name, ema in state["ema"].items()} != shapes:
+            raise ValueError("the averaged weights have other names, shapes or dtypes")
+        self.ema = state["ema"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds, self.log = int(state["step"]), float(state["seconds"]), list(state["log"])
 
     def export(self) -> None:
         """Writes the averaged weights as a bfloat16 checkpoint, the plot of the loss and a grid of samples."""

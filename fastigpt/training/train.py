@@ -21,11 +21,14 @@ from fastigpt.files import check_folder_writable, replacing
 from fastigpt.palette import Palette
 from fastigpt.training.data import Data, Folder, Scenes, scene_vocabulary
 from fastigpt.training.run import Run, Settings, say
+from fastigpt.training.undisturbed import undisturbed
+from fastigpt.untrusted import exists
 
 N_COLORS = 512
 _SIZES = {"n_layer": 5, "n_head": 3, "n_embd": 192, "height": 32, "width": 32}
 
 
+@undisturbed
 def train(
     out: str | os.PathLike[str],
     *,
@@ -144,7 +147,11 @@ def _data(
 ) -> Data:
     """A run that goes on keeps the palette it began with, and one that starts from a checkpoint the checkpoint's."""
     stored = _palette_file(folder)
-    palette = Palette.from_file(stored) if stored.is_file() else begun.palette if begun else None
+    palette = begun.palette if begun else None
+    if exists(stored):
+        kept = Palette.from_file(stored, value_range=(-1, 1))
+        # The same colours: the checkpoint's palette also knows how distances are measured.
+        palette = palette if palette is not None and np.array_equal(palette.clusters, kept.clusters) else kept
     if images is None:
         return Scenes(seed, palette)
     side = begun.config.height if begun else resolution
