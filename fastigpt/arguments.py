@@ -47,13 +47,8 @@ def output_kind(output_type: str) -> str:
 def token_array(
     name: str, tokens: Any, config: ImageGPTConfig, *, unknown: bool = False, whole_canvas: bool = False
 ) -> torch.Tensor:
-    """int64 [B, T] on the CPU, contiguous. `unknown`: −1 is allowed. `whole_canvas`: T must be height · width."""
-    if isinstance(tokens, np.ndarray):
-        tokens = torch.from_numpy(np.ascontiguousarray(tokens))
-    if not isinstance(tokens, torch.Tensor):
-        raise TypeError(f"{name} must be an int64 tensor [B, T], not {type(tokens).__name__}")
-    if tokens.dtype != torch.int64:
-        raise TypeError(f"{name} must be of dtype int64, not {tokens.dtype}")
+    """int64 [B, T] on the CPU, contiguous, from a tensor or an array. `unknown`: −1 is allowed. `whole_canvas`: T must be height · width."""
+    tokens = int64_tensor(name, tokens)
     if tokens.ndim != 2 or len(tokens) == 0:
         raise ValueError(f"{name} must have shape [B, T] with B at least 1, not {list(tokens.shape)}")
     length, pixels = tokens.shape[1], config.n_pixels
@@ -65,7 +60,47 @@ def token_array(
     lowest = -1 if unknown else 0
     if low < lowest or high >= config.n_colors:
         raise ValueError(f"{name} must be between {lowest} and {config.n_colors - 1}; found {low} to {high}")
-    return tokens.cpu().contiguous()
+    return tokens.contiguous()
+
+
+def is_int64(values: Any) -> bool:
+    """Whether it is a tensor or an array of 64-bit integers: tokens, where images might be meant as well."""
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind == "i" and values.dtype.itemsize == 8
+    return isinstance(values, torch.Tensor) and values.dtype == torch.int64
+
+
+def int64_tensor(name: str, values: Any) -> torch.Tensor:
+    """An int64 tensor on the CPU from a tensor or an array; TypeError for other kinds and dtypes."""
+    if not isinstance(values, (np.ndarray, torch.Tensor)):
+        raise TypeError(f"{name} must be an int64 tensor or array, not {type(values).__name__}")
+    if not is_int64(values):
+        raise TypeError(f"{name} must be of dtype int64, not {values.dtype}")
+    if isinstance(values, np.ndarray):  # a copy: also of read-only and big-endian arrays
+        return torch.from_numpy(np.array(values, dtype=np.int64))
+    return plain_tensor(name, values)
+
+
+def plain_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in a dense tensor on the CPU, without gradient, negation and conjugation carried out.
+
+    Raises TypeError for sparse, nested and quantised tensors, ValueError for those without memory behind them (the meta
+    device, freed storage).
+    """
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        kind = "nested" if tensor.is_nested else "quantised" if tensor.is_quantized else str(tensor.layout)
+        raise TypeError(f"{name} must be a dense tensor, not a {kind} one")
+    if tensor.device.type == "meta":
+        raise ValueError(f"{name} must hold numbers; a tensor on the meta device has none")
+    try:
+        reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) + tensor.storage_offset() + 1
+        short = tensor.numel() > 0 and tensor.untyped_storage().nbytes() < reach * tensor.element_size()
+        plain = None if short else tensor.detach().resolve_conj().resolve_neg().cpu()
+    except (RuntimeError, NotImplementedError) as error:  # subclasses that stand for numbers they do not have
+        raise TypeError(f"{name} must be a plain tensor, not a {type(tensor).__name__}: {error}") from None
+    if plain is None:
+        raise ValueError(f"{name} must hold numbers; the memory of this tensor was freed")
+    return plain
 
 
 def prompt_ids(prompt: str | Sequence[str] | None, count: int, vocabulary: Vocabulary | None) -> torch.Tensor | None:
