@@ -47,7 +47,8 @@ def output_kind(output_type: str) -> str:
 def token_array(
     name: str, tokens: Any, config: ImageGPTConfig, *, unknown: bool = False, whole_canvas: bool = False
 ) -> torch.Tensor:
-    """int64 [B, T] on the CPU, contiguous, from a tensor or an array. `unknown`: −1 is allowed. `whole_canvas`: T must be height · width."""
+    """int64 [B, T] on the CPU, contiguous, from a tensor or an array. `unknown`: −1 is allowed. `whole_canvas`: T must
+    be height · width."""
     tokens = int64_tensor(name, tokens)
     if tokens.ndim != 2 or len(tokens) == 0:
         raise ValueError(f"{name} must have shape [B, T] with B at least 1, not {list(tokens.shape)}")
@@ -93,8 +94,8 @@ def plain_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
     if tensor.device.type == "meta":
         raise ValueError(f"{name} must hold numbers; a tensor on the meta device has none")
     try:
-        reach = sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride())) + tensor.storage_offset() + 1
-        short = tensor.numel() > 0 and tensor.untyped_storage().nbytes() < reach * tensor.element_size()
+        last = tensor.storage_offset() + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride()))
+        short = tensor.numel() > 0 and tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size()
         plain = None if short else tensor.detach().resolve_conj().resolve_neg().cpu()
     except (RuntimeError, NotImplementedError) as error:  # subclasses that stand for numbers they do not have
         raise TypeError(f"{name} must be a plain tensor, not a {type(tensor).__name__}: {error}") from None

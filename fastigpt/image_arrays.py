@@ -1,4 +1,4 @@
-"""Arrays and tensors become pictures. Arrays have their channels last, tensors first, as numpy and torch users have it."""
+"""Arrays and tensors become pictures. Arrays have their channels last, tensors first, as is usual in numpy and torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_size(width: int, height: int) -> None:
 def from_array(array: np.ndarray, name: str) -> list[Image.Image]:
     """Pictures of [H, W], [H, W, C], [n, H, W], [n, H, W, C] or [n, 1, H, W]; C is 1, 3 or 4. Dtypes: see `levels`.
 
-    Three axes are one picture if the last is 1, 3 or 4, else grey ones; [3 | 4, H, W] might be either, and is refused.
+    Three axes are one picture if the last is 1, 3 or 4, else grey ones; [3 | 4, H, W] might be either: refused.
     """
     shape = array.shape
     if array.ndim == 4 and shape[3] not in _CHANNELS and shape[1] == 1:
@@ -56,7 +56,7 @@ def from_array(array: np.ndarray, name: str) -> list[Image.Image]:
 def from_tensor(tensor: torch.Tensor, name: str) -> list[Image.Image]:
     """Pictures of [H, W], [C, H, W], [n, H, W] or [n, C, H, W]; C is 1, 3 or 4. Dtypes: see `levels`.
 
-    Three axes are one picture if the first is 1, 3 or 4, else grey ones; [H, W, 1 | 3 | 4] might be either, and is refused.
+    Three axes are one picture if the first is 1, 3 or 4, else grey ones; [H, W, 1 | 3 | 4] might be either: refused.
     """
     shape = tensor.shape
     if tensor.dtype not in (torch.uint8, torch.bool, *_FLOATS):
@@ -92,7 +92,7 @@ def levels(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise TypeError(f"{name} must be an array of uint8, bool or floats in [0, 1], not {array.dtype}")
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
-    if not (-_ROUNDING <= low and high <= 1 + _ROUNDING):  # so written, NaN fails as well
+    if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):  # so written, NaN fails as well
         raise ValueError(
             f"{name} of dtype {array.dtype} must lie in [0, 1], found {low:g} to {high:g}; give 0 … 255 as uint8"
         )

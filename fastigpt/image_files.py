@@ -1,5 +1,5 @@
-"""The one reader of image files, and of PIL images: whatever is in them becomes what a person sees in a viewer, upright,
-with 8 bits a channel, in mode RGB, or RGBA where something is transparent.
+"""The one reader of image files, and of PIL images: whatever is in them becomes what a person sees in a viewer,
+upright, with 8 bits a channel, in mode RGB, or RGBA where something is transparent.
 
 Colour profiles are not applied, as in transformers' processors.
 """

@@ -24,11 +24,11 @@ from fastigpt.image_files import from_pil, read_image
 def as_image_list(images: Any, *, name: str = "images") -> list[Image.Image]:
     """Upright pictures in mode RGB or RGBA from one of these, or a sequence of them, mixed as one likes:
 
-    a file's name (str or Path); a PIL image of any mode; an array [H, W], [H, W, C], [n, H, W], [n, H, W, C] or [n, 1, H,
-    W]; a tensor [H, W], [C, H, W], [n, H, W] or [n, C, H, W]. C is 1, 3 or 4 channels: grey, RGB, RGBA. Dtypes are uint8,
-    bool (True = white) and floats in [0, 1]. Shapes with three axes are read as one image wherever the axis of channels
-    (an array's last, a tensor's first) is 1, 3 or 4 long; [3 | 4, H, W] as an array and [H, W, 1 | 3 | 4] as a tensor
-    might be that or grey images and are refused. Files and PIL images: see `read_image` and `from_pil`.
+    a file's name (str or Path); a PIL image of any mode; an array [H, W], [H, W, C], [n, H, W], [n, H, W, C] or
+    [n, 1, H, W]; a tensor [H, W], [C, H, W], [n, H, W] or [n, C, H, W]. C is 1, 3 or 4 channels: grey, RGB, RGBA. Dtypes
+    are uint8, bool (True = white) and floats in [0, 1]. Three axes are read as one image wherever the axis of channels
+    (an array's last, a tensor's first) is 1, 3 or 4 long, else as grey images; [3 | 4, H, W] as an array and
+    [H, W, 1 | 3 | 4] as a tensor might be either and are refused. Files and PIL images: see `read_image`, `from_pil`.
 
     Raises TypeError for other kinds and dtypes; ValueError for other shapes, values out of range, empty lists, images
     without pixels or with more than MAX_PIXELS, and files that cannot be read.
@@ -78,9 +78,9 @@ def transparent_cells(image: Image.Image, height: int, width: int) -> np.ndarray
 def mask_cells(mask: Any, image_sizes: Sequence[tuple[int, int]], height: int, width: int) -> np.ndarray:
     """bool [n, height, width], True = draw anew, from a mask for all images or one for each.
 
-    mask: bool array or tensor [H, W], [n, H, W] or [n, 1, H, W]; a picture, by file name or as a PIL image (white = draw
-    anew); or a list of [H, W] masks and pictures, one for each image. At the canvas's size or at the image's own; at the
-    image's size (seen upright) a cell is drawn anew if more than half of it is marked. image_sizes: (width, height) of
+    mask: bool array or tensor [H, W], [n, H, W] or [n, 1, H, W]; a picture, by file name or as a PIL image (white =
+    draw anew); or a list of [H, W] masks and pictures, one for each image. At the canvas's size or at the image's own
+    (upright); at the image's a cell is drawn anew if more than half of it is marked. image_sizes: (width, height) of
     each image. Raises TypeError for other dtypes and ValueError for other sizes.
     """
     layers, for_all = _mask_layers(mask)

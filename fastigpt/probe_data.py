@@ -37,8 +37,8 @@ def load(data: str | os.PathLike[str], n: int, height: int, width: int, seed: in
     """At most n labelled images (which ones, the seed says), resized to the canvas.
 
     data: "digits", "scenes", a folder whose subfolders are classes, or an .npz of x uint8 [n, H, W], [n, 1, H, W] or
-    [n, H, W, 1 | 3 | 4] and y int [n] or [n, 1]. Raises ValueError or OSError that names what is wrong: also if there is
-    one class only, or a class with fewer than 3 images.
+    [n, H, W, 1 | 3 | 4] and y int [n] or [n, 1]. Raises ValueError or OSError that names what is wrong: also if there
+    is one class only, or a class with fewer than 3 images.
     """
     whole("n", n, 1)
     whole("seed", seed, 0)
@@ -152,7 +152,9 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         if dtype.hasobject:
             raise ValueError(f"{name} holds Python objects, expected numbers")
         if file.tell() + size != member.file_size:
-            raise ValueError(f"{name} should hold {size} bytes, {dtype} {list(shape)}, but has {member.file_size} with its header")
+            raise ValueError(
+                f"{name} should hold {size} bytes, {dtype} {list(shape)}, but has {member.file_size} with its header"
+            )
     free = free_memory(torch.device("cpu"))
     if size > free:
         raise ValueError(f"{name} takes {size} bytes of memory, {free} are free")

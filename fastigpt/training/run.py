@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -20,9 +22,10 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
 from fastigpt.files import replacing
 from fastigpt.training import report
-from fastigpt.training.data import Batch, Data
+from fastigpt.training.data import HELD_OUT_SEED, Batch, Data
 from fastigpt.training.network import Network
 
+SEEDS = HELD_OUT_SEED  # a run's seed is below: that one draws the scenes no run may see
 _HELD_OUT = 64  # images
 
 
@@ -48,16 +51,29 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed must be below {SEEDS}, not {self.seed}")
         for name, below in (("learning_rate", 1.0), ("clip", math.inf), ("weight_decay", 1.0)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and 0 <= value < below) or (value == 0 and name != "weight_decay"):
+            if not _is_real(value) or not 0 <= value < below or (value == 0 and name != "weight_decay"):
                 raise ValueError(f"{name} must be a positive number below {below}, not {value!r}")
+            object.__setattr__(self, name, float(value))
         for name in ("ema_decay", "prompt_dropout"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
+            if not _is_real(value) or not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {value!r}")
+            object.__setattr__(self, name, float(value))
         if self.dtype not in ("bf16", "float32"):
             raise ValueError(f'dtype must be "bf16" or "float32", not {self.dtype!r}')
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def warmup_for(steps: int) -> int:
+    """Steps of warm-up that suit a run of this length: a tenth of it, at most 100."""
+    return min(Settings.warmup, steps // 10) if isinstance(steps, int) else 0
 
 
 class Run:
@@ -158,7 +174,7 @@ class Run:
                     self.seconds = before + time.monotonic() - started
                     mean = torch.stack(losses).mean().item()
                     if not math.isfinite(mean):
-                        raise FloatingPointError(f"the loss is {mean} at step {self.step}; lower the learning rate")
+                        raise ValueError(f"the loss is {mean} at step {self.step}: lower learning_rate")
                     losses.clear()
                     self._record(mean, norm.item(), held_out=self.step % (10 * log_every) == 0 or last)
                     bar.set_postfix(loss=f"{mean:.3f}")
@@ -235,16 +251,27 @@ class Run:
             state = torch.load(path, map_location=self.device, weights_only=True)
         except checkpoint.DAMAGED_PICKLE as error:
             raise CheckpointError(f"{path} is damaged: {error}") from None
-        mine, theirs = self._identity(), state["identity"]
-        differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
+        mine = self._identity()
+        try:
+            theirs = state["identity"]
+            differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
+            if not differ:
+                self._take(state)
+        except (AttributeError, KeyError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} does not hold a training: {type(error).__name__}: {error}") from None
         if differ:
             raise ValueError(f"{self.folder} holds a training with other settings ({'; '.join(differ)})")
-        self.network.load_state_dict(state["network"])
-        self.ema = state["ema"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
         say(f"going on from step {self.step} of {self.settings.steps}")
+
+    def _take(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        expected = {name: p.shape for name, p in self.network.named_parameters()}
+        if {name: tensor.shape for name, tensor in state["ema"].items()} != expected:
+            raise ValueError("the averaged weights are not those of this network")
+        self.ema = state["ema"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds, self.log = int(state["step"]), float(state["seconds"]), list(state["log"])
 
     def export(self) -> None:
         """Writes the averaged weights as a bfloat16 checkpoint, the plot of the loss and a grid of samples."""
