@@ -1,4 +1,4 @@
-"""Arrays and tensors become pictures. Arrays have their channels last, tensors first, as is usual in numpy and torch."""
+"""Arrays and tensors become pictures. Arrays have their channels last, tensors first, as is usual."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         if not file.is_file():
             raise ValueError("it is a folder" if file.is_dir() else "there is no such file")
         with file.open("rb") as stream:
-            return _rgb(_open(stream, file))
+            return _rgb(_open(stream))
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise ValueError(f"cannot read the image {os.fspath(path)}: {_reason(error)}") from None
 
@@ -59,7 +59,7 @@ def from_pil(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name} holds an image that cannot be read: {_reason(error)}") from None
 
 
-def _open(stream: IO[bytes], file: Path) -> Image.Image:
+def _open(stream: IO[bytes]) -> Image.Image:
     """Image.open, without its look at the global MAX_IMAGE_PIXELS, which warns and raises as the process has set it."""
     start = stream.read(16)
     tried: set[str] = set()
@@ -68,11 +68,12 @@ def _open(stream: IO[bytes], file: Path) -> Image.Image:
         for format in [known for known in Image.ID if known not in tried]:
             tried.add(format)
             factory, accept = Image.OPEN[format]
-            if accept is not None and accept(start) is not True and not accept(start):
-                continue
             try:
+                accepted = accept is None or accept(start)
+                if not accepted or isinstance(accepted, str):  # a sentence says why not
+                    continue
                 stream.seek(0)
-                return factory(stream, os.fspath(file))
+                return factory(stream, "")  # with a name, raw pixels would be mapped: see _load
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # another format
     raise ValueError("it is in no format that Pillow knows, or damaged")
@@ -81,18 +82,32 @@ def _open(stream: IO[bytes], file: Path) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     _check(image)
     step = _transparency_step(image)
-    image.load()
+    _load(image)
     _check(image)  # an icon's size is known when it has been decoded
     if step is not None:
         image = image.copy()
         image.info["transparency"] = step(image.info["transparency"])
-    turn = _UPRIGHT.get(_orientation(image))
+    turn = _UPRIGHT.get(_orientation(image))  # of a TIFF none: Pillow turned it when it was loaded
     picture = _eight_bits(image)
     if turn is None:
         return picture
     picture = picture.transpose(turn)
     picture.info = {}  # or it would be turned again
     return picture
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes an image that is still in its file, without mapping the file: Pillow turns mapped TIFFs wrongly, and a
+    file that gets shorter while it is mapped kills the process."""
+    name = getattr(image, "filename", None)
+    if name is None:
+        image.load()
+        return
+    try:
+        vars(image)["filename"] = ""
+        image.load()
+    finally:
+        vars(image)["filename"] = name
 
 
 def _check(image: Image.Image) -> None:

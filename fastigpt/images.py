@@ -25,9 +25,9 @@ def as_image_list(images: Any, *, name: str = "images") -> list[Image.Image]:
     """Upright pictures in mode RGB or RGBA from one of these, or a sequence of them, mixed as one likes:
 
     a file's name (str or Path); a PIL image of any mode; an array [H, W], [H, W, C], [n, H, W], [n, H, W, C] or
-    [n, 1, H, W]; a tensor [H, W], [C, H, W], [n, H, W] or [n, C, H, W]. C is 1, 3 or 4 channels: grey, RGB, RGBA. Dtypes
-    are uint8, bool (True = white) and floats in [0, 1]. Three axes are read as one image wherever the axis of channels
-    (an array's last, a tensor's first) is 1, 3 or 4 long, else as grey images; [3 | 4, H, W] as an array and
+    [n, 1, H, W]; a tensor [H, W], [C, H, W], [n, H, W] or [n, C, H, W]. C is 1, 3 or 4 channels: grey, RGB, RGBA.
+    Dtypes are uint8, bool (True = white) and floats in [0, 1]. Three axes are read as one image wherever the axis of
+    channels (an array's last, a tensor's first) is 1, 3 or 4 long, else as grey images; [3 | 4, H, W] as an array and
     [H, W, 1 | 3 | 4] as a tensor might be either and are refused. Files and PIL images: see `read_image`, `from_pil`.
 
     Raises TypeError for other kinds and dtypes; ValueError for other shapes, values out of range, empty lists, images
