@@ -263,6 +263,9 @@ def train(
     n_layer: Annotated[int | None, typer.Option(help="Blocks. Default: init's, else 5.")] = None,
     n_head: Annotated[int | None, typer.Option(help="Attention heads. Default: init's, else 3.")] = None,
     n_embd: Annotated[int | None, typer.Option(help="Width. Default: init's, else 192.")] = None,
+    colors: Annotated[
+        int | None, typer.Option(help="Colours of the palette, at most. Default: init's, else 512.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3800,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 3e-3,
@@ -282,6 +285,7 @@ def train(
         n_layer=n_layer,
         n_head=n_head,
         n_embd=n_embd,
+        n_colors=colors,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -345,12 +349,9 @@ def _window(text: str) -> int | str:
 
 
 def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"cannot read the image {path}: {error}") from None
-    return image
+    from fastigpt.images import read_image
+
+    return read_image(path)
 
 
 def _writer(out: Path, scale: int, columns: int | None = None) -> Callable[[np.ndarray, dict[str, str]], None]:

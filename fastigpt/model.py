@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fastigpt import checkpoint, images, waves
-from fastigpt.arguments import output_kind, prompt_ids, token_array, whole, window_size
+from fastigpt.arguments import int64_tensor, is_int64, output_kind, prompt_ids, token_array, whole, window_size
 from fastigpt.bundled import bundled_palette
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine, Filled, Job, OnRow
@@ -476,26 +476,30 @@ class ImageGPT:
         job, limit = self._job(tokens, None, None, seed, 0, *filters, batch_size, window, None)
         filled, _ = self._run(job, limit, progress=False)
         start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64, device="cpu")
-        return torch.cat([start, filled[:, : end - 1]], 1).to(input_ids.device)
+        result = torch.cat([start, filled[:, : end - 1]], 1)
+        return result.to(input_ids.device) if isinstance(input_ids, torch.Tensor) else result
 
-    def _checked_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+    def _checked_ids(self, input_ids: torch.Tensor | np.ndarray) -> torch.Tensor:
         config = self.config
-        if not isinstance(input_ids, torch.Tensor) or input_ids.dtype != torch.int64:
-            raise TypeError(f"input_ids must be an int64 tensor, not {getattr(input_ids, 'dtype', type(input_ids))}")
+        input_ids = int64_tensor("input_ids", input_ids)
         if input_ids.ndim != 2 or len(input_ids) == 0 or not 1 <= input_ids.shape[1] <= config.n_pixels:
             raise ValueError(f"input_ids must be [B, 1 to {config.n_pixels}], not {list(input_ids.shape)}")
         if bool((input_ids[:, 0] != config.start_token).any()):
             raise ValueError(f"input_ids must begin with the start token, {config.start_token}")
         if input_ids.shape[1] > 1:
             token_array("input_ids after the start token", input_ids[:, 1:], config)
-        return input_ids.cpu()
+        return input_ids
 
     # --- images and tokens ---------------------------------------------------------------------------------------
 
     def encode(self, images: Any) -> torch.Tensor:
-        """int64 [n, H·W]: images of any size as tokens. PIL images of any mode, uint8 arrays [(n,) H, W, 3], uint8
-        tensors [(n,) 3, H, W], or a list of them; resized to the canvas as transformers' PIL processor does, with the
-        filter that the checkpoint names. CheckpointError if it asks for what cannot be done, by name."""
+        """int64 [n, H·W]: images of any size as tokens, resized to the canvas as transformers' PIL processor does, with
+        the filter that the checkpoint names. CheckpointError if it asks for what cannot be done, by name.
+
+        images: file names, PIL images of any mode (both turned upright by their EXIF orientation, transparent parts on
+        white), arrays [H, W], [H, W, 3], [n, H, W], [n, H, W, 3], tensors [H, W], [3, H, W], [n, H, W], [n, 3, H, W],
+        of uint8, bool or floats in [0, 1]; or a list of them (see `fastigpt.images.as_image_list`).
+        """
         return self._encode(_pictures(images))
 
     def _encode(self, pictures: list[Image.Image]) -> torch.Tensor:
@@ -606,7 +610,7 @@ class ImageGPT:
         depth = self.config.n_layer // 2 if layer is None else whole("layer", layer, 0, self.config.n_layer)
         if pool not in ("mean", None):
             raise ValueError(f'pool must be "mean" or None, not {pool!r}')
-        if isinstance(images_or_tokens, torch.Tensor) and images_or_tokens.dtype == torch.int64:
+        if is_int64(images_or_tokens):
             tokens = token_array("tokens", images_or_tokens, self.config, whole_canvas=True)
         else:
             tokens = self.encode(images_or_tokens)

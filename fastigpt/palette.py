@@ -7,7 +7,7 @@ Palettes of another range are brought there when they are read, so nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 from PIL import Image
 
 import fastigpt._C as _C
+from fastigpt.arguments import plain_tensor
 from fastigpt.errors import CheckpointError
+from fastigpt.images import as_image_list, on_white
 from fastigpt.locks import Lock
 from fastigpt.operands import readable
 from fastigpt.quantize import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
@@ -27,6 +29,7 @@ MAX_COLORS = 65536
 _SLACK = 1 / 255
 _FILE_LIMIT = 4 << 20  # bytes of a .npy; MAX_COLORS in float64 take 1.6 MB
 ValueRange = tuple[float | Sequence[float], float | Sequence[float]]
+_COUNTED = 1 << 24  # numbers counted at a time, so that a large image takes no more memory than it has itself
 _LIMIT = 1.1  # a k-means centre of colours in [−1, 1] is in there itself; a palette of 0 … 255 is not
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
@@ -202,8 +205,9 @@ class Palette:
         """Palette of n_colors by k-means over all pixels of images, seeded by k-means++; the same seed gives the same
         palette.
 
-        images: what `encode` takes, or a list of such of any sizes. Raises ValueError when there are fewer different
-        colours than n_colors, and what `encode` raises.
+        images: uint8 [..., 3], array or tensor, or whatever `fastigpt.images.as_image_list` reads (files, PIL images,
+        grey ones; transparent parts on white), or a list of such of any sizes. Raises ValueError when there are fewer
+        different colours than n_colors, and what `as_image_list` raises.
         """
         if isinstance(n_colors, bool) or not isinstance(n_colors, int) or not 1 <= n_colors <= MAX_COLORS:
             raise ValueError(f"n_colors must be a whole number in 1 … {MAX_COLORS}, not {n_colors!r}")
@@ -298,20 +302,28 @@ def _array_of(image: Image.Image) -> np.ndarray:
 def _histogram(images: Any) -> tuple[np.ndarray, np.ndarray]:
     """Different colours, uint8 [n, 3], in rising order, and how often each occurs."""
     total = np.zeros(1 << 24, np.int64)
-    for image in images if isinstance(images, (list, tuple)) else [images]:
-        pixels = _array_of(image) if isinstance(image, Image.Image) else image
-        if isinstance(pixels, torch.Tensor):
-            pixels = pixels.cpu().numpy()
-        if not isinstance(pixels, np.ndarray):
-            raise TypeError(f"images must be PIL images, numpy arrays or torch tensors, not {type(image).__name__}")
-        if pixels.dtype != np.uint8:
-            raise TypeError(f"images must be uint8 (0 … 255), not {pixels.dtype}")
-        if pixels.ndim == 0 or pixels.shape[-1] != 3:
-            raise ValueError(f"images must have shape [..., 3] (channels last), not {list(pixels.shape)}")
-        wide = pixels.reshape(-1, 3).astype(np.int64)
-        total += np.bincount(wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2], minlength=1 << 24)
+    found = False
+    for pixels in _pixels(images):
+        found = True
+        for some in np.array_split(pixels.reshape(-1, 3), max(1, pixels.size // _COUNTED)):
+            wide = some.astype(np.int32)
+            total += np.bincount(wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2], minlength=1 << 24)
+    if not found:
+        raise ValueError("images is empty")
     packed = np.flatnonzero(total)
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8), total[packed]
+
+
+def _pixels(images: Any) -> Iterator[np.ndarray]:
+    """uint8 [..., 3] of each image."""
+    for image in images if isinstance(images, (list, tuple)) else [images]:
+        kind = isinstance(image, (np.ndarray, torch.Tensor))
+        if kind and image.ndim and image.shape[-1] == 3 and str(image.dtype).removeprefix("torch.") == "uint8":
+            yield plain_tensor("images", image).numpy() if isinstance(image, torch.Tensor) else image
+        elif kind and image.ndim == 2 and image.shape[-1] == 3:
+            raise TypeError(f"images of shape [n, 3] are colours and must be uint8 (0 … 255), not {image.dtype}")
+        else:
+            yield from (np.asarray(on_white(picture)) for picture in as_image_list(image))
 
 
 def _k_means(points: np.ndarray, weights: np.ndarray, k: int, rng: np.random.Generator, steps: int = 100) -> np.ndarray:

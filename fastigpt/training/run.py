@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 import sys
 import time
@@ -22,10 +23,11 @@ from fastigpt.errors import CheckpointError
 from fastigpt.files import replacing
 from fastigpt.tensor_files import load_pickle
 from fastigpt.training import report
-from fastigpt.training.data import Batch, Data
+from fastigpt.training.data import HELD_OUT_SEED, Batch, Data
 from fastigpt.training.network import Network
 from fastigpt.untrusted import exists, refusing
 
+SEEDS = HELD_OUT_SEED  # a run's seed is below: that one draws the scenes no run may see
 _HELD_OUT = 64  # images
 
 
@@ -51,16 +53,29 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed must be below {SEEDS}, not {self.seed}")
         for name, below in (("learning_rate", 1.0), ("clip", math.inf), ("weight_decay", 1.0)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and 0 <= value < below) or (value == 0 and name != "weight_decay"):
+            if not _is_real(value) or not 0 <= value < below or (value == 0 and name != "weight_decay"):
                 raise ValueError(f"{name} must be a positive number below {below}, not {value!r}")
+            object.__setattr__(self, name, float(value))
         for name in ("ema_decay", "prompt_dropout"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
+            if not _is_real(value) or not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {value!r}")
+            object.__setattr__(self, name, float(value))
         if self.dtype not in ("bf16", "float32"):
             raise ValueError(f'dtype must be "bf16" or "float32", not {self.dtype!r}')
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def warmup_for(steps: int) -> int:
+    """Steps of warm-up that suit a run of this length: a tenth of it, at most 100."""
+    return min(Settings.warmup, steps // 10) if isinstance(steps, int) else 0
 
 
 class Run:
@@ -161,7 +176,7 @@ class Run:
                     self.seconds = before + time.monotonic() - started
                     mean = torch.stack(losses).mean().item()
                     if not math.isfinite(mean):
-                        raise FloatingPointError(f"the loss is {mean} at step {self.step}; lower the learning rate")
+                        raise ValueError(f"the loss is {mean} at step {self.step}: lower learning_rate")
                     losses.clear()
                     self._record(mean, norm.item(), held_out=self.step % (10 * log_every) == 0 or last)
                     bar.set_postfix(loss=f"{mean:.3f}")

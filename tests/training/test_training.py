@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from fastigpt.palette import Palette
 from fastigpt.training import report
 from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, scene_vocabulary
 from fastigpt.training.network import Network
-from fastigpt.training.run import Settings
+from fastigpt.training.run import Run, Settings, warmup_for
 from fastigpt.training.train import train
 
 TINY = {
@@ -261,6 +262,114 @@ def test_held_out_images_are_never_trained_on(tmp_path):
     held = {tuple(row) for row in data.held_out(10).tokens.tolist()}
     trained = {tuple(row) for step in range(40) for row in data.batch(step, 16).tokens.tolist()}
     assert len(held) == 2 and len(trained) == 38 and not held & trained
+
+
+@pytest.mark.parametrize("n_colors", [1, 3, 16, None])
+def test_a_training_has_as_many_colours_as_were_asked_for_and_there_are(tmp_path, capsys, n_colors):
+    (tmp_path / "digits").mkdir()
+    for k in range(4):
+        Image.fromarray((np.arange(64, dtype=np.uint8).reshape(8, 8) + k) // 13 * 50).save(
+            tmp_path / "digits" / f"{k}.png"
+        )
+    folder = train(tmp_path / "run", images=tmp_path / "digits", resolution=8, n_colors=n_colors, **TINY | {"steps": 2})
+    model = ImageGPT.from_pretrained(folder)
+    n_there = 6
+    assert model.config.n_colors == model.palette.n_colors == min(n_colors or 512, n_there)
+    said = f"the images have 6 different colours, so the palette has 6, not {n_colors or 512}"
+    assert (said in capsys.readouterr().err) == ((n_colors or 512) > n_there)
+    assert (model.palette.colors.max(1) - model.palette.colors.min(1)).max() <= 1  # no colour that is not grey
+    assert model.sample(1, seed=0, output_type="tokens").max() < model.config.n_colors
+    train(folder, images=tmp_path / "digits", resolution=8, n_colors=n_colors, **TINY | {"steps": 2})  # goes on
+    if n_colors == 3:
+        with pytest.raises(ValueError, match="n_colors is 16, but the palette that is there has 3"):
+            train(folder, images=tmp_path / "digits", resolution=8, n_colors=16, **TINY | {"steps": 2})
+
+
+def test_a_training_takes_a_palette_of_ones_own(tmp_path):
+    own = Palette(np.random.default_rng(1).uniform(-1, 1, (5, 3)))
+    np.save(tmp_path / "own.npy", own.clusters)
+    images = photos(tmp_path / "photos", 3)
+    for k, given in enumerate((own, tmp_path / "own.npy")):
+        folder = train(tmp_path / str(k), images=images, resolution=4, palette=given, **TINY | {"steps": 1})
+        assert ImageGPT.from_pretrained(folder).palette == own
+    other = Palette(own.clusters[::-1])
+    for arguments, says in (
+        ({"palette": other}, "palette is not that of the training which"),
+        ({"palette": own, "n_colors": 4}, "n_colors is 4, but palette has 5"),
+        ({"palette": tmp_path / "no.npy"}, r"no\.npy does not exist"),
+        ({"palette": other, "init": tmp_path / "0"}, "palette is not that of init"),
+        ({"n_colors": 4, "init": tmp_path / "0"}, "n_colors: 5 there, 4 asked for"),
+    ):
+        settings = TINY if "init" not in arguments else {k: v for k, v in TINY.items() if not k.startswith("n_")}
+        with pytest.raises(ValueError, match=says):
+            train(tmp_path / "0", images=images, resolution=4, **settings | {"steps": 1} | arguments)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (9, 0), (60, 6), (1000, 100), (3800, 100)])
+def test_the_warm_up_fits_the_run(steps, warmup):
+    settings = Settings(steps, warmup=warmup_for(steps))
+    assert settings.warmup == warmup
+    peak = max(Run.schedule(SimpleNamespace(settings=settings), step) for step in range(steps))
+    assert peak == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("threads", value) for value in (0, -1, 1.5, "2", True, 10**6, 2**70)],
+        *[("save_seconds", value) for value in (0, -1.0, float("nan"), "30", None, True)],
+        *[("log_every", value) for value in (0, 2.5, float("nan"), "x", None)],
+        ("sample_every", 0),
+        *[("n_layer", value) for value in (0, -3, 1.5, "2")],
+        ("n_head", 0),
+        ("n_embd", 0),
+        ("resolution", 0),
+        *[("n_colors", value) for value in (0, 65537, 2.0, "16")],
+        *[("steps", value) for value in (0, True, "10", float("inf"))],
+        ("batch_size", "12"),
+        ("learning_rate", "fast"),
+        ("learning_rate", 10**400),
+        ("ema_decay", None),
+        ("warmup", -1),
+        ("seed", 2**32),
+        ("out", 3),
+        ("images", 3),
+        ("init", 3),
+        *[("device", value) for value in ("nonsense", "meta", "cuda:99", "hpu", 3.5, "cpu:x")],
+    ],
+)
+def test_hostile_numbers_are_refused_by_name_before_any_work(tmp_path, name, value):
+    before = torch.get_num_threads()
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    arguments = {"out": tmp_path / "run", "images": tmp_path, **TINY, "steps": 2, "resolution": 4} | {name: value}
+    with pytest.raises((TypeError, ValueError), match=name):
+        train(**arguments)
+    assert not (tmp_path / "run").exists() and torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("n_layer", 10**9), ("n_embd", 10**8), ("batch_size", 10**12), ("resolution", 10**6)]
+)
+def test_sizes_that_no_machine_has_memory_for_are_refused_before_any_work(tmp_path, name, value):
+    with pytest.raises(ValueError, match=r"more than \d+ GiB, \d+ are free: lower n_embd"):
+        train(tmp_path / "run", images=tmp_path, **TINY | {"steps": 2, "resolution": 4, name: value})
+
+
+def test_a_state_of_something_else_is_named(palette):
+    folder = palette("run")
+    train(folder, **TINY | {"steps": 1})
+    good = torch.load(folder / "training" / "state.pt", weights_only=True)
+    for wrong in (
+        [1, 2],
+        {},
+        good | {"identity": 3},
+        good | {"ema": {}},
+        good | {"optimizers": []},
+        good | {"step": "x"},
+    ):
+        torch.save(wrong, folder / "training" / "state.pt")
+        with pytest.raises(CheckpointError, match=r"state\.pt does not hold a training"):
+            train(folder, **TINY | {"steps": 1})
 
 
 # --- parts -----------------------------------------------------------------------------------------------------------
