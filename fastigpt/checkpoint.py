@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -69,6 +67,10 @@ def locate(
     looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text
     if looks_local:
         raise CheckpointError(f"no directory {text!r}")
+    # Imported here: only who downloads should wait for it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         folder = snapshot_download(text, revision=revision, local_files_only=local_files_only, allow_patterns=_WANTED)
     except HFValidationError as error:
