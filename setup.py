@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -159,15 +159,7 @@ def extension() -> Pybind11Extension:
 
 
 setup(
-    packages=[
-        "fastigpt",
-        "fastigpt.bench",
-        "fastigpt.engine",
-        "fastigpt.integrations",
-        "fastigpt.training",
-        "fastigpt.data",
-        "fastigpt.kernels",
-    ],
+    packages=find_packages(include=["fastigpt", "fastigpt.*"]),
     package_data={"fastigpt": ["py.typed", "data/**/*"], "fastigpt.kernels": ["*.json", "**/*.json"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},

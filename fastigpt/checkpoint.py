@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from fastigpt import processor, save
@@ -74,6 +72,10 @@ def locate(
     looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text
     if looks_local:
         raise CheckpointError(f"no directory {short(text, 400)}")
+    # Imported here: only who downloads should wait for it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         folder = snapshot_download(text, revision=revision, local_files_only=local_files_only, allow_patterns=_WANTED)
     except HFValidationError as error:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt.arguments import plain_tensor
+from fastigpt.arguments import plain_tensor, whole
 from fastigpt.image_arrays import from_array, from_tensor
 from fastigpt.image_files import from_pil, read_image
 
@@ -132,16 +133,69 @@ def _more_than_half(marked: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(share) > 0.5
 
 
-def grid(images: np.ndarray, columns: int | None = None, *, scale: int = 1, gap: int = 2) -> Image.Image:
-    """One picture of many: images uint8 [n, H, W, 3] in rows of `columns` (None: as square as can be), each pixel
-    `scale` pixels wide, `gap` pixels of white between and around."""
-    n, height, width, _ = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
-    big = images.repeat(scale, 1).repeat(scale, 2)
-    step_y, step_x = height * scale + gap, width * scale + gap
-    sheet = np.full((rows * step_y + gap, columns * step_x + gap, 3), 255, dtype=np.uint8)
-    for i, image in enumerate(big):
-        y, x = gap + i // columns * step_y, gap + i % columns * step_x
-        sheet[y : y + height * scale, x : x + width * scale] = image
+def grid(images: Any, columns: int | None = None, *, scale: int | None = None, gap: int | None = None) -> Image.Image:
+    """One picture of many, large enough to look at: in a notebook, `fastigpt.grid(model.sample(16))`.
+
+    images: as for `encode`, all of one size [H, W]; transparent parts are shown on white. columns: images in a row;
+    None: as square as can be. scale: each pixel becomes this many, squared; None: as many as fit 128 / max(H, W).
+    gap: pixels of white between and around; None: half the scale, at least 2. Returns an RGB image.
+
+    Raises ValueError for images of different sizes and for a picture of more than LARGEST_GRID pixels.
+    """
+    pictures = as_image_list(images)
+    width, height = pictures[0].size
+    for picture in pictures:
+        if picture.size != (width, height):
+            raise ValueError(
+                f"images of a grid must have one size; found {width} × {height} and {picture.width} × {picture.height}"
+            )
+    layout = GridLayout.of(len(pictures), height, width, columns, scale, gap)
+    sheet = np.full((layout.height, layout.width, 3), 255, dtype=np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = layout.corner(i)
+        big = to_canvas(picture, height, width).repeat(layout.scale, 0).repeat(layout.scale, 1)
+        sheet[y : y + len(big), x : x + big.shape[1]] = big
     return Image.fromarray(sheet)
+
+
+LARGEST_GRID = 89_478_485
+"""Pixels of a grid at most: above it Pillow itself warns when somebody opens the picture."""
+
+
+@dataclass(frozen=True)
+class GridLayout:
+    """Where the images of a grid are: `columns` in a row, each pixel `scale` wide. height, width: of the picture."""
+
+    columns: int
+    scale: int
+    gap: int
+    cell: tuple[int, int]
+    height: int
+    width: int
+
+    @classmethod
+    def of(
+        cls,
+        n: int,
+        height: int,
+        width: int,
+        columns: int | None = None,
+        scale: int | None = None,
+        gap: int | None = None,
+    ) -> GridLayout:
+        """The layout of n images of this size. Raises ValueError for one of more than LARGEST_GRID pixels."""
+        in_row = math.isqrt(n - 1) + 1 if columns is None else whole("columns", columns, 1)
+        factor = max(1, 128 // max(height, width)) if scale is None else whole("scale", scale, 1)
+        space = max(2, factor // 2) if gap is None else whole("gap", gap, 0)
+        cell = (height * factor + space, width * factor + space)
+        sheet = (-(-n // in_row) * cell[0] + space, in_row * cell[1] + space)
+        if sheet[0] * sheet[1] > LARGEST_GRID:
+            raise ValueError(
+                f"a grid of {n} images of {width} × {height} pixels at scale {factor} would be {sheet[1]} × {sheet[0]} "
+                f"pixels; the most is {LARGEST_GRID:,} in all"
+            )
+        return cls(in_row, factor, space, cell, *sheet)
+
+    def corner(self, i: int) -> tuple[int, int]:
+        """y, x of image i."""
+        return self.gap + i // self.columns * self.cell[0], self.gap + i % self.columns * self.cell[1]

@@ -17,12 +17,11 @@ Drawn with q = p (temperature 1, no filter) that target is exactly the model's p
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
 from fastigpt import waves
 from fastigpt.engine import Engine, Filled, Job
@@ -36,10 +35,11 @@ _SCORED_CELLS = 2**14  # at a time
 
 
 def run(
-    engine: Engine, job: Job, particles: int, *, batch_size: int | None, progress: bool | None
+    engine: Engine, job: Job, particles: int, *, batch_size: int | None, on_rows: Callable[[int, int], None]
 ) -> tuple[Filled, float, int]:
     """Fills a job with `particles` candidates per result (1 to MOST; image indices below CANDIDATE) and returns it with
-    the seconds and the waves it took. pass_starts are those of the candidate that was picked, and of its ancestors.
+    the seconds and the waves it took. on_rows(images, row) is called with how many images have finished a row.
+    pass_starts are those of the candidate that was picked, and of its ancestors.
 
     The stretches that are weighted run from a row with unknown cells up to the next such row. Where the effective
     sample size 1/Σw² is then below half of the candidates they are resampled systematically. At the last known cell one
@@ -50,20 +50,19 @@ def run(
     Nothing is kept between rows: each stretch prefills what is before it again, once to draw and once to weigh.
     """
     if job.drawing.temperature == 0:  # all candidates would be the same
-        return waves.run(engine, job, batch_size=batch_size, on_row=None, progress=progress)
+        return waves.run(
+            engine, job, batch_size=batch_size, on_row=lambda images, row, tokens: on_rows(len(images), row)
+        )
     started = time.perf_counter()
     limit = batch_size or engine.max_batch(job)
-    show = sys.stderr.isatty() if progress is None else progress
     step = max(1, limit // particles)
     parts = []
-    with tqdm(total=len(job.tokens) * engine.config.height, unit="row", disable=not show, leave=False) as bar:
-        for first in range(0, len(job.tokens), step):
-            some = slice(first, first + step)
-            part = _Candidates(engine, _part(job, some), particles, limit)
-            for row in range(engine.config.height):
-                part.draw(row)
-                bar.update(len(part.job.tokens))
-            parts.append(part.finish())
+    for first in range(0, len(job.tokens), step):
+        part = _Candidates(engine, _part(job, slice(first, first + step)), particles, limit)
+        for row in range(engine.config.height):
+            part.draw(row)
+            on_rows(len(part.job.tokens), row)
+        parts.append(part.finish())
     filled = Filled(torch.cat([part.tokens for part in parts]), torch.cat([part.pass_starts for part in parts]))
     return filled, time.perf_counter() - started, len(parts)
 
@@ -125,7 +124,7 @@ class _Candidates:
             source=waves.sources(tokens, prompt),
             prompt=prompt,
         )
-        filled, *_ = waves.run(self.engine, job, batch_size=self.limit, on_row=None, progress=False)
+        filled, *_ = waves.run(self.engine, job, batch_size=self.limit, on_row=None)
         self.tokens[active, :, :stop] = filled.tokens[:, :stop].view(len(active), self.k, stop)
         self.pass_starts[active] |= filled.pass_starts.view(len(active), self.k, -1)
 
@@ -177,7 +176,7 @@ class _Candidates:
             index=self.index[every, picked],
             source=waves.sources(tokens, self.job.prompt),
         )
-        filled, *_ = waves.run(self.engine, job, batch_size=self.limit, on_row=None, progress=False)
+        filled, *_ = waves.run(self.engine, job, batch_size=self.limit, on_row=None)
         return Filled(filled.tokens, filled.pass_starts | self.pass_starts[every, picked])
 
 

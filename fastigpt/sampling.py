@@ -106,6 +106,11 @@ def fresh_seed() -> int:
     return int(torch.randint(0, 2**63 - 1, (), generator=_system_generator(), device="cpu"))
 
 
+def seed_of(generator: torch.Generator) -> int:
+    """A seed from a generator of the caller's."""
+    return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=generator.device))
+
+
 def _system_generator() -> torch.Generator:
     generator = torch.Generator("cpu")
     generator.seed()
