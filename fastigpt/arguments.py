@@ -79,8 +79,10 @@ def int64_tensor(name: str, values: Any) -> torch.Tensor:
 
 
 def plain_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers in a dense tensor on the CPU, without gradient, negation and conjugation carried out. Raises what
-    `operands.readable` does."""
+    """The same numbers in a dense tensor on the CPU, without gradient, negation and conjugation carried out.
+
+    Raises what `operands.readable` does.
+    """
     return readable(name, tensor).detach().cpu()
 
 

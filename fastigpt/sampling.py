@@ -118,8 +118,8 @@ def _system_generator() -> torch.Generator:
 
 
 # Logits are float32, and so is all that is done to them: u + s·(c − u), then division by the temperature. With a scale
-# of at most 2¹⁰⁰ and a temperature of at least max(1, scale) / 2¹⁰⁰, logits of up to 2²⁵ stay finite on the way. At lower
-# temperatures they would not, and the noise, at most 17.4, has long vanished beside them: the draw is its limit, the
+# of at most 2¹⁰⁰ and a temperature of at least max(1, scale) / 2¹⁰⁰, logits of up to 2²⁵ stay finite on the way. At
+# lower temperatures they would not, and the noise, at most 17.4, has long vanished beside them: the draw is its limit, the
 # argmax. A larger scale or temperature than float32 can work with is refused: there is no such limit to go to.
 MAX_GUIDANCE = 2.0**100
 MAX_TEMPERATURE = torch.finfo(torch.float32).max

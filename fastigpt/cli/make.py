@@ -31,6 +31,9 @@ def train(
     n_layer: Annotated[int | None, typer.Option(help="Blocks. Default: init's, else 5.")] = None,
     n_head: Annotated[int | None, typer.Option(help="Attention heads. Default: init's, else 3.")] = None,
     n_embd: Annotated[int | None, typer.Option(help="Width. Default: init's, else 192.")] = None,
+    colors: Annotated[
+        int | None, typer.Option(min=1, help="Colours of the palette, at most. Default: init's, else 512.")
+    ] = None,
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3800,
     batch_size: Annotated[int, typer.Option(help="Images per step.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 3e-3,
@@ -50,6 +53,7 @@ def train(
         n_layer=n_layer,
         n_head=n_head,
         n_embd=n_embd,
+        n_colors=colors,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,

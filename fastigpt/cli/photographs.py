@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from fastigpt.images import as_image_list, transparent_cells
+from fastigpt.images import read_image, transparent_cells
 from fastigpt.model import ImageGPT
 
 
@@ -19,10 +18,10 @@ class Photographs:
 
     def __init__(self, model: ImageGPT, paths: Sequence[Path], rows: int | None, mask: Path | None) -> None:
         self._model = model
-        drawn_mask = None if mask is None else _open(mask)
+        drawn_mask = None if mask is None else read_image(mask)
         tokens, known = [], []
         for path in paths:
-            picture = as_image_list(_open(path))[0]
+            picture = read_image(path)
             tokens.append(model.encode(picture))
             if rows is None and drawn_mask is None:
                 holes = transparent_cells(picture, model.config.height, model.config.width)
@@ -53,12 +52,3 @@ class Photographs:
         pixels = self._model.decode(self.tokens[i : i + 1])[0]
         known = self.known[i].view(*pixels.shape[:2], 1).numpy()
         return [pixels, np.where(known, pixels, np.uint8(128))]
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {path}: {error}") from None
-    return image
