@@ -12,7 +12,7 @@ import torch
 from fastigpt.config import ImageGPTConfig
 from fastigpt.operands import readable
 from fastigpt.prompts import Vocabulary
-from fastigpt.scalars import integer
+from fastigpt.scalars import integer, shown
 
 OUTPUT_TYPES = ("pil", "np", "pt", "tokens")
 
@@ -22,7 +22,7 @@ def whole(name: str, value: Any, minimum: int, maximum: int | None = None) -> in
     number = integer(name, value)
     if number < minimum or (maximum is not None and number > maximum):
         allowed = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-        raise ValueError(f"{name} must be {allowed}, not {number}")
+        raise ValueError(f"{name} must be {allowed}, not {shown(number)}")
     return number
 
 

@@ -40,14 +40,16 @@ def check_memory(name: str, x: Any) -> None:
         raise TypeError(f"{name} must not be quantised, but is {x.dtype}")
     if x.device.type not in DEVICES:
         raise ValueError(f"{name} must be on the CPU or on a CUDA device, not on {x.device}")
-    if x.numel() == 0:
+    count = x.numel()
+    if count == 0:
         return
     try:
         address, held = x.data_ptr(), x.untyped_storage().nbytes()
     except RuntimeError:  # FakeTensor and other subclasses that stand for a tensor
         raise TypeError(f"{name} must be a tensor with memory of its own, not {type(x).__name__}") from None
-    last = x.storage_offset() + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
-    needed = (last + 1) * x.element_size()
+    if not x.is_contiguous():
+        count = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride()))
+    needed = (x.storage_offset() + count) * x.element_size()
     if address == 0 or needed > held:
         raise ValueError(
             f"{name} must have its memory, but of {needed} bytes its storage holds {held if address else 0}"
@@ -61,10 +63,16 @@ def same_device(**tensors: torch.Tensor | None) -> None:
         raise ValueError(f"all tensors must be on one device, not {found}")
 
 
-def operands(changed: tuple[str, ...] = (), /, **tensors: torch.Tensor | None) -> list[Any]:
-    """The tensors of one call in order, all on one device, each `readable`, those named in `changed` `writable`."""
+def operands(
+    changed: tuple[str, ...] = (), optional: tuple[str, ...] = (), /, **tensors: torch.Tensor | None
+) -> list[Any]:
+    """The tensors of one call in order, all on one device, each `readable`, those named in `changed` `writable`. None
+    stays None where it is `optional`."""
     same_device(**tensors)
-    return [
-        None if x is None else writable(name, x) if name in changed else readable(name, x)
-        for name, x in tensors.items()
-    ]
+    found: list[Any] = []
+    for name, x in tensors.items():
+        if x is None and name in optional:
+            found.append(None)
+        else:
+            found.append((writable if name in changed else readable)(name, x))
+    return found

@@ -20,6 +20,7 @@ from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES
 from fastigpt.operands import operands, same_device
 from fastigpt.quantize import nearest_centroid as _nearest_centroid
 from fastigpt.sampling import checked_drawing, filter_logits, guide
+from fastigpt.scalars import integer, real, shown
 
 Tensor = torch.Tensor
 
@@ -45,6 +46,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     may be any distance apart, the heads of a token are contiguous. Returns [B, Tq, n_head, head_dim], contiguous.
     Raises ValueError or TypeError for anything else.
     """
+    _need_tensors(q=q, k=k, v=v)
     return torch.ops.fastigpt.causal_attention(q, k, v)
 
 
@@ -76,10 +78,12 @@ def decode_attention(
     Raises ValueError where a position is negative or the window would not fit the capacity, which asks the device for
     the positions; while a CUDA graph is captured that is left out, and rows without a slot are not stored.
     """
-    return torch.ops.fastigpt.decode_attention(
-        q, k, v, k_cache, v_cache, positions, k_scale=k_scale, v_scale=v_scale, prefix_k=prefix_k, prefix_v=prefix_v,
-        prefix_k_scale=prefix_k_scale, prefix_v_scale=prefix_v_scale, prefix_lengths=prefix_lengths,
-    )  # fmt: skip
+    others = {
+        "k_scale": k_scale, "v_scale": v_scale, "prefix_k": prefix_k, "prefix_v": prefix_v,
+        "prefix_k_scale": prefix_k_scale, "prefix_v_scale": prefix_v_scale, "prefix_lengths": prefix_lengths,
+    }  # fmt: skip
+    _need_tensors(q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, **others)
+    return torch.ops.fastigpt.decode_attention(q, k, v, k_cache, v_cache, positions, **others)
 
 
 def sample_head(
@@ -101,9 +105,20 @@ def sample_head(
     """Tokens int64 [n] from hidden states [n, width]: RMS norm, head, filters, and a draw by the noise contract.
 
     gain: [width]. weight: [colours, width]. index, position: int64 [n], image index and pixel of each draw. seed:
-    −2⁶³ … 2⁶³ − 1, taken modulo 2⁶⁴. temperature, top_k, top_p: as in fastigpt.sample. known: int64 [n], −1 = draw,
-    else the result. unconditional: hidden states [n, width] of the same images without their prompt, for guidance.
+    −2⁶³ … 2⁶⁴ − 1, taken modulo 2⁶⁴ (the operator behind this takes 64 bits, with their sign). temperature, top_k,
+    top_p: as in fastigpt.sample. known: int64 [n], −1 = draw, else the result. unconditional: hidden states [n, width]
+    of the same images without their prompt, for guidance. Raises ValueError or TypeError for anything else.
     """
+    _need_tensors(
+        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
+        unconditional=unconditional,
+    )  # fmt: skip
+    if not torch.compiler.is_compiling():  # there they are what they are; the schema takes less than these
+        seed = _signed_seed(seed)
+        temperature, guidance_scale = real("temperature", temperature), real("guidance_scale", guidance_scale)
+        top_k = None if top_k is None else min(integer("top_k", top_k, "an int or None"), 2**63 - 1)
+        top_p = None if top_p is None else real("top_p", top_p, "a number or None")
+        epsilon = real("epsilon", epsilon)
     return torch.ops.fastigpt.sample_head(
         hidden, gain, weight, index, position, seed, temperature=temperature, top_k=top_k, top_p=top_p, known=known,
         unconditional=unconditional, guidance_scale=guidance_scale, epsilon=epsilon,
@@ -112,10 +127,31 @@ def sample_head(
 
 def nearest_centroid(points: Tensor, centroids: Tensor) -> Tensor:
     """int64 [...]: the exact nearest row of centroids [K, D] for points [..., D]; see fastigpt.nearest_centroid."""
+    _need_tensors(points=points, centroids=centroids)
     return torch.ops.fastigpt.nearest_centroid(points, centroids)
 
 
 # --- what is accepted ------------------------------------------------------------------------------------------------
+
+_CHANGED = ("k_cache", "v_cache", "k_scale", "v_scale")
+_OPTIONAL = (
+    "k_scale", "v_scale", "prefix_k", "prefix_v", "prefix_k_scale", "prefix_v_scale", "prefix_lengths", "known",
+    "unconditional",
+)  # fmt: skip
+
+
+def _need_tensors(**given: object) -> None:
+    """PyTorch says so too, in an error of another kind."""
+    for name, x in given.items():
+        if not isinstance(x, Tensor) and not (x is None and name in _OPTIONAL):
+            raise TypeError(f"{name} must be a torch tensor, not {type(x).__name__}")
+
+
+def _signed_seed(seed: int) -> int:
+    number = seed if isinstance(seed, torch.SymInt) else integer("seed", seed)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed must be between -2**63 and 2**64 - 1, not {shown(number)}")
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
@@ -218,6 +254,7 @@ def _check_decode(
         if lengths is not None:
             _shape("prefix_lengths", lengths, (len(prefix.k),))
             _dtype("prefix_lengths", lengths, torch.int32)
+            _contiguous(prefix_lengths=lengths)
 
 
 def _check_positions(positions: Tensor, window: int, capacity: int, prefix_lengths: Tensor | None, prefix: int) -> None:
@@ -265,9 +302,6 @@ def _check_sample(
 # --- the operators: checks, then the device's own --------------------------------------------------------------------
 
 
-_CHANGED = ("k_cache", "v_cache", "k_scale", "v_scale")
-
-
 def _by_triton(x: Tensor) -> bool:
     return x.is_cuda
 
@@ -300,13 +334,12 @@ def _decode_attention(
     prefix_v_scale: Tensor | None = None,
     prefix_lengths: Tensor | None = None,
 ) -> Tensor:
-    q, k, v, k_cache, v_cache, positions, k_scale, v_scale = operands(
-        _CHANGED, q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, k_scale=k_scale, v_scale=v_scale
-    )
-    _, prefix_k, prefix_v, prefix_k_scale, prefix_v_scale, prefix_lengths = operands(
-        q=q, prefix_k=prefix_k, prefix_v=prefix_v, prefix_k_scale=prefix_k_scale, prefix_v_scale=prefix_v_scale,
-        prefix_lengths=prefix_lengths,
+    q, k, v, k_cache, v_cache, positions, k_scale, v_scale, prefix_k, prefix_v, *others = operands(
+        _CHANGED, _OPTIONAL, q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, k_scale=k_scale,
+        v_scale=v_scale, prefix_k=prefix_k, prefix_v=prefix_v, prefix_k_scale=prefix_k_scale,
+        prefix_v_scale=prefix_v_scale, prefix_lengths=prefix_lengths,
     )  # fmt: skip
+    prefix_k_scale, prefix_v_scale, prefix_lengths = others
     cache = _Stored(k_cache, v_cache, k_scale, v_scale)
     if prefix_k is not None and prefix_v is not None:
         prefix: _Stored | None = _Stored(prefix_k, prefix_v, prefix_k_scale, prefix_v_scale)
@@ -336,7 +369,7 @@ def _sample_head(
     epsilon: float = 1e-5,
 ) -> Tensor:
     hidden, gain, weight, index, position, known, unconditional = operands(
-        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
+        (), _OPTIONAL, hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
         unconditional=unconditional,
     )  # fmt: skip
     _check_sample(hidden, gain, weight, index, position, known, unconditional)
@@ -632,6 +665,10 @@ for _name, _run, _fake in (
     ("sample_head", _sample_head, _sample_head_fake),
     ("nearest_centroid", _nearest_centroid_anywhere, _nearest_centroid_fake),
 ):
-    # For every kind of tensor, so that a sparse or a quantised one is refused in our words.
-    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    # For every kind of tensor, so that what is not ours is refused in our words (operands.py). PyTorch would work out
+    # lazily negated and zero tensors before it comes here, but cannot where they are to be changed.
+    for _key in ("CompositeExplicitAutograd", "AutogradNestedTensor"):
+        _library.impl(_name, _run, _key)
+    for _key in ("Conjugate", "Negative", "ZeroTensor"):
+        _library.impl(_name, torch.library.fallthrough_kernel, _key)
     torch.library.register_fake(f"fastigpt::{_name}", _fake, lib=_library)

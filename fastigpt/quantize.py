@@ -13,7 +13,7 @@ import torch
 
 import fastigpt._C as _C
 from fastigpt.operands import readable
-from fastigpt.scalars import integer
+from fastigpt.scalars import integer, shown
 
 _DTYPES = ("uint8", "float16", "bfloat16", "float32")
 _MAX_CUDA_AXES = 3  # kMaxAxes in csrc/include/fastigpt/quantize.h
@@ -194,7 +194,7 @@ def check_threads(threads: int | None) -> int:
         return 0
     number = integer("threads", threads, "an int or None")
     if not 1 <= number <= _C.MAX_THREADS:
-        raise ValueError(f"threads must be between 1 and {_C.MAX_THREADS} or None, not {number}")
+        raise ValueError(f"threads must be between 1 and {_C.MAX_THREADS} or None, not {shown(number)}")
     return number
 
 

@@ -12,7 +12,7 @@ import math
 import torch
 
 from fastigpt.engine import Drawing
-from fastigpt.scalars import integer, real
+from fastigpt.scalars import integer, real, shown
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -119,8 +119,8 @@ def _system_generator() -> torch.Generator:
 
 # Logits are float32, and so is all that is done to them: u + s·(c − u), then division by the temperature. With a scale
 # of at most 2¹⁰⁰ and a temperature of at least max(1, scale) / 2¹⁰⁰, logits of up to 2²⁵ stay finite on the way. At
-# lower temperatures they would not, and the noise, at most 17.4, has long vanished beside them: the draw is its limit, the
-# argmax. A larger scale or temperature than float32 can work with is refused: there is no such limit to go to.
+# lower temperatures they would not, and the noise, at most 17.4, has long vanished beside them: the draw is its limit,
+# the argmax. A larger scale or temperature than float32 can work with is refused: there is no such limit to go to.
 MAX_GUIDANCE = 2.0**100
 MAX_TEMPERATURE = torch.finfo(torch.float32).max
 _SMALLEST_TEMPERATURE = 2.0**-100
@@ -143,14 +143,14 @@ def checked_drawing(
     """
     seed = integer("seed", seed)
     if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")
+        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {shown(seed)}")
     temperature = real("temperature", temperature)
     if not 0 <= temperature <= MAX_TEMPERATURE:
         raise ValueError(f"temperature must be finite, at least 0 and at most {MAX_TEMPERATURE:.7g}, not {temperature}")
     if top_k is not None:
         top_k = integer("top_k", top_k, "an int or None")
         if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}")
+            raise ValueError(f"top_k must be at least 1, not {shown(top_k)}")
         top_k = min(top_k, _MOST_TOKENS)
     if top_p is not None:
         top_p = real("top_p", top_p, "a number or None")

@@ -28,7 +28,7 @@ def real(name: str, value: Any, expected: str = "a number") -> float:
     try:
         return float(number)
     except OverflowError:
-        raise ValueError(f"{name} must be finite, not {_short(value)}") from None
+        raise ValueError(f"{name} must be finite, not {shown(value)}") from None
     except (TypeError, ValueError):
         raise _wrong(name, value, expected) from None
 
@@ -48,10 +48,11 @@ def _item(name: str, value: Any, expected: str) -> Any:
 
 
 def _wrong(name: str, value: Any, expected: str) -> TypeError:
-    return TypeError(f"{name} must be {expected}, not {_short(value)}")
+    return TypeError(f"{name} must be {expected}, not {shown(value)}")
 
 
-def _short(value: Any) -> str:
+def shown(value: Any) -> str:
+    """For a message: of any value, what fits into a line."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"{type(value).__name__} of shape {list(value.shape)} and dtype {value.dtype}"
     if isinstance(value, int) and abs(value) >= 10**40:  # beyond some length Python prints none at all
