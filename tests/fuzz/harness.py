@@ -114,6 +114,7 @@ def _run(kind: Callable[[Case], object], number: int) -> tuple[str, str] | None:
 
 
 def _child(file: str, name: str, first: int, to: int, log: str, seconds: float) -> None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     sys.path[:0] = [str(Path(file).resolve().parent), str(Path(__file__).resolve().parents[1])]
     sys.modules["harness"] = sys.modules["__main__"]
     spec = importlib.util.spec_from_file_location(Path(file).stem, file)
