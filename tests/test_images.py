@@ -150,7 +150,7 @@ def test_lists_may_mix_kinds_and_tensors_be_views(tmp_path):
     assert as_image_list(torch.zeros(3, 2, 2, requires_grad=True))[0].size == (2, 2)
     freed = torch.zeros(3, 4, 4)
     freed.untyped_storage().resize_(0)
-    with pytest.raises(ValueError, match="memory of this tensor was freed"):
+    with pytest.raises(ValueError, match="must have its memory"):
         as_image_list(freed)
     endless: list = []
     endless.append(endless)
@@ -182,7 +182,7 @@ def test_lists_may_mix_kinds_and_tensors_be_views(tmp_path):
         (torch.zeros(8, 8, 3, dtype=torch.uint8), ValueError, r"\[8, 8, 3\] could be one image with its channels last"),
         (np.zeros((2, 3, 8, 8), np.uint8), ValueError, r"not \[2, 3, 8, 8\]"),
         (np.array(0, np.uint8), ValueError, "shape"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"), ValueError, "meta device"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta"), ValueError, "not on meta"),
         (torch.zeros(3, 4, 4).to_sparse(), TypeError, "sparse_coo"),
         (torch.zeros(0, 8, 8, dtype=torch.uint8), ValueError, "empty"),
         (
@@ -237,7 +237,7 @@ def test_masks_come_from_files_and_lists_too(tmp_path):
         ("no.png", ValueError, r"cannot read the image no\.png"),
         ([[True, False], [True]], ValueError, "mask must be a bool array"),
         ([np.zeros((2, 4, 4), bool)], ValueError, "mask is a list"),
-        (torch.zeros(4, 4, dtype=torch.bool, device="meta"), ValueError, "mask must hold numbers"),
+        (torch.zeros(4, 4, dtype=torch.bool, device="meta"), ValueError, "mask must be on the CPU"),
         (np.zeros((5, 5), bool), ValueError, "5 × 5"),
         (np.zeros((4, 4), np.uint8), TypeError, "bool"),
         (np.zeros(4, bool), ValueError, "shape"),

@@ -348,7 +348,7 @@ def test_hostile_numbers_are_refused_by_name_before_any_work(tmp_path, name, val
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("n_layer", 10**9), ("n_embd", 10**8), ("batch_size", 10**12), ("resolution", 10**6)]
+    ("name", "value"), [("n_layer", 10**4), ("n_embd", 10**7), ("batch_size", 10**12), ("resolution", 4000)]
 )
 def test_sizes_that_no_machine_has_memory_for_are_refused_before_any_work(tmp_path, name, value):
     with pytest.raises(ValueError, match=r"more than \d+ GiB, \d+ are free: lower n_embd"):
@@ -368,7 +368,7 @@ def test_a_state_of_something_else_is_named(palette):
         good | {"step": "x"},
     ):
         torch.save(wrong, folder / "training" / "state.pt")
-        with pytest.raises(CheckpointError, match=r"state\.pt does not hold a training"):
+        with pytest.raises(CheckpointError, match=r"state\.pt is no"):
             train(folder, **TINY | {"steps": 1})
 
 
