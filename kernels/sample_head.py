@@ -26,8 +26,7 @@ import triton.language as tl
 from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
 from fastigpt.kernels.overlap import begin, overlap
 
-from fastigpt.engine import Drawing
-from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
+from fastigpt.sampling import Drawing, draw, filter_logits, guide, gumbel_noise
 
 
 @triton.jit

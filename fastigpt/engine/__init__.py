@@ -14,25 +14,11 @@ from typing import Literal, Protocol
 import torch
 
 from fastigpt.config import ImageGPTConfig
+from fastigpt.sampling import Drawing
 
 OnRow = Callable[[range, int, torch.Tensor], None]
 """on_row(images, row, tokens): canvas row `row` of these images of the job is final; tokens int64 [len(images),
 width]."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """How a token is drawn from its logits; see fastigpt/sampling.py for the formulas.
-
-    seed: 0 … 2⁶⁴−1. temperature ≥ 0 (0: plain argmax). top_k ≥ 1 or None. top_p in (0, 1] or None.
-    guidance_scale: logits are u + s·(c − u), u without the prompt, c with it; None: no guidance.
-    """
-
-    seed: int = 0
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
