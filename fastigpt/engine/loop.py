@@ -54,7 +54,7 @@ def run(
             if not image_of:
                 break
             moved = session.step(SLICE)
-            ends = {slot: requests[image].stop or engine.spec.n_positions for slot, image in image_of.items()}
+            ends = {slot: _end(requests[image], engine) for slot, image in image_of.items()}
             done = [advance.slot for advance in moved if advance.decided >= ends[advance.slot]]
             if done:
                 for slot, canvas in zip(done, split(session.read(done))):
@@ -67,6 +67,10 @@ def run(
             if done and on_done is not None:
                 on_done(len(done))
     return joined(canvas for canvas in found if canvas is not None), capacity
+
+
+def _end(request: Request, engine: Engine) -> int:
+    return engine.spec.n_positions if request.stop is None else request.stop
 
 
 def slots_for(
