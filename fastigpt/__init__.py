@@ -10,7 +10,7 @@ from fastigpt.model import ImageGPT
 from fastigpt.openai_checkpoint import convert
 from fastigpt.palette import Palette
 from fastigpt.quantize import nearest_centroid
-from fastigpt.waves import Stats
+from fastigpt.job import Stats
 
 __version__ = _version("fastigpt")
 __all__ = [

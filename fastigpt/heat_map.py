@@ -8,7 +8,7 @@ import matplotlib
 import torch
 from PIL import Image
 
-from fastigpt.waves import Stats
+from fastigpt.job import Stats
 
 matplotlib.use("Agg")
 

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt import checkpoint, images, waves
+from fastigpt import checkpoint, images
 from fastigpt.arguments import output_kind, prompt_ids, token_array, whole, window_size
 from fastigpt.bundled import bundled_palette
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Engine, Job, OnRow
+from fastigpt.engine import Engine, loop
 from fastigpt.engine.choose import build
+from fastigpt.engine.loop import OnRow
+from fastigpt.families import image_gpt
+from fastigpt.job import Request, Stats
 from fastigpt.palette import Palette
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
+from fastigpt.progress import image_bar
 from fastigpt.prompts import Vocabulary
 from fastigpt.sampling import checked_drawing, fresh_seed
 from fastigpt.streaming import RowStream
-from fastigpt.waves import Stats
 
 _SCORING_BATCH = 16  # images scored at a time by nll and features
 
@@ -50,7 +54,8 @@ class ImageGPT:
         backend: str = "auto",
     ) -> None:
         self.config, self.weights, self.palette, self.vocabulary, self.name = config, weights, palette, vocabulary, name
-        self.engine: Engine = build(config, weights, backend=backend, device=device, dtype=dtype, kv_dtype=kv_dtype)
+        spec, canonical = image_gpt.spec(config), image_gpt.canonical(config, weights)
+        self.engine: Engine = build(spec, canonical, backend=backend, device=device, dtype=dtype, kv_dtype=kv_dtype)
 
     @classmethod
     def from_pretrained(
@@ -170,10 +175,10 @@ class ImageGPT:
         count = whole("n", n, 1)
         kind = self._checked_output(output_type)
         tokens = torch.full((count, self.config.n_pixels), -1, dtype=torch.int64)
-        job, limit = self._job(
+        job = self._job(
             tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
-        filled, stats = self._run(job, limit, progress)
+        filled, stats = self._run(job, progress)
         result = self._output(filled, kind, stats.seed, first_index)
         return (result, stats) if return_stats else result
 
@@ -219,10 +224,10 @@ class ImageGPT:
             if len(prompt) != len(pictures) * count:
                 raise ValueError(f"prompt has {len(prompt) // count} entries for {len(pictures)} images")
         tokens = self._encode(pictures).masked_fill(~known, -1).repeat_interleave(count, 0)
-        job, limit = self._job(
+        job = self._job(
             tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
-        filled, stats = self._run(job, limit, progress, particles=candidates)
+        filled, stats = self._run(job, progress, particles=candidates)
         result = self._output(filled, kind, stats.seed, first_index)
         return (result, stats) if return_stats else result
 
@@ -246,32 +251,31 @@ class ImageGPT:
     ) -> Any:
         """int64 [B, H·W]: the unknown tokens drawn in raster order, the known ones kept exactly.
 
-        tokens: int64 [B, H·W], −1 = draw. on_row(images, row, tokens) is called with every finished row of every wave:
-        a range of images, the row's number and its tokens int64 [len(images), W]. The other arguments are `sample`'s.
+        tokens: int64 [B, H·W], −1 = draw. on_row(images, row, tokens) is called with every finished row: a range of images, the row's number and its tokens int64 [len(images), W]. The other arguments are `sample`'s.
         """
         checked = token_array("tokens", tokens, self.config, unknown=True, whole_canvas=True)
-        job, limit = self._job(
+        job = self._job(
             checked, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
-        filled, stats = self._run(job, limit, progress, on_row=on_row)
+        filled, stats = self._run(job, progress, on_row=on_row)
         return (filled, stats) if return_stats else filled
 
     def _run(
-        self, job: Job, limit: int | None, progress: bool | None, *, on_row: OnRow | None = None, particles: int = 1
+        self, job: _Job, progress: bool | None, *, on_row: OnRow | None = None, particles: int = 1
     ) -> tuple[torch.Tensor, Stats]:
-        count = len(job.tokens)
-        if particles == 1:
-            filled, seconds, count_waves = waves.run(
-                self.engine, job, batch_size=limit, on_row=on_row, progress=progress
-            )
-        else:
-            whole("first_index", int(job.index[0]), 0, CANDIDATE - count)  # above it the candidates have their noise
-            filled, seconds, count_waves = run_particles(
-                self.engine, job, particles, batch_size=limit, progress=progress
-            )
+        count = len(job.requests)
+        if particles > 1:  # from CANDIDATE on the candidates have their noise
+            whole("first_index", job.requests[0].index, 0, CANDIDATE - count)
+        started = time.perf_counter()
+        with image_bar(count, progress) as done:
+            if particles == 1:
+                filled, batch = loop.run(self.engine, job.requests, on_row=on_row, on_done=done, **job.how)
+            else:
+                filled, batch = run_particles(self.engine, job.requests, particles, on_done=done, **job.how)
+        seconds = time.perf_counter() - started
         canvas = (count, self.config.height, self.config.width)
-        drawn = (job.tokens < 0).view(canvas)
-        return filled.tokens, Stats(job.drawing.seed, drawn, filled.pass_starts.view(canvas), seconds, count_waves)
+        drawn = torch.stack([request.tokens < 0 for request in job.requests]).view(canvas)
+        return filled.tokens, Stats(job.seed, drawn, filled.pass_starts.view(canvas), seconds, batch)
 
     def _job(
         self,
@@ -286,8 +290,9 @@ class ImageGPT:
         batch_size: int | None,
         window: int | str,
         draft: ImageGPT | str | os.PathLike[str] | None,
-    ) -> tuple[Job, int | None]:
-        """A job of checked arguments, and how many images to draw at a time."""
+        stop: int | None = None,
+    ) -> _Job:
+        """A job of checked arguments."""
         count = len(tokens)
         used = fresh_seed() if seed is None else seed
         drawing = checked_drawing(used, temperature, top_k, top_p, guidance_scale)
@@ -295,16 +300,20 @@ class ImageGPT:
             raise ValueError("guidance_scale was given without a prompt to follow")
         start = whole("first_index", first_index, 0, 2**63 - count)
         words = prompt_ids(prompt, count, self.vocabulary)
-        job = Job(
-            tokens=tokens,
-            index=torch.arange(start, start + count),
-            source=waves.sources(tokens, words),
-            prompt=words,
-            drawing=drawing,
-            window=window_size(window),
-            draft=None if draft is None else self._drafting(draft),
+        prefixes = [image_gpt.prefix(self.config, ids) for ids in (words.tolist() if words is not None else [()] * count)]
+        negative = None if guidance_scale is None else image_gpt.prefix(self.config)
+        return _Job(
+            [
+                Request(canvas, start + k, drawing, prefix, negative, stop)
+                for k, (canvas, prefix) in enumerate(zip(tokens, prefixes))
+            ],
+            drawing.seed,
+            {
+                "batch_size": None if batch_size is None else whole("batch_size", batch_size, 1),
+                "window": window_size(window),
+                "draft": None if draft is None else self._drafting(draft),
+            },
         )
-        return job, None if batch_size is None else whole("batch_size", batch_size, 1)
 
     def stream(
         self,
@@ -332,12 +341,12 @@ class ImageGPT:
             tokens = token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True)
         else:
             tokens = torch.full((whole("tokens_or_n", tokens_or_n, 1), self.config.n_pixels), -1, dtype=torch.int64)
-        job, limit = self._job(
+        job = self._job(
             tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
         )
         return RowStream(
-            lambda on_row: waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=False),
-            job.drawing.seed,
+            lambda on_row: loop.run(self.engine, job.requests, on_row=on_row, **job.how),
+            job.seed,
         )
 
     def _drafting(self, draft: ImageGPT | str | os.PathLike[str]) -> Engine:
@@ -395,10 +404,9 @@ class ImageGPT:
             seed = fresh_seed() if generator is None else int(torch.randint(0, 2**63 - 1, (), generator=generator))
         tokens = torch.full((len(given) * copies, config.n_pixels), -1, dtype=torch.int64)
         tokens[:, : given.shape[1] - 1] = given[:, 1:].repeat_interleave(copies, 0)
-        tokens[:, end - 1 :] = 0  # beyond max_length nothing is drawn: whatever is known there is never looked at
         filters = (temperature, top_k, top_p) if do_sample else (0.0, None, None)
         job, limit = self._job(tokens, None, None, seed, 0, *filters, batch_size, window, None)
-        filled, _ = self._run(job, limit, progress=False)
+        filled, _ = self._run(job, progress=False)
         start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64)
         return torch.cat([start, filled[:, : end - 1]], 1).to(input_ids.device)
 
@@ -486,12 +494,17 @@ class ImageGPT:
         """float32 [B, T, n_colors]: [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ H·W, without
         the start token."""
         checked = token_array("tokens", tokens, self.config)
-        return self.engine.logits(checked, prompt_ids(prompt, len(checked), self.vocabulary)).float()
+        return self.engine.logits(checked, self._prefix(prompt, len(checked))).float()
+
+    def _prefix(self, prompt: str | Sequence[str] | None, count: int) -> torch.Tensor | None:
+        """int64 [count, L]: what is read before the tokens; None: no prompt."""
+        words = prompt_ids(prompt, count, self.vocabulary)
+        return None if words is None else torch.tensor([image_gpt.prefix(self.config, ids) for ids in words.tolist()])
 
     def nll(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
         """float32 [B]: mean negative log-likelihood, nats per token. tokens: int64 [B, T], T ≤ H·W."""
         checked = token_array("tokens", tokens, self.config)
-        words = prompt_ids(prompt, len(checked), self.vocabulary)
+        words = self._prefix(prompt, len(checked))
         parts = []
         for first in range(0, len(checked), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
@@ -518,13 +531,21 @@ class ImageGPT:
             tokens = token_array("tokens", images_or_tokens, self.config, whole_canvas=True)
         else:
             tokens = self.encode(images_or_tokens)
-        words = prompt_ids(prompt, len(tokens), self.vocabulary)
+        words = self._prefix(prompt, len(tokens))
         parts = []
         for first in range(0, len(tokens), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
             hidden = self.engine.hidden(tokens[batch], depth, None if words is None else words[batch]).float().cpu()
             parts.append(hidden.mean(1) if pool == "mean" else hidden)
         return torch.cat(parts)
+
+
+class _Job(NamedTuple):
+    """Canvases with the seed they share; how: what engine/loop.py takes besides."""
+
+    requests: list[Request]
+    seed: int
+    how: dict[str, Any]
 
 
 @lru_cache(maxsize=1)
