@@ -14,7 +14,7 @@ if _TYPE_CHECKING:
     from fastigpt.openai_checkpoint import convert
     from fastigpt.palette import Palette
     from fastigpt.quantize import nearest_centroid
-    from fastigpt.waves import Stats
+    from fastigpt.job import Stats
 
     __version__: str
 
@@ -41,7 +41,7 @@ _HOME = {
     "ImageGPT": "model",
     "ImageGPTConfig": "config",
     "Palette": "palette",
-    "Stats": "waves",
+    "Stats": "job",
     "accelerate": "integrations.transformers",
     "complete": "api",
     "convert": "openai_checkpoint",

@@ -15,7 +15,7 @@ from fastigpt.bundled import BUNDLED
 from fastigpt.model import ImageGPT
 from fastigpt.options import DEFAULTS, CompleteAnyOptions, LoadOptions, SampleAnyOptions, load_options
 from fastigpt.signatures import takes_options
-from fastigpt.waves import Stats
+from fastigpt.job import Stats
 
 Model = ImageGPT | str | os.PathLike[str] | None
 """An ImageGPT, a directory, a hub id, or None for the model in the package."""

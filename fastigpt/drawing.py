@@ -9,15 +9,16 @@ import torch
 from PIL import Image
 
 from fastigpt.arguments import int64_tensor, output_kind, token_array, whole
-from fastigpt.engine import OnRow
+from fastigpt.engine import loop
+from fastigpt.engine.loop import OnRow
 from fastigpt.filling import Fills
 from fastigpt.images import as_image_list
+from fastigpt.job import Stats
 from fastigpt.options import DEFAULTS, CompleteOptions, DrawOptions, JobOptions, checked
 from fastigpt.parts import Repeated
 from fastigpt.sampling import fresh_seed, seed_of
 from fastigpt.signatures import takes_options
 from fastigpt.streaming import RowStream
-from fastigpt.waves import Stats, run
 
 
 class Draws(Fills):
@@ -240,24 +241,24 @@ class Draws(Fills):
 
         The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
         arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same
-        time: each job gets the tokens it would get alone, and its own memory (a cache for all images of its wave).
+        time: each job gets the tokens it would get alone, and its own memory (a cache for the images it draws side by side).
         """
         if isinstance(tokens_or_n, (torch.Tensor, np.ndarray)):
             canvases = Repeated(token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True))
         else:
             canvases = self._empty(whole("tokens_or_n", tokens_or_n, 1))
         choice = checked(options, len(canvases), self.config)
-        jobs = self._jobs(canvases, choice)
+        parts_of_job, how = self._requests(canvases, choice), self._how(choice)
 
         def work(on_row: OnRow) -> None:
-            for part, job in jobs:
+            for part, requests in parts_of_job:
 
                 def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:
                     on_row(range(some.start + first, some.stop + first), row, tokens)
 
                 with self._named():
-                    filled, *_ = run(self.engine, job, batch_size=choice.batch_size, on_row=report)
-                self._check_drawn(job, filled)
+                    filled, _ = loop.run(self.engine, requests, on_row=report, **how)
+                self._check_drawn(requests, filled)
 
         return RowStream(work, choice.drawing.seed)
 
@@ -299,9 +300,8 @@ class Draws(Fills):
             options.update({"temperature": 0.0, "top_k": None, "top_p": None})
         tokens = torch.full((len(given), config.n_pixels), -1, dtype=torch.int64, device="cpu")
         tokens[:, : given.shape[1] - 1] = given[:, 1:]
-        tokens[:, end - 1 :] = 0  # beyond max_length nothing is drawn: whatever is known there is never looked at
         how: Any = {**options, "progress": False}
-        filled = self._draw(Repeated(tokens, copies), how, "tokens", return_stats=False)
+        filled = self._draw(Repeated(tokens, copies), how, "tokens", return_stats=False, stop=end - 1)
         start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64, device="cpu")
         result = torch.cat([start, filled[:, : end - 1]], 1)
         return result.to(input_ids.device) if isinstance(input_ids, torch.Tensor) else result

@@ -3,6 +3,7 @@ what comes back is collected in the kind that was asked for."""
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -12,10 +13,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt import waves
 from fastigpt.arguments import prompt_ids, whole
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Engine, Filled, Job, OnRow
+from fastigpt.engine import Engine, loop
+from fastigpt.engine.loop import OnRow
+from fastigpt.families import image_gpt
+from fastigpt.job import Filled, Request, Stats
 from fastigpt.options import Options, checked
 from fastigpt.palette import Palette
 from fastigpt.particles import CANDIDATE, MOST
@@ -24,7 +27,6 @@ from fastigpt.parts import Repeated, parts
 from fastigpt.progress import image_bar
 from fastigpt.prompts import Vocabulary
 from fastigpt.results import Results
-from fastigpt.waves import Stats
 
 
 class Fills(ABC):
@@ -48,16 +50,23 @@ class Fills(ABC):
     @abstractmethod
     def _require_head(self) -> None: ...
     @abstractmethod
-    def _check_overflow(self, tokens: torch.Tensor, words: torch.Tensor | None) -> None: ...
+    def _check_overflow(self, tokens: torch.Tensor, prefix: torch.Tensor | None) -> None: ...
     @abstractmethod
     def _drafting(self, draft: Any) -> Engine: ...
 
     def _draw(
-        self, canvases: Repeated, given: Any, kind: str, *, return_stats: bool, on_row: OnRow | None = None
+        self,
+        canvases: Repeated,
+        given: Any,
+        kind: str,
+        *,
+        return_stats: bool,
+        on_row: OnRow | None = None,
+        stop: int | None = None,
     ) -> Any:
-        """What `sample`, `complete` and `fill` do with canvases whose unknown tokens are −1. given: their options."""
+        """What `sample`, `complete` and `fill` do with canvases whose unknown tokens are −1. given: their options. stop:
+        tokens from there on are left as they are."""
         count, config = len(canvases), self.config
-        self._require_head()
         if kind != "tokens":
             self._palette()
         particles = whole("particles", given.get("particles", 1), 1, MOST)
@@ -66,15 +75,16 @@ class Fills(ABC):
             whole("first_index", options.first_index, 0, CANDIDATE - count)  # above it the candidates have their noise
             if on_row is not None:
                 raise ValueError("on_row was given with particles: rows of candidates are not final")
-        jobs = self._jobs(canvases, options)
+        parts_of_job = self._requests(canvases, options, stop)
         seed, shape = options.drawing.seed, (count, config.height, config.width)
         results = Results(
             kind, count, config, self.decode, {"seed": str(seed), "model": self.name}, options.first_index
         )
         starts = torch.empty(shape if return_stats else (0,), dtype=torch.bool, device="cpu")
-        seconds, n_waves = 0.0, 0
+        how = self._how(options)
+        seconds, together = 0.0, 1
         with image_bar(count, given.get("progress"), config.height) as bar:
-            for part, job in jobs:
+            for part, requests in parts_of_job:
 
                 def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:
                     bar.rows(len(some), row)
@@ -82,48 +92,51 @@ class Fills(ABC):
                         on_row(range(some.start + first, some.stop + first), row, tokens)
 
                 watching = report if bar.shown or on_row is not None else None
-                how = {"batch_size": options.batch_size}
+                started = time.perf_counter()
                 with self._named():
                     if particles == 1:
-                        found = waves.run(self.engine, job, on_row=watching, **how)
+                        filled, batch = loop.run(self.engine, requests, on_row=watching, **how)
                     else:
-                        found = run_particles(self.engine, job, particles, on_rows=bar.rows, **how)
-                filled = found[0]
-                self._check_drawn(job, filled)
+                        filled, batch = run_particles(self.engine, requests, particles, **how)
+                seconds, together = seconds + time.perf_counter() - started, max(together, batch)
+                self._check_drawn(requests, filled)
                 results.add(part, filled.tokens)
                 bar.images(part.stop)
                 if return_stats:
                     starts[part.start : part.stop] = filled.pass_starts.view(-1, *shape[1:])
-                seconds, n_waves = seconds + found[1], n_waves + found[2]
         if not return_stats:
             return results.value()
         drawn = (canvases.rows < 0).repeat_interleave(canvases.times, 0).view(shape)
-        return results.value(), Stats(seed, drawn, starts, seconds, n_waves)
+        return results.value(), Stats(seed, drawn, starts, seconds, together)
 
-    def _jobs(self, canvases: Repeated, options: Options) -> Iterator[tuple[range, Job]]:
-        """The canvases as jobs for the engine, a part at a time: which images, and their job. What can be wrong is told
+    def _requests(
+        self, canvases: Repeated, options: Options, stop: int | None = None
+    ) -> Iterator[tuple[range, list[Request]]]:
+        """The canvases as requests, a part at a time: which images, and their requests. What can be wrong is told
         now."""
-        words = self._words(options.prompt, canvases)
-        draft = None if options.draft is None else self._drafting(options.draft)
+        self._require_head()
+        words, config = self._words(options.prompt, canvases), self.config
+        negative = None if options.drawing.guidance_scale is None else image_gpt.prefix(config)
 
-        def make(images: range) -> Job:
-            tokens, prompt = canvases.part(images), None if words is None else words.part(images)
-            return Job(
-                tokens=tokens,
-                index=torch.arange(len(images), device="cpu") + (options.first_index + images.start),
-                source=waves.sources(tokens, prompt),
-                prompt=prompt,
-                drawing=options.drawing,
-                window=options.window,
-                draft=draft,
-            )
+        def make(images: range) -> list[Request]:
+            prompts = [()] * len(images) if words is None else words.part(images).tolist()
+            return [
+                Request(tokens, options.first_index + k, options.drawing, image_gpt.prefix(config, ids), negative, stop)
+                for k, tokens, ids in zip(images, canvases.part(images), prompts)
+            ]
 
         return ((images, make(images)) for images in parts(len(canvases), options.batch_size))
 
-    def _check_drawn(self, job: Job, filled: Filled) -> None:
-        self._check_overflow(filled.tokens, job.prompt)
-        if job.drawing.guidance_scale is not None:
-            self._check_overflow(filled.tokens, None)
+    def _how(self, options: Options) -> dict[str, Any]:
+        """What engine/loop.py takes besides requests."""
+        draft = None if options.draft is None else self._drafting(options.draft)
+        return {"batch_size": options.batch_size, "window": options.window, "draft": draft}
+
+    def _check_drawn(self, requests: Sequence[Request], filled: Filled) -> None:
+        tokens = filled.tokens[:, : requests[0].stop]
+        self._check_overflow(tokens, torch.tensor([request.prefix for request in requests], device="cpu"))
+        if requests[0].negative is not None:
+            self._check_overflow(tokens, torch.tensor([request.negative for request in requests], device="cpu"))
 
     def _words(self, prompt: str | Sequence[str] | None, canvases: Repeated) -> Repeated | None:
         """The ids of one prompt for all images, or of one for each canvas that was given."""

@@ -21,6 +21,7 @@ from fastigpt.engine import Engine
 from fastigpt.engine.arithmetic import finite
 from fastigpt.engine.choose import build
 from fastigpt.errors import CheckpointError
+from fastigpt.families import image_gpt
 from fastigpt.options import DEFAULTS, LoadOptions
 from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.palette import Palette
@@ -61,9 +62,10 @@ class ImageGPT(Draws):
             # Engines have a head. This one is never looked at: whatever needs one asks _require_head first.
             head = torch.zeros(config.tensor_shapes()[HEAD], dtype=torch.float32, device="cpu")
             weights = {**weights, HEAD: head}
+        spec, canonical = image_gpt.spec(config), image_gpt.canonical(config, weights)
         with self._named():
-            self.engine: Engine = build(config, weights, **options)
-        self._watch = None if cannot_overflow(config, weights) else OverflowWatch(config, weights)
+            self.engine: Engine = build(spec, canonical, **options)
+        self._watch = None if cannot_overflow(spec, canonical) else OverflowWatch(spec, canonical)
 
     @classmethod
     @takes_options(DEFAULTS)
@@ -141,10 +143,10 @@ class ImageGPT(Draws):
         vars(twin).update(vars(self))
         return twin
 
-    def _check_overflow(self, tokens: torch.Tensor, words: torch.Tensor | None) -> None:
+    def _check_overflow(self, tokens: torch.Tensor, prefix: torch.Tensor | None) -> None:
         if self._watch is not None:
             with self._named():
-                self._watch.check(tokens, words)
+                self._watch.check(tokens, prefix)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -266,22 +268,29 @@ class ImageGPT(Draws):
         the start token."""
         self._require_head()
         checked = token_array("tokens", tokens, self.config)
-        return self._logits(checked, prompt_ids(prompt, len(checked), self.vocabulary))
+        return self._logits(checked, self._prefix(prompt, len(checked)))
 
-    def _logits(self, tokens: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
-        self._check_overflow(tokens, words)
+    def _prefix(self, prompt: str | Sequence[str] | None, count: int) -> torch.Tensor | None:
+        """int64 [count, L]: what is read before the tokens; None: no prompt."""
+        words = prompt_ids(prompt, count, self.vocabulary)
+        if words is None:
+            return None
+        return torch.tensor([image_gpt.prefix(self.config, ids) for ids in words.tolist()], device="cpu")
+
+    def _logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
+        self._check_overflow(tokens, prefix)
         with self._named():
-            return finite(self.engine.logits(tokens, words).float(), self.engine)
+            return finite(self.engine.logits(tokens, prefix).float(), self.engine)
 
     def nll(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
         """float32 [B]: mean negative log-likelihood, nats per token. tokens: int64 [B, T], T ≤ H·W."""
         self._require_head()
         checked = token_array("tokens", tokens, self.config)
-        words = prompt_ids(prompt, len(checked), self.vocabulary)
+        prefix = self._prefix(prompt, len(checked))
         parts = []
         for first in range(0, len(checked), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
-            logits = self._logits(checked[batch], None if words is None else words[batch])
+            logits = self._logits(checked[batch], None if prefix is None else prefix[batch])
             target = checked[batch].to(logits.device)
             loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
             parts.append(loss.mean(1).cpu())
@@ -304,13 +313,13 @@ class ImageGPT(Draws):
             tokens = token_array("tokens", images_or_tokens, self.config, whole_canvas=True)
         else:
             tokens = self.encode(images_or_tokens)
-        words = prompt_ids(prompt, len(tokens), self.vocabulary)
-        self._check_overflow(tokens, words)
+        prefix = self._prefix(prompt, len(tokens))
+        self._check_overflow(tokens, prefix)
         parts = []
         for first in range(0, len(tokens), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
             with self._named():
-                hidden = self.engine.hidden(tokens[batch], depth, None if words is None else words[batch])
+                hidden = self.engine.hidden(tokens[batch], depth, None if prefix is None else prefix[batch])
                 hidden = finite(hidden.float().cpu(), self.engine)
             parts.append(hidden.mean(1) if pool == "mean" else hidden)
         return torch.cat(parts)

@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from fastigpt import _C
-from fastigpt.engine import Drawing
 from fastigpt.kernels import launch
 from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES
 from fastigpt.operands import operands, same_device
 from fastigpt.quantize import nearest_centroid as _nearest_centroid
-from fastigpt.sampling import checked_drawing, filter_logits, guide
+from fastigpt.sampling import Drawing, checked_drawing, filter_logits, guide
 from fastigpt.scalars import integer, real, shown
 
 Tensor = torch.Tensor

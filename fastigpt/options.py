@@ -13,8 +13,7 @@ import torch
 
 from fastigpt.arguments import whole, window_size
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Drawing
-from fastigpt.sampling import checked_drawing, fresh_seed
+from fastigpt.sampling import Drawing, checked_drawing, fresh_seed
 
 if TYPE_CHECKING:
     from fastigpt.model import ImageGPT

@@ -8,10 +8,11 @@ Gumbel noise to logits and taking the argmax draws from their softmax (Gumbel, 1
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from fastigpt.engine import Drawing
 from fastigpt.scalars import integer, real, shown
 
 _MASK = 0xFFFFFFFF
@@ -20,8 +21,54 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
 
-def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple[torch.Tensor, ...]:
-    """Philox4x32-10. counter: four int64 tensors of one shape holding 32-bit words; returns four like them."""
+@dataclass(frozen=True)
+class Drawing:
+    """How the tokens of one canvas are drawn from their logits.
+
+    seed: 0 … 2⁶⁴−1. temperature ≥ 0 (0: plain argmax). top_k ≥ 1 or None. top_p in (0, 1] or None.
+    guidance_scale: logits are u + s·(c − u), c with the prefix, u with the negative one; None: no guidance.
+    """
+
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance_scale: float | None = None
+
+
+class Drawings:
+    """The drawings of n canvases as tensors [n] on a device, so that canvases drawn in different ways share a batch."""
+
+    def __init__(self, drawings: Sequence[Drawing], device: torch.device | str = "cpu") -> None:
+        def column(values: Sequence[float], dtype: torch.dtype) -> torch.Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        self.seed_low = column([d.seed & _MASK for d in drawings], torch.int64)
+        self.seed_high = column([d.seed >> 32 for d in drawings], torch.int64)
+        self.temperature = column([d.temperature for d in drawings], torch.float32)
+        # 0 and 1: all tokens.
+        self.top_k = column([min(d.top_k or 0, 2**31 - 1) for d in drawings], torch.int64)
+        self.top_p = column([1.0 if d.top_p is None else d.top_p for d in drawings], torch.float64)
+        scales = [1.0 if d.guidance_scale is None else d.guidance_scale for d in drawings]
+        self.guidance_scale = column(scales, torch.float32)
+
+    def rows(self, index: torch.Tensor) -> Drawings:
+        """Those of the canvases `index`, int64 [m]."""
+        some = Drawings(())
+        vars(some).update({name: column[index] for name, column in vars(self).items()})
+        return some
+
+    def put(self, index: torch.Tensor, others: Drawings) -> None:
+        """others' rows into rows `index`."""
+        for name, column in vars(self).items():
+            column[index] = getattr(others, name).to(column.device)
+
+
+def philox4x32(
+    counter: tuple[torch.Tensor, ...], key: tuple[int | torch.Tensor, int | torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
+    """Philox4x32-10. counter: four int64 tensors of one shape holding 32-bit words; returns four like them. key: two
+    such words, numbers or tensors."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -33,14 +80,22 @@ def philox4x32(counter: tuple[torch.Tensor, ...], key: tuple[int, int]) -> tuple
     return c0, c1, c2, c3
 
 
-def noise_bits(seed: int, index: torch.Tensor, position: torch.Tensor, n_tokens: int) -> torch.Tensor:
+def noise_bits(
+    seed: int | tuple[torch.Tensor, torch.Tensor], index: torch.Tensor, position: torch.Tensor, n_tokens: int
+) -> torch.Tensor:
     """int64 [..., n_tokens]: the 32 random bits of every token. index, position: int64, broadcast against each other.
+    seed: a number, or its low and high 32 bits as int64 tensors that broadcast likewise.
 
     key = the 64-bit seed, counter = (token // 4, position, index low, index high), word token % 4.
     """
     index, position = torch.broadcast_tensors(index, position)
     shape = (*index.shape, (n_tokens + 3) // 4)
     block = torch.arange(shape[-1], device=index.device).expand(shape)
+    key: tuple[int | torch.Tensor, int | torch.Tensor]
+    if isinstance(seed, int):
+        key = seed & _MASK, seed >> 32
+    else:
+        key = seed[0].unsqueeze(-1), seed[1].unsqueeze(-1)
     words = philox4x32(
         (
             block,
@@ -48,56 +103,77 @@ def noise_bits(seed: int, index: torch.Tensor, position: torch.Tensor, n_tokens:
             (index & _MASK).unsqueeze(-1).expand(shape),
             ((index >> 32) & _MASK).unsqueeze(-1).expand(shape),
         ),
-        (seed & _MASK, seed >> 32),
+        key,
     )
     return torch.stack(words, dim=-1).flatten(-2)[..., :n_tokens]
 
 
-def gumbel_noise(seed: int, index: torch.Tensor, position: torch.Tensor, n_tokens: int) -> torch.Tensor:
+def gumbel_noise(
+    seed: int | tuple[torch.Tensor, torch.Tensor], index: torch.Tensor, position: torch.Tensor, n_tokens: int
+) -> torch.Tensor:
     """float32 [..., n_tokens]: g = −log(−log u), u = (bits >> 8 + 0.5) · 2⁻²⁴, in float64 and then rounded.
 
     float64 because u has 25 significant bits: in float32 the largest u would be 1 and its g infinite.
     """
     device = index.device
     if device.type == "mps":  # has no float64
+        seed = seed if isinstance(seed, int) else (seed[0].cpu(), seed[1].cpu())
         return gumbel_noise(seed, index.cpu(), position.cpu(), n_tokens).to(device)
     uniform = ((noise_bits(seed, index, position, n_tokens) >> 8).double() + 0.5) * 2.0**-24
     return (-torch.log(-torch.log(uniform))).float()
 
 
-def filter_logits(logits: torch.Tensor, drawing: Drawing) -> torch.Tensor:
-    """float32 [..., n]: logits / temperature, −inf where top-k or top-p forbid a token.
+def filter_logits(logits: torch.Tensor, drawings: Drawing | Drawings) -> torch.Tensor:
+    """float32 [n, ..., V]: logits / temperature, −inf where top-k or top-p forbid a token. Drawings: those of the n
+    canvases; a Drawing: of all.
 
     Temperature, then top-k, then top-p, each with the semantics of transformers' processors: tokens as good as the k-th
     stay; top-p removes the least likely while their probabilities sum to at most 1 − top_p and keeps at least one. Of
     equally likely tokens the lower goes first. Temperature 0 leaves the logits as they are: the draw is then their
     argmax.
     """
-    scores = logits.float()
-    if drawing.temperature not in (0.0, 1.0):
-        # By a tensor: CUDA divides by a Python number as a product with its rounded reciprocal.
-        scores = scores / torch.full((), drawing.temperature, dtype=torch.float32, device=scores.device)
-    if drawing.top_k is not None and drawing.top_k < scores.shape[-1]:
-        kth = scores.topk(drawing.top_k, dim=-1).values[..., -1:]
-        scores = scores.masked_fill(scores < kth, -math.inf)
-    if drawing.top_p is not None and drawing.top_p < 1.0:
+    if isinstance(drawings, Drawing):
+        drawings = Drawings([drawings], logits.device)
+    scores, n_tokens, ndim = logits.float(), logits.shape[-1], logits.ndim
+    scores = scores / _column(torch.where(drawings.temperature > 0, drawings.temperature, 1.0), ndim)
+    filtered = (drawings.top_k > 0) & (drawings.top_k < n_tokens)
+    if bool(filtered.any()):
+        k = _column(torch.where(filtered, drawings.top_k, n_tokens), ndim)
+        best = scores.topk(int(torch.where(filtered, drawings.top_k, 1).max()), dim=-1).values
+        kth = best.gather(-1, (k.clamp(max=best.shape[-1]) - 1).expand(*scores.shape[:-1], 1))
+        scores = scores.masked_fill((scores < kth) & (k < n_tokens), -math.inf)
+    if bool((drawings.top_p < 1.0).any()):
         ascending, order = scores.sort(dim=-1, stable=True)
-        remove = ascending.softmax(-1).cumsum(-1) <= 1.0 - drawing.top_p
+        remove = ascending.softmax(-1).cumsum(-1) <= _column((1.0 - drawings.top_p).float(), ndim)
+        remove &= _column(drawings.top_p < 1.0, ndim)
         remove[..., -1] = False
         scores = scores.masked_fill(torch.zeros_like(remove).scatter(-1, order, remove), -math.inf)
     return scores
 
 
-def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float) -> torch.Tensor:
+def _column(values: torch.Tensor, ndim: int) -> torch.Tensor:
+    """One value for each canvas, or one for all, against tensors [n, …] of `ndim` dimensions."""
+    return values.view(-1, *[1] * (ndim - 1)) if ndim else values[0]
+
+
+def guide(conditional: torch.Tensor, unconditional: torch.Tensor, scale: float | torch.Tensor) -> torch.Tensor:
     """Classifier-free guidance: u + s·(c − u) on logits (Ho and Salimans, 2022)."""
     return unconditional + scale * (conditional - unconditional)
 
 
-def draw(logits: torch.Tensor, index: torch.Tensor, position: torch.Tensor, drawing: Drawing) -> torch.Tensor:
-    """int64 [...]: one token for each row of logits [..., n]. index, position: int64, broadcast to [...]."""
-    scores = filter_logits(logits, drawing)
-    if drawing.temperature > 0:
-        scores = scores + gumbel_noise(drawing.seed, index, position, logits.shape[-1])
+def draw(
+    logits: torch.Tensor, index: torch.Tensor, position: torch.Tensor, drawings: Drawing | Drawings
+) -> torch.Tensor:
+    """int64 [n, ...]: one token for each row of logits [n, ..., V]. index, position: int64, broadcast to [n, ...].
+    Drawings: those of the n canvases; a Drawing: of all."""
+    if isinstance(drawings, Drawing):
+        drawings = Drawings([drawings], logits.device)
+    scores = filter_logits(logits, drawings)
+    if bool((drawings.temperature > 0).any()):
+        lead = logits.ndim - 1
+        seed = _column(drawings.seed_low, lead), _column(drawings.seed_high, lead)
+        noise = gumbel_noise(seed, index, position, logits.shape[-1])
+        scores = scores + torch.where(_column(drawings.temperature, logits.ndim) > 0, noise, 0.0)
     return scores.argmax(-1)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from fastigpt.engine import OnRow
+from fastigpt.engine.loop import OnRow
 
 AHEAD = 32  # finished rows that wait for the reader before the work pauses
 

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from fastigpt.cli.output import Output
+    from fastigpt.job import Stats
     from fastigpt.model import ImageGPT
     from fastigpt.parts import Repeated
-    from fastigpt.waves import Stats
 
 FIRST_PART = 64  # images, before it is known how long one takes
 LEAST_PART = 16
@@ -29,19 +29,19 @@ PART_SECONDS = 30.0  # between writes, about
 @dataclass
 class Totals:
     """What a job took, added up over its parts. drawn, pass_starts: int64 [height, width], images in which a token was
-    drawn there, and in which a pass of the model began there."""
+    drawn there, and in which a pass of the model began there. batch: images drawn side by side at most."""
 
     seed: int
     images: int = 0
     seconds: float = 0.0
-    batches: int = 0
+    batch: int = 1
     drawn: Any = 0
     pass_starts: Any = 0
 
     def add(self, stats: Stats) -> None:
         self.images += len(stats.drawn)
         self.seconds += stats.seconds
-        self.batches += stats.waves
+        self.batch = max(self.batch, stats.batch)
         self.drawn = self.drawn + stats.drawn.sum(0)
         self.pass_starts = self.pass_starts + stats.pass_starts.sum(0)
 
@@ -56,8 +56,8 @@ class Totals:
 
     @property
     def seconds_per_pass(self) -> float:
-        """Of a batch's images together."""
-        return self.seconds / self.batches / max(1.0, self.passes)
+        """Of the images that are drawn side by side together."""
+        return self.seconds * self.batch / max(1, int(self.pass_starts.sum()))
 
 
 def draw(

@@ -10,11 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from fastigpt.engine import Engine, Filled, Job
+from fastigpt.engine import Engine
 from fastigpt.errors import CheckpointError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-_SCORED_TOKENS = 2**14  # at a time
 
 
 def undisturbed(method: Method) -> Method:
@@ -52,14 +51,3 @@ def finite(values: torch.Tensor, engine: Engine) -> torch.Tensor:
             f"{str(engine.dtype).removeprefix('torch.')} ({engine.name})"
         )
     return values
-
-
-def check_filled(engine: Engine, job: Job, filled: Filled) -> Filled:
-    """Scores what was drawn where nobody could look on, and raises CheckpointError if a logit is not finite."""
-    prompts = [job.prompt] if job.prompt is None or job.drawing.guidance_scale is None else [job.prompt, None]
-    step = max(1, _SCORED_TOKENS // engine.config.context)
-    for first in range(0, len(filled.tokens), step):
-        some = slice(first, first + step)
-        for prompt in prompts:
-            engine.logits(filled.tokens[some], None if prompt is None else prompt[some])
-    return filled

@@ -5,12 +5,9 @@ from __future__ import annotations
 
 import torch
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine
-from fastigpt.engine.cpu import CpuEngine
-from fastigpt.engine.portable import PortableEngine
-from fastigpt.engine.reference import ReferenceEngine
 from fastigpt.kernels import launch
+from fastigpt.spec import ModelSpec
 
 # Fastest first of those that run on a device: cpu runs on CPUs only, and triton there only in its interpreter.
 BACKENDS = ("cpu", "triton", "portable", "reference")
@@ -65,7 +62,7 @@ def choose(device: torch.device) -> str:
 
 
 def build(
-    config: ImageGPTConfig,
+    spec: ModelSpec,
     weights: dict[str, torch.Tensor],
     *,
     backend: str = "auto",
@@ -73,7 +70,7 @@ def build(
     dtype: torch.dtype | str | None = None,
     kv_dtype: torch.dtype | str | None = None,
 ) -> Engine:
-    """An engine with these weights. Raises ValueError if the backend that was named can't run; only "auto" chooses."""
+    """An engine with these weights, named as spec.weight_shapes() says. Raises ValueError if the backend that was named can't run; only "auto" chooses."""
     place, number, cache = as_device(device), as_dtype(dtype), as_dtype(kv_dtype, "kv_dtype")
     if backend == "auto":
         backend = choose(place)
@@ -82,12 +79,19 @@ def build(
     reason = why_unavailable(backend, place)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot run on {place}: {reason}")
+    # Imported where they are chosen: triton is not everywhere, and none of them is needed by the others.
     if backend == "triton":
-        from fastigpt.engine.triton import TritonEngine  # imports triton, which is not everywhere
+        from fastigpt.engine.triton import TritonEngine
 
-        return TritonEngine(config, weights, device=place, dtype=number, kv_dtype=cache)
+        return TritonEngine(spec, weights, device=place, dtype=number, kv_dtype=cache)
     if backend == "reference":
-        return ReferenceEngine(config, weights, device=place, dtype=number, kv_dtype=cache)
+        from fastigpt.engine.reference import ReferenceEngine
+
+        return ReferenceEngine(spec, weights, device=place, dtype=number, kv_dtype=cache)
     if backend == "cpu":
-        return CpuEngine(config, weights, dtype=number, kv_dtype=cache)
-    return PortableEngine(config, weights, device=place, dtype=number, kv_dtype=cache)
+        from fastigpt.engine.cpu import CpuEngine
+
+        return CpuEngine(spec, weights, dtype=number, kv_dtype=cache)
+    from fastigpt.engine.portable import PortableEngine
+
+    return PortableEngine(spec, weights, device=place, dtype=number, kv_dtype=cache)

@@ -1,4 +1,4 @@
-"""The truth: an Image GPT in plain PyTorch, without a cache, that every other engine is tested against.
+"""The truth: a model in plain PyTorch, without a cache, that every other engine is tested against.
 
 Follows OpenAI's src/model.py (github.com/openai/image-gpt): pre-norm blocks, norm without mean or bias, no causal look
 at the last pixel. Slow on purpose: each token is drawn after running the whole sequence again.
@@ -7,32 +7,34 @@ at the last pixel. Slow on purpose: each token is drawn after running the whole 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Drawing, Filled, Job, OnRow
+from fastigpt.engine import Advance, Engine, Window, check_window
 from fastigpt.engine.arithmetic import converted, finite, undisturbed
-from fastigpt.sampling import draw, guide
+from fastigpt.job import Filled, Request
+from fastigpt.sampling import Drawing, draw, guide
+from fastigpt.spec import ModelSpec
 
 
 class ReferenceEngine:
-    """float32 or float64, any torch device. `weights`: tensors named and shaped as config.tensor_shapes() says, and any
-    of config.bias_shapes()."""
+    """float32 or float64, any torch device. `weights`: tensors named and shaped as spec.weight_shapes() says, and any
+    of spec.bias_shapes()."""
 
     name = "reference"
 
     def __init__(
         self,
-        config: ImageGPTConfig,
+        spec: ModelSpec,
         weights: dict[str, torch.Tensor],
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
-        self.config, self.device, self.dtype = config, torch.device(device), dtype or torch.float32
+        self.spec, self.device, self.dtype = spec, torch.device(device), dtype or torch.float32
         if self.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"the reference engine runs in float32 or float64, not {self.dtype}")
         if kv_dtype not in (None, self.dtype):
@@ -41,85 +43,162 @@ class ReferenceEngine:
         self.weights = {name: converted(name, w, self.device, self.dtype) for name, w in weights.items()}
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        """[..., in] → [..., out]; weights are stored [in, out]."""
-        y = x @ self.weights[name + ".weight"]
+        """[..., in] → [..., out]; weights are [out, in]."""
+        y = x @ self.weights[name + ".weight"].T
         bias = self.weights.get(name + ".bias")
         return y if bias is None else y + bias
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.config.layer_norm_epsilon) * self.weights[name]
+        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.spec.block.norm_epsilon) * self.weights[name]
 
     def attention(self, x: torch.Tensor, name: str) -> torch.Tensor:
         batch, length, width = x.shape
+        block = self.spec.block
         q, k, v = (
-            part.view(batch, length, self.config.n_head, self.config.head_dim).transpose(
-                1, 2
-            )  # [B, n_head, T, head_dim]
-            for part in self.linear(x, name + ".c_attn").split(width, dim=-1)
+            part.view(batch, length, block.n_head, block.head_dim).transpose(1, 2)  # [B, n_head, T, head_dim]
+            for part in self.linear(x, name + ".qkv").split(width, dim=-1)
         )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(self.config.head_dim)
+        scores = q @ k.transpose(-1, -2) / math.sqrt(block.head_dim)
         future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
         weights = scores.masked_fill(future, -math.inf).softmax(-1)
-        return self.linear((weights @ v).transpose(1, 2).reshape(batch, length, width), name + ".c_proj")
+        return self.linear((weights @ v).transpose(1, 2).reshape(batch, length, width), name + ".proj")
 
     def mlp(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        h = self.linear(x, name + ".c_fc")
-        return self.linear(h * torch.sigmoid(1.702 * h), name + ".c_proj")
+        h = self.linear(x, name + ".fc")
+        return self.linear(h * torch.sigmoid(1.702 * h), name + ".out")
 
-    def embed(self, tokens: torch.Tensor, prompt: torch.Tensor | None) -> torch.Tensor:
-        """[B, (prompt_length +) T, n_embd]: prompt words, then start, x₀ … x_{T−2}: the inputs that score x₀ …
-        x_{T−1}."""
-        start = torch.full_like(tokens[:, :1], self.config.start_token)
-        inputs = torch.cat([start, tokens[:, :-1]], dim=1)
-        x = self.weights["transformer.wte.weight"][inputs] + self.weights["transformer.wpe.weight"][: tokens.shape[1]]
-        if prompt is None:
-            return x
-        words = self.weights["prompt.wte.weight"][prompt] + self.weights["prompt.wpe.weight"]
-        return torch.cat([words, x], dim=1)
+    def embed(self, tokens: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+        """[B, L + T − 1, width]: the prefix, then x₀ … x_{T−2}: the inputs that score x₀ … x_{T−1}, and those before."""
+        inputs = self.weights["prefix.embedding"][prefix], self.weights["token.embedding"][tokens[:, :-1]]
+        x = torch.cat(inputs, dim=1)
+        first = self.spec.position_row(0, prefix.shape[1])
+        return x + self.weights["positions"][first : first + x.shape[1]]
 
     @undisturbed
-    def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        tokens, prompt = tokens.to(self.device), None if prompt is None else prompt.to(self.device)
-        x = self.embed(tokens, prompt)
+    def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        if prefix is None:
+            prefix = torch.tensor([self.spec.unconditional], device="cpu").expand(len(tokens), -1)
+        tokens, prefix = tokens.to(self.device), prefix.to(self.device)
+        x = self.embed(tokens, prefix)
         for i in range(layer):
-            block = f"transformer.h.{i}"
-            x = x + self.attention(self.norm(x, block + ".ln_1.weight"), block + ".attn")
-            x = x + self.mlp(self.norm(x, block + ".ln_2.weight"), block + ".mlp")
-        last = layer == self.config.n_layer
-        x = self.norm(x, "transformer.ln_f.weight" if last else f"transformer.h.{layer}.ln_1.weight")
+            block = f"blocks.{i}"
+            x = x + self.attention(self.norm(x, block + ".norm_1"), block)
+            x = x + self.mlp(self.norm(x, block + ".norm_2"), block)
+        x = self.norm(x, "norm" if layer == self.spec.n_layer else f"blocks.{layer}.norm_1")
         return finite(x[:, x.shape[1] - tokens.shape[1] :], self)
 
     @undisturbed
-    def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        return finite(self.hidden(tokens, self.config.n_layer, prompt) @ self.weights["lm_head.weight"].T, self)
+    def logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        return finite(self.hidden(tokens, self.spec.n_layer, prefix) @ self.weights["head.weight"].T, self)
 
-    @undisturbed
-    def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
-        tokens, index = job.tokens.to(self.device, copy=True), job.index.to(self.device)
-        drawn = tokens < 0
-        for position in range(self.config.n_pixels):
-            if drawn[:, position].any():
-                logits = self.logits(tokens[:, : position + 1], job.prompt)[:, -1]
-                if job.drawing.guidance_scale is not None:
-                    without = self.logits(tokens[:, : position + 1])[:, -1]
-                    logits = guide(logits, without, job.drawing.guidance_scale)
-                new = draw(logits, index, torch.tensor(position, device=self.device), job.drawing)
-                tokens[:, position] = torch.where(drawn[:, position], new, tokens[:, position])
-            row, column = divmod(position + 1, self.config.width)
-            if on_row is not None and column == 0:
-                on_row(range(len(tokens)), row - 1, tokens[:, position + 1 - self.config.width : position + 1].cpu())
-        return Filled(tokens.cpu(), drawn.cpu())
+    def open(self, capacity: int, *, window: Window = "auto", draft: Engine | None = None) -> ReferenceSession:
+        check_window(window, self.spec)
+        return ReferenceSession(self, capacity)
 
-    def max_batch(self, job: Job) -> int:
-        return len(job.tokens)
+    def room(self, *, guided: bool, window: Window = "auto", draft: Engine | None = None) -> int:
+        return 64  # without a cache there is nothing to be short of
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         """Without a cache a pass reads everything before it again."""
-        tokens = torch.zeros(n, min(position + window, self.config.n_pixels), dtype=torch.int64, device=self.device)
+        length = min(position + window, self.spec.n_positions)
+        tokens = torch.zeros(n, length, dtype=torch.int64, device=self.device)
         index = torch.arange(n, device=self.device)[:, None]
-        places = torch.arange(position, tokens.shape[1], device=self.device)
+        places = torch.arange(position, length, device=self.device)
 
         def run() -> None:
             draw(self.logits(tokens)[:, position:], index, places, Drawing())
 
         return run
+
+
+@dataclass
+class _Canvas:
+    request: Request
+    tokens: torch.Tensor  # int64 [n_positions]
+    position: int  # the first that is not decided
+    pass_starts: torch.Tensor
+    log_likelihood: float = 0.0
+
+    def copy(self, index: int) -> _Canvas:
+        request = replace(self.request, index=index)
+        return _Canvas(request, self.tokens.clone(), self.position, self.pass_starts.clone(), self.log_likelihood)
+
+
+class ReferenceSession:
+    """One token of every canvas at a time, each canvas alone."""
+
+    def __init__(self, engine: ReferenceEngine, capacity: int) -> None:
+        self.engine, self.device, self.capacity = engine, engine.device, capacity
+        self._slots: dict[int, _Canvas] = {}
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        slots = self._free(len(requests))
+        for slot, request in zip(slots, requests):
+            leading = int((request.tokens >= 0).long().cumprod(0).sum())
+            starts = torch.zeros_like(request.tokens, dtype=torch.bool)
+            self._slots[slot] = _Canvas(request, request.tokens.clone(), leading, starts)
+        return slots
+
+    def _free(self, count: int) -> list[int]:
+        free = [slot for slot in range(self.capacity) if slot not in self._slots]
+        if len(free) < count:
+            raise ValueError(f"{count} canvases for {len(free)} free slots")
+        return free[:count]
+
+    @undisturbed
+    def step(self, seconds: float) -> list[Advance]:
+        for canvas in self._slots.values():
+            stop = len(canvas.tokens) if canvas.request.stop is None else canvas.request.stop
+            drawn = False
+            while canvas.position < stop and not drawn:
+                drawn = self._advance(canvas)
+            while not canvas.request.score and canvas.position < stop and canvas.tokens[canvas.position] >= 0:
+                canvas.position += 1
+        return [Advance(slot, canvas.position) for slot, canvas in self._slots.items()]
+
+    def _advance(self, canvas: _Canvas) -> bool:
+        """Decides one token; returns whether it was drawn."""
+        request, at = canvas.request, canvas.position
+        known = int(canvas.tokens[at])
+        if known < 0 or request.score:
+            given = canvas.tokens[None, : at + 1]
+            logits = self.engine.logits(given, torch.tensor([request.prefix], device="cpu"))[0, -1]
+            if request.negative is not None:
+                assert request.drawing.guidance_scale is not None
+                without = self.engine.logits(given, torch.tensor([request.negative], device="cpu"))[0, -1]
+                logits = guide(logits, without, request.drawing.guidance_scale)
+            if known >= 0:
+                canvas.log_likelihood += float(logits.double().log_softmax(-1)[known])
+            else:
+                index = torch.tensor([request.index], device=logits.device)
+                position = torch.tensor([at], device=logits.device)
+                canvas.tokens[at] = int(draw(logits[None], index, position, request.drawing)[0])
+                canvas.pass_starts[at] = True
+        canvas.position += 1
+        return known < 0
+
+    def read(self, slots: Sequence[int]) -> Filled:
+        canvases = [self._slots[slot] for slot in slots]
+        return Filled(
+            torch.stack([canvas.tokens for canvas in canvases]),
+            torch.stack([canvas.pass_starts for canvas in canvases]),
+            torch.tensor([canvas.log_likelihood for canvas in canvases], dtype=torch.float64, device="cpu"),
+        )
+
+    def resume(self, slot: int, stop: int) -> None:
+        canvas = self._slots[slot]
+        canvas.request = replace(canvas.request, stop=stop)
+
+    def fork(self, slot: int, indices: Sequence[int]) -> list[int]:
+        others = self._free(len(indices) - 1)
+        canvas = self._slots[slot]
+        for other, index in zip(others, indices[1:]):
+            self._slots[other] = canvas.copy(index)
+        canvas.request = replace(canvas.request, index=indices[0])
+        return [slot, *others]
+
+    def remove(self, slot: int) -> None:
+        del self._slots[slot]
+
+    def close(self) -> None:
+        self._slots.clear()

@@ -24,10 +24,9 @@ import torch
 import triton
 import triton.language as tl
 
-from fastigpt.engine import Drawing
 from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
 from fastigpt.kernels.overlap import begin, overlap
-from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
+from fastigpt.sampling import Drawing, draw, filter_logits, guide, gumbel_noise
 
 
 @triton.jit

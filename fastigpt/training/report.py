@@ -11,11 +11,14 @@ import torch
 from PIL import Image
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Drawing, Job
+from fastigpt.engine import loop
 from fastigpt.engine.portable import PortableEngine
+from fastigpt.families import image_gpt
 from fastigpt.files import replacing
+from fastigpt.job import Request
 from fastigpt.palette import Palette
 from fastigpt.prompts import Vocabulary
+from fastigpt.sampling import Drawing
 
 COLUMNS = ("step", "images", "seconds", "learning_rate", "loss", "gradient_norm", "held_out", "held_out_prompt")
 _EDGE = 4  # images along the side of a grid
@@ -56,24 +59,16 @@ def sample_grid(
     device: torch.device,
 ) -> None:
     """Draws 4 × 4 images: the vocabulary's examples first, the rest without a prompt."""
-    engine = PortableEngine(config, weights, device=device)
+    engine = PortableEngine(image_gpt.spec(config), image_gpt.canonical(config, weights), device=device)
     examples = vocabulary.examples[: _EDGE * _EDGE] if vocabulary else ()
-    n_plain = _EDGE * _EDGE - len(examples)
-    drawn = []
-    if vocabulary and examples:
-        prompt = torch.tensor([vocabulary.encode(text) for text in examples])
-        drawn.append(engine.fill(_job(config, torch.arange(len(examples)), prompt, seed)).tokens)
-    if n_plain:
-        drawn.append(engine.fill(_job(config, torch.arange(len(examples), _EDGE * _EDGE), None, seed)).tokens)
+    prompts = [vocabulary.encode(text) for text in examples] if vocabulary else []
+    prompts += [[]] * (_EDGE * _EDGE - len(prompts))
+    empty, drawing = torch.full((config.n_pixels,), -1), Drawing(seed=seed)
+    requests = [Request(empty, k, drawing, image_gpt.prefix(config, words)) for k, words in enumerate(prompts)]
+    drawn, _ = loop.run(engine, requests)
     height, width = config.height, config.width
-    tiles = palette.decode(torch.cat(drawn).view(_EDGE, _EDGE, height, width)).numpy()
+    tiles = palette.decode(drawn.tokens.view(_EDGE, _EDGE, height, width)).numpy()
     grid = tiles.transpose(0, 2, 1, 3, 4).reshape(_EDGE * height, _EDGE * width, 3)
     with replacing(path) as temporary:
         picture = Image.fromarray(grid)
         picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST).save(temporary)
-
-
-def _job(config: ImageGPTConfig, index: torch.Tensor, prompt: torch.Tensor | None, seed: int) -> Job:
-    n = len(index)
-    source = torch.zeros(n, dtype=torch.int64) if prompt is None else torch.arange(n)
-    return Job(torch.full((n, config.n_pixels), -1), index, source, prompt, Drawing(seed=seed))

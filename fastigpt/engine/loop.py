@@ -1,0 +1,148 @@
+"""The one driver of sessions: canvases wait, take the slots that are free, are drawn side by side, and leave.
+
+A slot that falls free takes the next waiting canvas at once, so that no slot idles while there is work. Whatever ends
+the loop, an error in a callback or Ctrl-C included, closes its session and leaves the engine usable.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+
+from fastigpt.engine import Engine, Session, Window
+from fastigpt.job import Filled, Request
+
+SLICE = 0.05  # seconds of drawing between two looks at signals, finished rows and waiting canvases
+
+OnRow = Callable[[range, int, torch.Tensor], None]
+"""on_row(images, row, tokens): canvas row `row` of these images of the job is final; tokens int64 [len(images),
+columns]."""
+
+
+def run(
+    engine: Engine,
+    requests: Sequence[Request],
+    *,
+    batch_size: int | None = None,
+    window: Window = "auto",
+    draft: Engine | None = None,
+    on_row: OnRow | None = None,
+    on_done: Callable[[int], None] | None = None,
+) -> tuple[Filled, int]:
+    """Draws canvases; returns them in the order of the requests, and how many were drawn side by side at most.
+
+    batch_size: slots; None: what fits the memory that is free. on_row is called once for every row of every canvas, for
+    neighbours that started together; on_done with the number of canvases that have just been finished.
+    """
+    capacity = slots_for(engine, requests, batch_size=batch_size, window=window, draft=draft)
+    found: list[Filled | None] = [None] * len(requests)
+    waiting = iter(range(len(requests)))
+    image_of: dict[int, int] = {}
+    rows = None if on_row is None else _Rows(engine, on_row)
+    with closing(engine.open(capacity, window=window, draft=draft)) as session:
+        while True:
+            started = [image for _, image in zip(range(capacity - len(image_of)), waiting)]
+            if started:
+                slots = session.add([requests[image] for image in started])
+                image_of.update(zip(slots, started))
+                if rows is not None:
+                    rows.start(slots, started)
+            if not image_of:
+                break
+            moved = session.step(SLICE)
+            ends = {slot: _end(requests[image], engine) for slot, image in image_of.items()}
+            done = [advance.slot for advance in moved if advance.decided >= ends[advance.slot]]
+            if done:
+                for slot, canvas in zip(done, split(session.read(done))):
+                    found[image_of[slot]] = canvas
+            if rows is not None:
+                rows.advance(session, {advance.slot: advance.decided for advance in moved}, found)
+            for slot in done:
+                session.remove(slot)
+                del image_of[slot]
+            if done and on_done is not None:
+                on_done(len(done))
+    return joined(canvas for canvas in found if canvas is not None), capacity
+
+
+def _end(request: Request, engine: Engine) -> int:
+    return engine.spec.n_positions if request.stop is None else request.stop
+
+
+def slots_for(
+    engine: Engine,
+    requests: Sequence[Request],
+    *,
+    batch_size: int | None,
+    window: Window = "auto",
+    draft: Engine | None = None,
+    of_each: int = 1,
+) -> int:
+    """Slots of a session for these canvases, `of_each` for each of them: no more than they need, and at least as many as
+    one needs."""
+    if batch_size is None:
+        guided = any(request.negative is not None for request in requests)
+        batch_size = engine.room(guided=guided, window=window, draft=draft)
+    return max(of_each, min(len(requests) * of_each, batch_size // of_each * of_each))
+
+
+def draw_until_stopped(session: Session, stops: dict[int, int]) -> None:
+    """Draws until every slot of `stops` has come as far as it says there."""
+    while True:
+        decided = {advance.slot: advance.decided for advance in session.step(SLICE)}
+        if all(decided[slot] >= stop for slot, stop in stops.items()):
+            return
+
+
+def split(filled: Filled) -> list[Filled]:
+    """One Filled for each canvas."""
+    columns = filled.tokens, filled.pass_starts, filled.log_likelihood
+    return [Filled(*(column[i : i + 1] for column in columns)) for i in range(len(filled.tokens))]
+
+
+def joined(parts: Iterable[Filled]) -> Filled:
+    """The canvases of all parts, in order."""
+    columns = zip(*((part.tokens, part.pass_starts, part.log_likelihood) for part in parts))
+    return Filled(*(torch.cat(column) for column in columns))
+
+
+@dataclass
+class _Group:
+    """Neighbouring images that started together: their rows are reported together."""
+
+    images: range
+    slot_of: dict[int, int]  # of the images that are still being drawn
+    reported: int = 0
+
+
+class _Rows:
+    """Hands out rows in order, each once."""
+
+    def __init__(self, engine: Engine, on_row: OnRow) -> None:
+        self.height, self.columns, self.on_row = engine.spec.height, engine.spec.columns, on_row
+        self.groups: list[_Group] = []
+
+    def start(self, slots: list[int], images: list[int]) -> None:
+        self.groups.append(_Group(range(images[0], images[-1] + 1), dict(zip(images, slots))))
+
+    def advance(self, session: Session, decided: dict[int, int], found: list[Filled | None]) -> None:
+        """found: of each image that is finished, its canvas."""
+        for group in self.groups:
+            group.slot_of = {image: slot for image, slot in group.slot_of.items() if found[image] is None}
+            least = min((decided[slot] // self.columns for slot in group.slot_of.values()), default=self.height)
+            if least > group.reported:
+                self._report(session, group, least, found)
+        self.groups = [group for group in self.groups if group.reported < self.height]
+
+    def _report(self, session: Session, group: _Group, until: int, found: list[Filled | None]) -> None:
+        slots = list(group.slot_of.values())
+        drawing = iter(session.read(slots).tokens if slots else ())
+        lines = [next(drawing) if canvas is None else canvas.tokens[0] for canvas in (found[i] for i in group.images)]
+        tokens = torch.stack(lines)
+        for row in range(group.reported, until):
+            group.reported = row + 1
+            self.on_row(group.images, row, tokens[:, row * self.columns : (row + 1) * self.columns].clone())
