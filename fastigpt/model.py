@@ -407,7 +407,7 @@ class ImageGPT:
         tokens = torch.full((len(given) * copies, config.n_pixels), -1, dtype=torch.int64)
         tokens[:, : given.shape[1] - 1] = given[:, 1:].repeat_interleave(copies, 0)
         filters = (temperature, top_k, top_p) if do_sample else (0.0, None, None)
-        job, limit = self._job(tokens, None, None, seed, 0, *filters, batch_size, window, None)
+        job = self._job(tokens, None, None, seed, 0, *filters, batch_size, window, None, stop=end - 1)
         filled, _ = self._run(job, progress=False)
         start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64)
         return torch.cat([start, filled[:, : end - 1]], 1).to(input_ids.device)

@@ -98,6 +98,9 @@ def random_tokens(config: ImageGPTConfig, n: int, seed: int = 0) -> torch.Tensor
     return torch.randint(0, config.n_colors, (n, config.n_pixels), generator=torch.Generator().manual_seed(seed))
 
 
+PLAIN = Drawing()
+
+
 def engine(backend: str, config: ImageGPTConfig, weights: dict[str, torch.Tensor], **kwargs: object) -> Engine:
     spec, canonical = image_gpt.spec(config), image_gpt.canonical(config, weights)
     return build(spec, canonical, backend=backend, device="cpu", **kwargs)  # type: ignore[arg-type]
@@ -112,7 +115,7 @@ def prefixes(engine: Engine, words: torch.Tensor) -> torch.Tensor:
 def requests(
     engine: Engine,
     tokens: torch.Tensor,
-    drawing: Drawing = Drawing(),
+    drawing: Drawing = PLAIN,
     *,
     prompt: torch.Tensor | None = None,
     first_index: int = 0,
@@ -121,7 +124,9 @@ def requests(
     """A request for each canvas of tokens int64 [n, n_positions], −1 = draw; image indices count from first_index.
     prompt: int64 [n, prompt_length]. kwargs: stop, score."""
     unconditional = engine.spec.unconditional
-    read = [unconditional] * len(tokens) if prompt is None else [tuple(row) for row in prefixes(engine, prompt).tolist()]
+    read = [unconditional] * len(tokens)
+    if prompt is not None:
+        read = [tuple(row) for row in prefixes(engine, prompt).tolist()]
     negative = None if drawing.guidance_scale is None else unconditional
     return [
         Request(canvas, first_index + i, drawing, prefix, negative, **kwargs)
@@ -132,7 +137,7 @@ def requests(
 def fill(
     engine: Engine,
     tokens: torch.Tensor,
-    drawing: Drawing = Drawing(),
+    drawing: Drawing = PLAIN,
     *,
     prompt: torch.Tensor | None = None,
     first_index: int = 0,

@@ -34,7 +34,7 @@ def truth() -> Engine:
 
 
 def mixed_requests(tested: Engine, count: int, seed: int = 0) -> list[Request]:
-    """Canvases that differ in all that a request can: masks, seeds, indices, temperatures, filters, prompts, guidance."""
+    """Canvases that differ in all that a request can: mask, seed, index, temperature, filters, prompt, guidance."""
     rng = random.Random(seed)
     tokens = random_tokens(PROMPTED, count, seed)
     found = []
@@ -64,7 +64,7 @@ def alone(tested: Engine, request: Request) -> Filled:
 
 
 def finish(session: Session, slots: list[int]) -> Filled:
-    loop.draw_until_stopped(session, {slot: N for slot in slots})
+    loop.draw_until_stopped(session, dict.fromkeys(slots, N))
     return session.read(slots)
 
 
@@ -127,7 +127,7 @@ def test_prefixes_of_any_length_end_at_the_same_position(tested, truth, length):
     """They share a batch with others, and as negative prefixes too."""
     start = tested.spec.unconditional
     assert tested.spec.prefix_length == 4
-    prefix = ((1, 2, 3) + start)[-length:]
+    prefix = (1, 2, 3, *start)[-length:]
     given = requests(tested, torch.full((3, N), -1), Drawing(seed=4), prompt=torch.tensor([[0, 4, 1]] * 3))
     wanted = [
         given[0],

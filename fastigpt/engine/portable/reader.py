@@ -35,9 +35,7 @@ class Reader:
                 self.prefixes.append(_Prefixes(self.blocks, self.capacity))
             self.prefixes[1].add(negative)
 
-    def logits(
-        self, tokens: torch.Tensor, position: torch.Tensor, rows: slice, scale: torch.Tensor
-    ) -> torch.Tensor:
+    def logits(self, tokens: torch.Tensor, position: torch.Tensor, rows: slice, scale: torch.Tensor) -> torch.Tensor:
         """float32 [B, W, n_tokens], guided where a canvas is: scores of positions first … first + W − 1.
 
         tokens: int64 [B, W], those before these positions; at position 0 the prefix's last element stands for it.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -30,27 +32,39 @@ class PortableSession:
         self.reader = Reader(blocks, capacity)
         self.draft = None if draft is None else DraftReader(draft, capacity, blocks.spec)
         self._requests: dict[int, Request] = {}  # of the slots that are taken
-        self._rows = list(range(capacity))  # of every slot
+        self._rows: dict[int, int] = {}
+        self._free_slots = list(reversed(range(capacity)))
+        self._free_rows = list(range(capacity))  # a heap: the first rows are taken first
 
     # --- the canvases of slots -----------------------------------------------------------------------------------
 
     @torch.inference_mode()
     def add(self, requests: Sequence[Request]) -> list[int]:
-        slots = self._free(len(requests))
-        if slots:
-            rows = [self._rows[slot] for slot in slots]
-            for reader in self._readers():
-                reader.add(rows, requests)
-            self.canvases.put(rows, requests)
-            self._requests.update(zip(slots, requests))
-        return slots
+        with self._free(len(requests)) as rows:
+            if rows:
+                for reader in self._readers():
+                    reader.add(rows, requests)
+                self.canvases.put(rows, requests)
+        return [self._take(row, request) for row, request in zip(rows, requests)]
 
-    def _free(self, count: int) -> list[int]:
-        """Free slots, those of the first rows first."""
-        free = [slot for slot in range(self.capacity) if slot not in self._requests]
-        if len(free) < count:
-            raise ValueError(f"{count} canvases for {len(free)} free slots")
-        return sorted(free, key=self._rows.__getitem__)[:count]
+    @contextmanager
+    def _free(self, count: int) -> Iterator[list[int]]:
+        """The first free rows; they stay free if there is an error."""
+        if len(self._free_rows) < count:
+            raise ValueError(f"{count} canvases for {len(self._free_rows)} free slots")
+        rows = [heapq.heappop(self._free_rows) for _ in range(count)]
+        try:
+            yield rows
+        except BaseException:
+            for row in rows:
+                heapq.heappush(self._free_rows, row)
+            raise
+
+    def _take(self, row: int, request: Request) -> int:
+        """The slot for the canvas in this row."""
+        slot = self._free_slots.pop()
+        self._requests[slot], self._rows[slot] = request, row
+        return slot
 
     def _readers(self) -> list[Reader]:
         return [self.reader] if self.draft is None else [self.reader, self.draft]
@@ -59,7 +73,7 @@ class PortableSession:
         return self.canvases.filled([self._row(slot) for slot in slots])
 
     def _row(self, slot: int) -> int:
-        if slot not in self._requests:
+        if slot not in self._rows:
             raise KeyError(f"slot {slot} is free")
         return self._rows[slot]
 
@@ -73,14 +87,13 @@ class PortableSession:
     def fork(self, slot: int, indices: Sequence[int]) -> list[int]:
         if len(indices) == 0:
             raise ValueError("fork needs at least one image index")
-        row, others = self._row(slot), self._free(len(indices) - 1)
-        rows = [self._rows[other] for other in others]
-        if rows:
-            self._copy([row] * len(rows), rows, int(self.canvases.position[row]))
-        for taken, index in zip([slot, *others], indices):
-            self._requests[taken] = replace(self._requests[slot], index=index)
-            self.canvases.index[self._rows[taken]] = index
-        return [slot, *others]
+        row, request = self._row(slot), self._requests[slot]
+        with self._free(len(indices) - 1) as rows:
+            if rows:
+                self._copy([row] * len(rows), rows, int(self.canvases.position[row]))
+            self.canvases.index[[row, *rows]] = torch.tensor(indices, device=self.device)
+        self._requests[slot] = replace(request, index=indices[0])
+        return [slot, *(self._take(other, replace(request, index=i)) for other, i in zip(rows, indices[1:]))]
 
     def _copy(self, sources: Sequence[int], targets: Sequence[int], positions: int | None = None) -> None:
         self.canvases.copy(sources, targets)
@@ -90,10 +103,12 @@ class PortableSession:
     @torch.inference_mode()
     def remove(self, slot: int) -> None:
         row = self._row(slot)
-        del self._requests[slot]
         self.canvases.target[row] = 0
         for reader in self._readers():
             reader.guided[row] = False
+        del self._requests[slot], self._rows[slot]
+        self._free_slots.append(slot)
+        heapq.heappush(self._free_rows, row)
 
     def close(self) -> None:
         vars(self).clear()  # whoever still holds the session shall not hold its caches
@@ -110,15 +125,17 @@ class PortableSession:
             active = canvases.active()
             if time.perf_counter() >= end:
                 break
-        return [Advance(slot, self._decided(slot)) for slot in self._requests]
+        position, target = canvases.position.tolist(), canvases.target.tolist()
+        return [
+            Advance(slot, self._decided(request, position[self._rows[slot]], target[self._rows[slot]]))
+            for slot, request in self._requests.items()
+        ]
 
-    def _decided(self, slot: int) -> int:
+    def _decided(self, request: Request, position: int, target: int) -> int:
         """What is known behind the last decided token is decided as well, up to where the canvas stops."""
-        row, stop = self._rows[slot], self._requests[slot].stop
-        position = int(self.canvases.position[row])
-        if position < self.canvases.target[row]:
+        if position < target:
             return position
-        return max(position, self.n_positions if stop is None else stop)
+        return max(position, self.n_positions if request.stop is None else request.stop)
 
     def _timed_pass(self, active: torch.Tensor) -> None:
         left = int((self.canvases.target - self.canvases.position)[active].max())
@@ -138,7 +155,9 @@ class PortableSession:
                 sources, targets = [*behind, *before], [*before, *behind]
                 self._copy(sources, targets)
                 moved = dict(zip(sources, targets))
-                self._rows = [moved.get(row, row) for row in self._rows]
+                self._rows = {slot: moved.get(row, row) for slot, row in self._rows.items()}
+                self._free_rows = [moved.get(row, row) for row in self._free_rows]
+                heapq.heapify(self._free_rows)
             end = count
         return slice(0, end)
 
@@ -166,7 +185,9 @@ class PortableSession:
         kept = (1 + right.long().cumprod(1).sum(1)) * active
         decided = torch.arange(width, device=device) < kept[:, None]
         counted = decided & (~known | canvases.scores[rows, None])
-        self._check_finite(rows, logits, window, decided, counted)
+        bad = ~torch.isfinite(logits).all(-1)
+        if bool(bad.any()) and not self._may_stay(bad, window, decided, counted):
+            return self.advance(rows, 1)
         if bool(canvases.scores[rows].any()):
             nats = logits.double().log_softmax(-1).gather(-1, guessed[..., None])[..., 0]
             canvases.log_likelihood[rows] += torch.where(counted & known, nats, 0.0).sum(1)
@@ -187,15 +208,15 @@ class PortableSession:
         else:
             guesses.from_draft(self.canvases, self.draft, rows, width)
 
-    def _check_finite(
-        self, rows: slice, logits: torch.Tensor, window: torch.Tensor, decided: torch.Tensor, counted: torch.Tensor
-    ) -> None:
-        """Raises before anything is kept. What guesses lead to may overflow, but must not stay in the cache."""
-        bad = ~torch.isfinite(logits).all(-1)
-        if not bool(bad.any()):
-            return
-        fatal = bool((bad & counted).any())
-        row, place = (bad if fatal else bad & ~decided).cpu().nonzero().unbind(1)
+    def _may_stay(self, bad: torch.Tensor, window: torch.Tensor, decided: torch.Tensor, counted: torch.Tensor) -> bool:
+        """Whether a pass with logits that are not finite may keep what it decided; raises if the model is to blame.
+
+        If not, the pass has to be run again without guesses: a wrong one may overflow, and that reaches back to the
+        positions before it, since zero times what is not a number is not a number."""
+        broken = bool((bad & counted).any())
+        spoilt = bad.any(1, keepdim=True).expand_as(bad) if broken else bad & ~decided
+        row, place = spoilt.cpu().nonzero().unbind(1)
         self.reader.discard(row, window.cpu()[row, place])
-        if fatal:
+        if broken and window.shape[1] == 1:
             raise CheckpointError("the model's logits are not finite numbers")
+        return not broken
