@@ -10,11 +10,11 @@ if _TYPE_CHECKING:
     from fastigpt.errors import CheckpointError
     from fastigpt.images import grid
     from fastigpt.integrations.transformers import accelerate, restore
+    from fastigpt.job import Stats
     from fastigpt.model import ImageGPT
     from fastigpt.openai_checkpoint import convert
     from fastigpt.palette import Palette
     from fastigpt.quantize import nearest_centroid
-    from fastigpt.job import Stats
 
     __version__: str
 

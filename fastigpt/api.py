@@ -12,10 +12,10 @@ from PIL import Image
 
 from fastigpt import checkpoint
 from fastigpt.bundled import BUNDLED
+from fastigpt.job import Stats
 from fastigpt.model import ImageGPT
 from fastigpt.options import DEFAULTS, CompleteAnyOptions, LoadOptions, SampleAnyOptions, load_options
 from fastigpt.signatures import takes_options
-from fastigpt.job import Stats
 
 Model = ImageGPT | str | os.PathLike[str] | None
 """An ImageGPT, a directory, a hub id, or None for the model in the package."""

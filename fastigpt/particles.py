@@ -105,7 +105,9 @@ class _Result:
         self.stop = self.stretches[0][1] if self.stretches else self.end
         scored = bool(self.stretches)
         self.slots = session.add([replace(request, index=i, stop=self.stop, score=scored) for i in self.indices])
-        self.before = torch.zeros(k, dtype=torch.float64, device="cpu")  # log-likelihood that the weights don't count any more
+        self.before = torch.zeros(
+            k, dtype=torch.float64, device="cpu"
+        )  # log-likelihood that the weights don't count any more
         self.picked = not self.stretches
 
     def reached(self, decided: dict[int, int]) -> bool:

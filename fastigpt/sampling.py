@@ -52,8 +52,8 @@ class Drawings:
         scales = [1.0 if d.guidance_scale is None else d.guidance_scale for d in drawings]
         self.guidance_scale = column(scales, torch.float32)
 
-    def rows(self, index: torch.Tensor) -> Drawings:
-        """Those of the canvases `index`, int64 [m]."""
+    def rows(self, index: torch.Tensor | slice) -> Drawings:
+        """Those of the canvases `index`, int64 [m] or a slice."""
         some = Drawings(())
         vars(some).update({name: column[index] for name, column in vars(self).items()})
         return some

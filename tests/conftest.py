@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: no library may take all cores for itself
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -19,8 +20,11 @@ from transformers import ImageGPTConfig as HfConfig
 from transformers import ImageGPTForCausalImageModeling
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Engine
+from fastigpt.engine import Engine, Window, loop
 from fastigpt.engine.choose import BACKENDS, build, why_unavailable
+from fastigpt.families import image_gpt
+from fastigpt.job import Filled, Request
+from fastigpt.sampling import Drawing
 
 # The models here are tiny: torch's threads would only wait for each other.
 torch.set_num_threads(1)
@@ -118,8 +122,57 @@ def random_tokens(config: ImageGPTConfig, n: int, seed: int = 0) -> torch.Tensor
     return torch.randint(0, config.n_colors, (n, config.n_pixels), generator=torch.Generator().manual_seed(seed))
 
 
+PLAIN = Drawing()
+
+
 def engine(backend: str, config: ImageGPTConfig, weights: dict[str, torch.Tensor], **kwargs: object) -> Engine:
-    return build(config, weights, backend=backend, device="cpu", **kwargs)  # type: ignore[arg-type]
+    spec, canonical = image_gpt.spec(config), image_gpt.canonical(config, weights)
+    return build(spec, canonical, backend=backend, device="cpu", **kwargs)  # type: ignore[arg-type]
+
+
+def prefixes(engine: Engine, words: torch.Tensor) -> torch.Tensor:
+    """int64 [n, L]: what an engine reads for prompts int64 [n, prompt_length]: the words, then start."""
+    start = torch.tensor(engine.spec.unconditional).expand(len(words), -1)
+    return torch.cat([words, start], 1)
+
+
+def requests(
+    engine: Engine,
+    tokens: torch.Tensor,
+    drawing: Drawing = PLAIN,
+    *,
+    prompt: torch.Tensor | None = None,
+    first_index: int = 0,
+    **kwargs: Any,
+) -> list[Request]:
+    """A request for each canvas of tokens int64 [n, n_positions], −1 = draw; image indices count from first_index.
+    prompt: int64 [n, prompt_length]. kwargs: stop, score."""
+    unconditional = engine.spec.unconditional
+    read = [unconditional] * len(tokens)
+    if prompt is not None:
+        read = [tuple(row) for row in prefixes(engine, prompt).tolist()]
+    negative = None if drawing.guidance_scale is None else unconditional
+    return [
+        Request(canvas, first_index + i, drawing, prefix, negative, **kwargs)
+        for i, (canvas, prefix) in enumerate(zip(tokens, read))
+    ]
+
+
+def fill(
+    engine: Engine,
+    tokens: torch.Tensor,
+    drawing: Drawing = PLAIN,
+    *,
+    prompt: torch.Tensor | None = None,
+    first_index: int = 0,
+    window: Window = 1,
+    draft: Engine | None = None,
+    on_row: loop.OnRow | None = None,
+    batch_size: int | None = None,
+) -> Filled:
+    """`requests`, drawn by the loop, at window 1 if no other is asked for."""
+    canvases = requests(engine, tokens, drawing, prompt=prompt, first_index=first_index)
+    return loop.run(engine, canvases, window=window, draft=draft, on_row=on_row, batch_size=batch_size)[0]
 
 
 @pytest.fixture(params=CACHED)

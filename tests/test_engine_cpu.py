@@ -6,18 +6,20 @@ import functools
 import math
 import threading
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from conftest import random_weights
+from conftest import engine as build
+from conftest import fill, prefixes, random_weights, requests
 
-from fastigpt import _C
+from fastigpt import _C, CheckpointError
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Drawing, Job
+from fastigpt.engine import loop
 from fastigpt.engine.cpu import CpuEngine
-from fastigpt.engine.reference import ReferenceEngine
-from fastigpt.sampling import draw, gumbel_noise, noise_bits
+from fastigpt.families import image_gpt
+from fastigpt.sampling import Drawing, draw, gumbel_noise, noise_bits
 
 ISAS = _C.supported_isas()
 KINDS = [
@@ -41,16 +43,28 @@ def random_prompt(config: ImageGPTConfig, n: int) -> torch.Tensor | None:
     return torch.randint(0, config.n_words, (n, config.prompt_length)) if config.n_words else None
 
 
-def empty_job(config: ImageGPTConfig, n: int, **changes: object) -> Job:
-    job = Job(
-        tokens=torch.full((n, config.n_pixels), -1),
-        index=torch.arange(n) + 5,
-        source=torch.zeros(n, dtype=torch.int64),
-        prompt=None,
-        drawing=Drawing(seed=77),
-        window=1,
-    )
-    return replace(job, **changes)  # type: ignore[arg-type]
+def cpu_engine(config: ImageGPTConfig, weights: dict[str, torch.Tensor], **options: object) -> CpuEngine:
+    return CpuEngine(image_gpt.spec(config), image_gpt.canonical(config, weights), **options)  # type: ignore[arg-type]
+
+
+def empty(config: ImageGPTConfig, n: int) -> torch.Tensor:
+    return torch.full((n, config.n_pixels), -1)
+
+
+class Case(NamedTuple):
+    """Canvases whose image indices count from 5, as the helpers of conftest take them."""
+
+    tokens: torch.Tensor
+    drawing: Drawing = Drawing(seed=77)
+    prompt: torch.Tensor | None = None
+    first_index: int = 5
+
+    def fill(self, engine, window=1):  # type: ignore[no-untyped-def]
+        return fill(engine, self.tokens, self.drawing, prompt=self.prompt, first_index=self.first_index, window=window)
+
+    def part(self, some: slice) -> Case:
+        prompt = None if self.prompt is None else self.prompt[some]
+        return Case(self.tokens[some], self.drawing, prompt, self.first_index + (some.start or 0))
 
 
 # --- the noise contract ---------------------------------------------------------------------------------------------
@@ -116,26 +130,26 @@ def test_draw_breaks_ties_towards_the_lowest_token() -> None:
 
 @functools.cache
 def scored_by_reference(config: ImageGPTConfig):  # type: ignore[no-untyped-def]
-    """weights, tokens, prompts, and for each prompt (logits, hidden states before the first block, after the last)."""
+    """weights, tokens, prefixes, and for each prefix (logits, hidden states before the first block, after the last)."""
     weights = random_weights(config, biases=True)
-    reference = ReferenceEngine(config, weights)
+    reference = build("reference", config, weights)
     tokens = torch.randint(0, config.n_colors, (3, config.n_pixels))
-    prompts = [None, random_prompt(config, 3)] if config.n_words else [None]
+    read = [None] if (prompt := random_prompt(config, 3)) is None else [None, prefixes(reference, prompt)]
     truth = [
         (reference.logits(tokens, p), reference.hidden(tokens, 0, p), reference.hidden(tokens, config.n_layer, p))
-        for p in prompts
+        for p in read
     ]
-    return weights, tokens, prompts, truth
+    return weights, tokens, read, truth
 
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype,kv_dtype", KINDS)
 def test_scores_agree_with_reference(isa: str, dtype: str, kv_dtype: str) -> None:
     for config in SHAPES:
-        weights, tokens, prompts, truth = scored_by_reference(config)
-        engine = CpuEngine(config, weights, dtype=dtype, kv_dtype=kv_dtype, isa=isa, threads=2)
-        for prompt, (want, first, last) in zip(prompts, truth):
-            got = engine.logits(tokens, prompt)
+        weights, tokens, read, truth = scored_by_reference(config)
+        engine = cpu_engine(config, weights, dtype=dtype, kv_dtype=kv_dtype, isa=isa, threads=2)
+        for prefix, (want, first, last) in zip(read, truth):
+            got = engine.logits(tokens, prefix)
             kl = (want.softmax(-1) * (want.log_softmax(-1) - got.log_softmax(-1))).sum(-1).mean()
             relative = (got - want).norm() / want.norm()
             if (dtype, kv_dtype) == ("float32", "float32"):
@@ -145,15 +159,15 @@ def test_scores_agree_with_reference(isa: str, dtype: str, kv_dtype: str) -> Non
             else:
                 assert relative < 4e-2 and kl < 2e-3
             for layer, a in ((0, first), (config.n_layer, last)):
-                b = engine.hidden(tokens, layer, prompt)
+                b = engine.hidden(tokens, layer, prefix)
                 assert (a - b).norm() / a.norm() < (1e-5 if dtype == kv_dtype == "float32" else 5e-2)
 
 
 @functools.cache
-def filled_by_reference() -> list[tuple[ImageGPTConfig, Job, torch.Tensor]]:
+def filled_by_reference() -> list[tuple[ImageGPTConfig, Case, torch.Tensor]]:
     cases = []
     for config in (PLAIN, PROMPTED):
-        reference = ReferenceEngine(config, random_weights(config))
+        reference = build("reference", config, random_weights(config))
         known = torch.full((4, config.n_pixels), -1)
         known[:2, :11] = torch.randint(0, config.n_colors, (11,))  # a shared prefix
         known[1, 15:17] = 3  # forced tokens
@@ -165,17 +179,17 @@ def filled_by_reference() -> list[tuple[ImageGPTConfig, Job, torch.Tensor]]:
         if prompt is not None:
             drawings.append(Drawing(seed=5, guidance_scale=2.5))
         for drawing in drawings:
-            job = Job(known, torch.arange(4), torch.tensor([0, 0, 1, 2]), prompt, drawing, 1)
-            cases.append((config, job, reference.fill(job).tokens))
+            case = Case(known, drawing, prompt, 0)
+            cases.append((config, case, case.fill(reference).tokens))
     return cases
 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_tokens_equal_reference_in_float32(isa: str) -> None:
-    for config, job, want in filled_by_reference():
-        engine = CpuEngine(config, random_weights(config), dtype="float32", isa=isa, threads=2)
+    for config, case, want in filled_by_reference():
+        engine = cpu_engine(config, random_weights(config), dtype="float32", isa=isa, threads=2)
         for window in (1, 3, "auto"):
-            assert torch.equal(engine.fill(replace(job, window=window)).tokens, want)
+            assert torch.equal(case.fill(engine, window).tokens, want)
 
 
 @pytest.mark.parametrize(
@@ -190,8 +204,8 @@ def test_tokens_equal_reference_in_float32(isa: str) -> None:
 )
 def test_filters_agree_with_sampling(drawing: Drawing) -> None:
     config = SHAPES[2]
-    engine = CpuEngine(config, random_weights(config), dtype="float32")
-    filled = engine.fill(empty_job(config, 6, drawing=drawing)).tokens
+    engine = cpu_engine(config, random_weights(config), dtype="float32")
+    filled = Case(empty(config, 6), drawing).fill(engine).tokens
     # Teacher forcing: the engine's own logits through sampling.py must give the tokens the engine drew.
     want = draw(engine.logits(filled), torch.arange(6)[:, None] + 5, torch.arange(config.n_pixels), drawing)
     assert torch.equal(filled, want)
@@ -205,12 +219,13 @@ def test_filters_agree_with_sampling(drawing: Drawing) -> None:
 def test_logits_do_not_depend_on_batch_length_or_threads(isa: str, dtype: str, kv_dtype: str) -> None:
     for config in SHAPES:
         weights = random_weights(config)
-        one, two = (CpuEngine(config, weights, dtype=dtype, kv_dtype=kv_dtype, isa=isa, threads=t) for t in (1, 2))
+        one, two = (cpu_engine(config, weights, dtype=dtype, kv_dtype=kv_dtype, isa=isa, threads=t) for t in (1, 2))
         tokens, prompt = torch.randint(0, config.n_colors, (17, config.n_pixels)), random_prompt(config, 17)
-        want = one.logits(tokens, prompt)
-        assert torch.equal(two.logits(tokens, prompt), want)
+        prefix = None if prompt is None else prefixes(one, prompt)
+        want = one.logits(tokens, prefix)
+        assert torch.equal(two.logits(tokens, prefix), want)
         for n, length in ((1, config.n_pixels), (2, 3), (3, config.n_pixels - 1)):
-            part = None if prompt is None else prompt[-n:]
+            part = None if prefix is None else prefix[-n:]
             assert torch.equal(two.logits(tokens[-n:, :length], part), want[-n:, :length])
 
 
@@ -220,18 +235,15 @@ def test_tokens_do_not_depend_on_batch_window_or_threads(dtype: str, kv_dtype: s
         weights = random_weights(config)
         # Sharper logits make guesses right more often, so that windows keep more than one token.
         weights["lm_head.weight"] = weights["lm_head.weight"] * 3
-        prompt = random_prompt(config, 64)
-        job = empty_job(config, 64, prompt=prompt, source=torch.arange(64))
+        case = Case(empty(config, 64), prompt=random_prompt(config, 64))
         want = None
         for threads in (1, 2):
-            engine = CpuEngine(config, weights, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
+            engine = cpu_engine(config, weights, dtype=dtype, kv_dtype=kv_dtype, threads=threads)
             for n in (1, 2, 3, 17, 64):
                 for window in (1, 2, 8, 33):
-                    words = None if prompt is None else prompt[:n]
-                    part = Job(job.tokens[:n], job.index[:n], job.source[:n], words, job.drawing, window)
-                    filled = engine.fill(part)
+                    filled = case.part(slice(n)).fill(engine, window)
                     if want is None:
-                        want = engine.fill(job).tokens
+                        want = case.fill(engine).tokens
                     assert torch.equal(filled.tokens, want[:n]), (threads, n, window)
                     if window == 1:
                         assert filled.pass_starts.all()
@@ -240,18 +252,17 @@ def test_tokens_do_not_depend_on_batch_window_or_threads(dtype: str, kv_dtype: s
 @pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
 def test_shared_prefix_changes_nothing(kv_dtype: str) -> None:
     config = PROMPTED
-    engine = CpuEngine(config, random_weights(config), dtype="bfloat16", kv_dtype=kv_dtype, threads=2)
+    engine = cpu_engine(config, random_weights(config), dtype="bfloat16", kv_dtype=kv_dtype, threads=2)
     for known, guidance in ((0, None), (1, 1.5), (14, None), (16, 3.0), (30, None)):
         tokens = torch.full((5, config.n_pixels), -1)
         tokens[:, :known] = torch.randint(0, config.n_colors, (known,))
         prompt = random_prompt(config, 1).expand(5, -1).contiguous()  # type: ignore[union-attr]
         drawing = Drawing(seed=1, guidance_scale=guidance)
-        job = Job(tokens, torch.arange(5), torch.zeros(5, dtype=torch.int64), prompt, drawing, 1)
-        shared = engine.fill(job).tokens
-        assert torch.equal(engine.fill(replace(job, source=torch.arange(5), window=4)).tokens, shared)
+        case = Case(tokens, drawing, prompt, 0)
+        shared = case.fill(engine).tokens
+        assert torch.equal(case.fill(engine, 4).tokens, shared)
         for i in range(5):
-            alone = Job(tokens[i : i + 1], job.index[i : i + 1], job.source[:1], prompt[i : i + 1], drawing, 2)
-            assert torch.equal(engine.fill(alone).tokens, shared[i : i + 1])
+            assert torch.equal(case.part(slice(i, i + 1)).fill(engine, 2).tokens, shared[i : i + 1])
 
 
 def test_random_masks_windows_and_filters_agree_with_one_at_a_time() -> None:
@@ -260,7 +271,7 @@ def test_random_masks_windows_and_filters_agree_with_one_at_a_time() -> None:
         config = PROMPTED if generator.random() < 0.5 else PLAIN
         weights = random_weights(config)
         weights["lm_head.weight"] = weights["lm_head.weight"] * float(generator.uniform(0.5, 4))
-        engine = CpuEngine(config, weights, threads=2)
+        engine = cpu_engine(config, weights, threads=2)
         n = int(generator.integers(1, 6))
         tokens = torch.randint(0, config.n_colors, (n, config.n_pixels))
         tokens[torch.rand(tokens.shape) < generator.random()] = -1
@@ -272,11 +283,11 @@ def test_random_masks_windows_and_filters_agree_with_one_at_a_time() -> None:
             top_p=float(generator.uniform(0.2, 1)) if generator.random() < 0.4 else None,
             guidance_scale=2.0 if prompt is not None and generator.random() < 0.5 else None,
         )
-        job = Job(tokens, torch.arange(n), torch.arange(n), prompt, drawing, 1)
-        want = engine.fill(job)
+        case = Case(tokens, drawing, prompt, 0)
+        want = case.fill(engine)
         assert torch.equal(want.tokens[tokens >= 0], tokens[tokens >= 0])
         for window in (int(generator.integers(2, 12)), 300, "auto"):
-            got = engine.fill(replace(job, window=window))
+            got = case.fill(engine, window)
             assert torch.equal(got.tokens, want.tokens)
             assert (got.pass_starts.sum(1) <= want.pass_starts.sum(1)).all()
 
@@ -286,11 +297,10 @@ def test_random_masks_windows_and_filters_agree_with_one_at_a_time() -> None:
 
 def test_rows_are_reported_once_in_order_and_final() -> None:
     config = PLAIN
-    engine = CpuEngine(config, random_weights(config))
+    engine = cpu_engine(config, random_weights(config))
     for window in (1, 5):
         seen = []
-        job = empty_job(config, 3, window=window)
-        filled = engine.fill(job, lambda *row, seen=seen: seen.append(row))
+        filled = fill(engine, empty(config, 3), window=window, on_row=lambda *row, seen=seen: seen.append(row))
         assert [row for _, row, _ in seen] == list(range(config.height))
         for images, row, tokens in seen:
             assert images == range(3)
@@ -300,39 +310,38 @@ def test_rows_are_reported_once_in_order_and_final() -> None:
 def test_a_known_canvas_takes_no_pass() -> None:
     config = PLAIN
     tokens = torch.randint(0, config.n_colors, (2, config.n_pixels))
-    filled = CpuEngine(config, random_weights(config)).fill(empty_job(config, 2, tokens=tokens))
+    filled = fill(cpu_engine(config, random_weights(config)), tokens)
     assert torch.equal(filled.tokens, tokens) and not filled.pass_starts.any()
 
 
 def test_an_exception_in_the_callback_comes_out_and_leaves_the_engine_usable() -> None:
     config = PLAIN
-    engine = CpuEngine(config, random_weights(config))
-    job = empty_job(config, 2)
-    want = engine.fill(job).tokens
+    engine = cpu_engine(config, random_weights(config))
+    want = fill(engine, empty(config, 2)).tokens
 
     def stop(images: range, row: int, tokens: torch.Tensor) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        engine.fill(job, stop)
-    assert torch.equal(engine.fill(job).tokens, want)
+        fill(engine, empty(config, 2), on_row=stop)
+    assert torch.equal(fill(engine, empty(config, 2)).tokens, want)
 
 
 def test_the_callback_may_use_the_engine() -> None:
     config = PLAIN
-    engine = CpuEngine(config, random_weights(config), threads=2)
+    engine = cpu_engine(config, random_weights(config), threads=2)
     tokens = torch.randint(0, config.n_colors, (1, 9))
     want, seen = engine.logits(tokens), []
-    engine.fill(empty_job(config, 2), lambda *_: seen.append(engine.logits(tokens)))
+    fill(engine, empty(config, 2), on_row=lambda *_: seen.append(engine.logits(tokens)))
     assert len(seen) == config.height and all(torch.equal(s, want) for s in seen)
 
 
 def test_python_threads_may_share_an_engine() -> None:
     config = PLAIN
-    engine = CpuEngine(config, random_weights(config), threads=2)
-    jobs = [empty_job(config, n, drawing=Drawing(seed=n)) for n in (1, 2, 3, 4)]
-    want, got = [engine.fill(job).tokens for job in jobs], [None] * 4
-    threads = [threading.Thread(target=lambda i=i: got.__setitem__(i, engine.fill(jobs[i]).tokens)) for i in range(4)]
+    engine = cpu_engine(config, random_weights(config), threads=2)
+    cases = [Case(empty(config, n), Drawing(seed=n)) for n in (1, 2, 3, 4)]
+    want, got = [case.fill(engine).tokens for case in cases], [None] * 4
+    threads = [threading.Thread(target=lambda i=i: got.__setitem__(i, cases[i].fill(engine).tokens)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -340,10 +349,10 @@ def test_python_threads_may_share_an_engine() -> None:
     assert all(torch.equal(a, b) for a, b in zip(want, got))
 
 
-def test_max_batch_is_what_fits() -> None:
+def test_room_is_what_fits() -> None:
     config = ImageGPTConfig.preset("small")
-    tiny = CpuEngine(PLAIN, random_weights(PLAIN))
-    assert tiny.max_batch(empty_job(PLAIN, 1)) > 64
+    tiny = cpu_engine(PLAIN, random_weights(PLAIN))
+    assert tiny.room(guided=False) > 64
     per_image = 2 * config.n_layer * config.n_pixels * config.n_embd * 2
     assert 64 * per_image < 4e9  # 64 images of small in bfloat16 fit 4 GB
 
@@ -353,21 +362,21 @@ def test_max_batch_is_what_fits() -> None:
 
 def test_bad_weights_are_refused() -> None:
     config = PLAIN
-    weights = random_weights(config)
-    name = "transformer.h.1.mlp.c_fc.weight"
+    spec, weights = image_gpt.spec(config), image_gpt.canonical(config, random_weights(config))
+    name = "blocks.1.fc.weight"
     with pytest.raises(ValueError, match="lack " + name):
-        CpuEngine(config, {k: v for k, v in weights.items() if k != name})
+        CpuEngine(spec, {k: v for k, v in weights.items() if k != name})
     with pytest.raises(ValueError, match="shape"):
-        CpuEngine(config, {**weights, name: weights[name].T.contiguous()})
+        CpuEngine(spec, {**weights, name: weights[name].T.contiguous()})
     with pytest.raises(TypeError, match=name):
-        CpuEngine(config, {**weights, name: weights[name].to(torch.int64)})
+        CpuEngine(spec, {**weights, name: weights[name].to(torch.int64)})
     with pytest.raises(ValueError, match="does not know"):
-        CpuEngine(config, {**weights, "transformer.h.9.ln_1.weight": weights["transformer.ln_f.weight"]})
+        CpuEngine(spec, {**weights, "blocks.9.norm_1": weights["norm"]})
     for bad in (math.nan, math.inf):
         broken = weights[name].clone()
         broken[3, 5] = bad
         with pytest.raises(ValueError, match="finite"):
-            CpuEngine(config, {**weights, name: broken})
+            CpuEngine(spec, {**weights, name: broken})
 
 
 def test_bad_settings_are_refused() -> None:
@@ -375,38 +384,44 @@ def test_bad_settings_are_refused() -> None:
     settings = {"dtype": "bf17", "kv_dtype": torch.float64, "isa": "sse9", "threads": 0}
     for name, bad in settings.items():
         with pytest.raises(ValueError, match=name):
-            CpuEngine(config, weights, **{name: bad})  # type: ignore[arg-type]
+            cpu_engine(config, weights, **{name: bad})
 
 
-def test_bad_jobs_are_refused() -> None:
+def test_bad_requests_are_refused() -> None:
     config = PROMPTED
-    engine = CpuEngine(config, random_weights(config))
-    good = empty_job(config, 2, prompt=random_prompt(config, 2))
-    for name, bad in {
-        "tokens": good.tokens.float(),
-        "index": good.index.int(),
-        "prompt": good.prompt.float(),  # type: ignore[union-attr]
-    }.items():
+    engine = cpu_engine(config, random_weights(config))
+    (good,) = requests(engine, empty(config, 1), prompt=random_prompt(config, 1))
+    with pytest.raises(TypeError, match="tokens"):
+        loop.run(engine, [replace(good, tokens=good.tokens.float())])
+    for name, bad in {"index": 0.5, "prefix": ("a",)}.items():
         with pytest.raises(TypeError, match=name):
-            engine.fill(replace(good, **{name: bad}))
+            loop.run(engine, [replace(good, **{name: bad})])
     for name, bad in {
-        "tokens": torch.full((2, config.n_pixels), config.n_colors),
-        "index": good.index[:1],
-        "source": good.source[None],
-        "prompt": torch.full((2, config.prompt_length), config.n_words),
-        "window": 0,
+        "tokens": torch.full((config.n_pixels,), config.n_colors),
+        "prefix": (config.n_words + 1,) * 2,
         "drawing": Drawing(temperature=math.nan),
     }.items():
         with pytest.raises(ValueError, match="temperature" if name == "drawing" else name):
-            engine.fill(replace(good, **{name: bad}))
+            loop.run(engine, [replace(good, **{name: bad})])
+    for prefix in ((), (0,) * (config.prompt_length + 2)):
+        with pytest.raises(ValueError, match="prefix"):
+            loop.run(engine, [replace(good, prefix=prefix)])
+    with pytest.raises(ValueError, match="window"):
+        loop.run(engine, [good], window=0)
+    with pytest.raises(ValueError, match="negative"):
+        loop.run(engine, [replace(good, drawing=Drawing(guidance_scale=2.0))])
     with pytest.raises(ValueError, match="guidance_scale"):
-        engine.fill(replace(good, prompt=None, drawing=Drawing(guidance_scale=2.0)))
+        loop.run(engine, [replace(good, negative=engine.spec.unconditional)])
     with pytest.raises(ValueError, match="tokens"):
         engine.logits(torch.full((1, 3), -1))
     with pytest.raises(ValueError, match="tokens"):
         engine.logits(torch.zeros(1, config.n_pixels + 1, dtype=torch.int64))
-    with pytest.raises(ValueError, match="prompt"):
-        engine.logits(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="prefix"):
+        engine.logits(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match="prefix"):
+        engine.logits(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 0, dtype=torch.int64))
+    with pytest.raises(TypeError, match="prefix"):
+        engine.logits(torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 2))
     with pytest.raises(ValueError, match="layer"):
         engine.hidden(torch.zeros(1, 4, dtype=torch.int64), config.n_layer + 1)
 
@@ -415,5 +430,5 @@ def test_a_model_that_overflows_raises() -> None:
     config = PLAIN
     weights = random_weights(config)
     weights["lm_head.weight"] = torch.full_like(weights["lm_head.weight"], 3e38)
-    with pytest.raises(RuntimeError, match="finite"):
-        CpuEngine(config, weights, dtype="float32").fill(empty_job(config, 1))
+    with pytest.raises(CheckpointError, match="finite"):
+        fill(cpu_engine(config, weights, dtype="float32"), empty(config, 1))

@@ -4,14 +4,13 @@ window."""
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
-from conftest import HEAD_DIM_96, ODD, PROMPTED, TINY, engine, random_tokens, random_weights
+from conftest import HEAD_DIM_96, ODD, PROMPTED, TINY, engine, fill, prefixes, random_tokens, random_weights
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Drawing, Job
+from fastigpt.sampling import Drawing
 
 CONFIGS = {"tiny": TINY, "odd": ODD, "prompted": PROMPTED, "head_dim_96": HEAD_DIM_96}
 SETTINGS = [
@@ -21,20 +20,6 @@ SETTINGS = [
     Drawing(seed=4, top_k=6, top_p=0.9),
     Drawing(temperature=0.0),
 ]
-
-
-def make_job(
-    tokens: torch.Tensor,
-    drawing: Drawing,
-    *,
-    prompt: torch.Tensor | None = None,
-    source: torch.Tensor | None = None,
-    first_index: int = 0,
-    window: int | str = 1,
-) -> Job:
-    n = len(tokens)
-    index = torch.arange(n) + first_index
-    return Job(tokens, index, torch.arange(n) if source is None else source, prompt, drawing, window)
 
 
 def holes(config: ImageGPTConfig, n: int, share: float, seed: int) -> torch.Tensor:
@@ -52,17 +37,17 @@ def test_logits_and_hidden_states_equal_the_reference(backend, shape, biases):
     tested = engine(backend, config, weights, dtype="float32", kv_dtype="float32")
     for n, length in ((1, 1), (2, config.n_pixels - 1), (3, config.n_pixels)):
         tokens = random_tokens(config, n, seed=length)[:, :length].contiguous()
-        prompts = [None]
+        read = [None]
         if config.n_words:
-            prompts.append(torch.randint(0, config.n_words, (n, config.prompt_length)))
-        for prompt in prompts:
-            logits = tested.logits(tokens, prompt)
+            read.append(prefixes(tested, torch.randint(0, config.n_words, (n, config.prompt_length))))
+        for prefix in read:
+            logits = tested.logits(tokens, prefix)
             assert logits.dtype == torch.float32 and logits.shape == (n, length, config.n_colors)
-            assert (logits - truth.logits(tokens, prompt)).abs().max() <= 1e-4
+            assert (logits - truth.logits(tokens, prefix)).abs().max() <= 1e-4
             for layer in range(config.n_layer + 1):
-                hidden = tested.hidden(tokens, layer, prompt)
+                hidden = tested.hidden(tokens, layer, prefix)
                 assert hidden.shape == (n, length, config.n_embd)
-                assert (hidden - truth.hidden(tokens, layer, prompt)).abs().max() <= 1e-4
+                assert (hidden - truth.hidden(tokens, layer, prefix)).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("drawing", SETTINGS, ids=str)
@@ -71,10 +56,10 @@ def test_samples_equal_the_reference(backend, shape, drawing):
     config = CONFIGS[shape]
     weights = random_weights(config, seed=12, biases=True)
     tokens = torch.full((5, config.n_pixels), -1)
-    truth = engine("reference", config, weights).fill(make_job(tokens, drawing, first_index=2**33))
+    truth = fill(engine("reference", config, weights), tokens, drawing, first_index=2**33)
     tested = engine(backend, config, weights, dtype="float32", kv_dtype="float32")
     for window in (1, 2, 5, 33, "auto"):
-        filled = tested.fill(make_job(tokens, drawing, first_index=2**33, window=window))
+        filled = fill(tested, tokens, drawing, first_index=2**33, window=window)
         assert torch.equal(filled.tokens, truth.tokens), f"window {window}"
 
 
@@ -88,27 +73,25 @@ def test_known_tokens_stay_and_the_rest_equals_the_reference(backend, window, sh
     tokens[1, :] = -1
     tokens[2, -1] = 3  # a known end
     drawing = Drawing(seed=21)
-    truth = engine("reference", config, weights).fill(make_job(tokens, drawing))
-    filled = engine(backend, config, weights, dtype="float32", kv_dtype="float32").fill(
-        make_job(tokens, drawing, window=window)
-    )
+    truth = fill(engine("reference", config, weights), tokens, drawing)
+    tested = engine(backend, config, weights, dtype="float32", kv_dtype="float32")
+    filled = fill(tested, tokens, drawing, window=window)
     known = tokens >= 0
     assert torch.equal(filled.tokens[known], tokens[known])
     assert torch.equal(filled.tokens, truth.tokens)
 
 
-@pytest.mark.parametrize("prefix", [0, 1, 7, 15, 16])
-def test_images_of_one_source_share_a_prefix_and_differ_after_it(backend, prefix):
+@pytest.mark.parametrize("known", [0, 1, 7, 15, 16])
+def test_images_with_the_same_prefix_share_it_and_differ_after_it(backend, known):
     weights = random_weights(TINY, seed=14)
     tokens = torch.full((7, TINY.n_pixels), -1)
-    tokens[:4, :prefix] = random_tokens(TINY, 1, seed=1)[:, :prefix]
-    tokens[4:, :prefix] = random_tokens(TINY, 1, seed=2)[:, :prefix]
-    source = torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    tokens[:4, :known] = random_tokens(TINY, 1, seed=1)[:, :known]
+    tokens[4:, :known] = random_tokens(TINY, 1, seed=2)[:, :known]
     drawing = Drawing(seed=31)
-    truth = engine("reference", TINY, weights).fill(make_job(tokens, drawing))
+    truth = fill(engine("reference", TINY, weights), tokens, drawing)
     tested = engine(backend, TINY, weights, dtype="float32", kv_dtype="float32")
     for window in (1, 4):
-        filled = tested.fill(make_job(tokens, drawing, source=source, window=window))
+        filled = fill(tested, tokens, drawing, window=window)
         assert torch.equal(filled.tokens, truth.tokens)
 
 
@@ -118,13 +101,13 @@ def test_prompts_and_guidance_equal_the_reference(backend, scale):
     tokens = holes(PROMPTED, 4, 0.8, seed=3)
     prompt = torch.tensor([[1, 2, 0], [1, 2, 0], [3, 4, 1], [0, 0, 0]])
     drawing = Drawing(seed=41, guidance_scale=scale)
-    truth = engine("reference", PROMPTED, weights).fill(make_job(tokens, drawing, prompt=prompt))
+    truth = fill(engine("reference", PROMPTED, weights), tokens, drawing, prompt=prompt)
     tested = engine(backend, PROMPTED, weights, dtype="float32", kv_dtype="float32")
     for window in (1, 3, "auto"):
-        filled = tested.fill(make_job(tokens, drawing, prompt=prompt, window=window))
+        filled = fill(tested, tokens, drawing, prompt=prompt, window=window)
         assert torch.equal(filled.tokens, truth.tokens)
     if scale == 0.0:  # u + 0·(c − u) is the model without a prompt
-        without = tested.fill(make_job(tokens, Drawing(seed=41)))
+        without = fill(tested, tokens, Drawing(seed=41))
         assert torch.equal(without.tokens, truth.tokens)
 
 
@@ -133,9 +116,9 @@ def test_an_image_does_not_depend_on_its_neighbours(backend):
     tested = engine(backend, HEAD_DIM_96, weights, dtype="float32", kv_dtype="float32")
     tokens = torch.full((17, HEAD_DIM_96.n_pixels), -1)
     drawing = Drawing(seed=51)
-    together = tested.fill(make_job(tokens, drawing)).tokens
+    together = fill(tested, tokens, drawing).tokens
     for k in (0, 5, 16):
-        alone = tested.fill(make_job(tokens[:1], drawing, first_index=k)).tokens
+        alone = fill(tested, tokens[:1], drawing, first_index=k).tokens
         assert torch.equal(alone[0], together[k])
     assert len(torch.unique(together, dim=0)) == 17
 
@@ -146,9 +129,12 @@ def test_rows_are_reported_once_in_order_and_final(backend):
     for window in (1, 4, "auto"):
         rows: list[tuple[range, int, torch.Tensor]] = []
         tokens = holes(ODD, 3, 0.7, seed=5)
-        filled = tested.fill(
-            make_job(tokens, Drawing(seed=61), window=window),
-            lambda images, row, tokens, rows=rows: rows.append((images, row, tokens.clone())),
+        filled = fill(
+            tested,
+            tokens,
+            Drawing(seed=61),
+            window=window,
+            on_row=lambda images, row, tokens, rows=rows: rows.append((images, row, tokens.clone())),
         )
         assert [row for _, row, _ in rows] == list(range(ODD.height))
         assert all(images == range(3) for images, _, _ in rows)
@@ -159,24 +145,24 @@ def test_an_error_in_a_callback_comes_back_and_the_engine_still_works(backend):
     weights = random_weights(TINY, seed=18)
     tested = engine(backend, TINY, weights)
     tokens = torch.full((2, TINY.n_pixels), -1)
-    expected = tested.fill(make_job(tokens, Drawing(seed=1))).tokens
+    expected = fill(tested, tokens, Drawing(seed=1)).tokens
 
     def fail(images: range, row: int, tokens: torch.Tensor) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tested.fill(make_job(tokens, Drawing(seed=1)), fail)
-    assert torch.equal(tested.fill(make_job(tokens, Drawing(seed=1))).tokens, expected)
+        fill(tested, tokens, Drawing(seed=1), on_row=fail)
+    assert torch.equal(fill(tested, tokens, Drawing(seed=1)).tokens, expected)
 
 
 def test_passes_are_counted(backend):
     weights = random_weights(TINY, seed=19)
     tested = engine(backend, TINY, weights)
     tokens = torch.full((4, TINY.n_pixels), -1)
-    one = tested.fill(make_job(tokens, Drawing(seed=71)))
+    one = fill(tested, tokens, Drawing(seed=71))
     assert one.pass_starts.all()
     tokens[:, :5] = 1
-    wide = tested.fill(make_job(tokens, Drawing(temperature=0.0), window=8))
+    wide = fill(tested, tokens, Drawing(temperature=0.0), window=8)
     assert wide.pass_starts[:, 5].all() and not wide.pass_starts[:, :5].any()
     passes = wide.pass_starts.sum(1)
     assert ((passes >= -(-(TINY.n_pixels - 5) // 8)) & (passes <= TINY.n_pixels - 5)).all()
@@ -186,12 +172,12 @@ def test_threads_can_share_an_engine(backend):
     weights = random_weights(TINY, seed=20)
     tested = engine(backend, TINY, weights)
     tokens = torch.full((3, TINY.n_pixels), -1)
-    expected = [tested.fill(make_job(tokens, Drawing(seed=s))).tokens for s in range(4)]
+    expected = [fill(tested, tokens, Drawing(seed=s)).tokens for s in range(4)]
     results: dict[int, torch.Tensor] = {}
 
     def work(seed: int) -> None:
         for _ in range(5):
-            results[seed] = tested.fill(make_job(tokens, Drawing(seed=seed))).tokens
+            results[seed] = fill(tested, tokens, Drawing(seed=seed)).tokens
 
     threads = [threading.Thread(target=work, args=(s,)) for s in range(4)]
     for thread in threads:
@@ -222,12 +208,12 @@ def test_prepared_passes_can_be_repeated_and_disturb_nothing(backend, window):
     weights = random_weights(TINY, seed=23)
     tested = engine(backend, TINY, weights)
     tokens = torch.full((2, TINY.n_pixels), -1)
-    expected = tested.fill(make_job(tokens, Drawing(seed=1))).tokens
+    expected = fill(tested, tokens, Drawing(seed=1)).tokens
     for n, position in ((1, 0), (3, 7), (2, TINY.n_pixels - window)):
         work = tested.prepared_pass(n=n, position=position, window=window)
         for _ in range(3):
             work()
-    assert torch.equal(tested.fill(make_job(tokens, Drawing(seed=1))).tokens, expected)
+    assert torch.equal(fill(tested, tokens, Drawing(seed=1)).tokens, expected)
 
 
 @pytest.mark.parametrize("shape", ["tiny", "prompted"])
@@ -245,12 +231,11 @@ def test_a_draft_changes_no_token(backend, shape):
     tokens[0] = -1
     prompt = torch.tensor([[1, 2, 0]] * 5) if config.n_words else None
     drawing = Drawing(seed=81, top_k=7, guidance_scale=1.5 if config.n_words else None)
-    truth = engine("reference", config, weights).fill(make_job(tokens, drawing, prompt=prompt))
+    truth = fill(engine("reference", config, weights), tokens, drawing, prompt=prompt)
     passes = []
     for draft in drafts:
         for window in (1, 2, 4, 7):
-            job = replace(make_job(tokens, drawing, prompt=prompt, window=window), draft=draft)
-            filled = tested.fill(job)
+            filled = fill(tested, tokens, drawing, prompt=prompt, window=window, draft=draft)
             assert torch.equal(filled.tokens, truth.tokens), f"window {window}"
             passes.append(int(filled.pass_starts[0].sum()))
     # A model that drafts for itself is always right: every pass keeps its whole window.

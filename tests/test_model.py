@@ -87,7 +87,7 @@ def test_stats_tell_tokens_and_seconds_per_pass(model):
     known = random_tokens(TINY, 2)
     known[:, 5:] = -1
     _, stats = model.fill(known, seed=0, window=1, return_stats=True, batch_size=1)
-    assert stats.tokens_per_pass == 1 and stats.waves == 2 and int(stats.drawn.sum()) == 22
+    assert stats.tokens_per_pass == 1 and stats.batch == 1 and int(stats.drawn.sum()) == 22
     assert stats.seconds_per_pass == pytest.approx(stats.seconds / 2 / 11)
     _, wide = model.sample(8, temperature=0.0, window=8, seed=0, return_stats=True)
     assert wide.tokens_per_pass == pytest.approx(16 / float(wide.passes.double().mean()))
@@ -112,7 +112,7 @@ def test_a_draft_changes_no_token_and_must_fit(tmp_path):
         large.sample(1, draft=tmp_path / "missing")
 
 
-def test_row_callbacks_cover_a_job_of_several_waves(model):
+def test_row_callbacks_cover_a_job_that_slots_take_in_turns(model):
     seen: dict[tuple[int, int], torch.Tensor] = {}
 
     def on_row(images: range, row: int, tokens: torch.Tensor) -> None:
@@ -129,7 +129,7 @@ def test_a_progress_bar_is_shown_when_asked_for_and_not_in_a_pipe(model, capfd):
     model.sample(2, seed=0)
     assert capfd.readouterr().err == ""
     model.sample(2, seed=0, progress=True)
-    assert "row" in capfd.readouterr().err
+    assert "image" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import random_tokens
+from conftest import engine, random_tokens
 
 import fastigpt
 from fastigpt import CheckpointError
-from fastigpt.engine.reference import ReferenceEngine
 from fastigpt.openai_checkpoint import from_variables
 
 N_LAYER, N_HEAD, N_EMBD, SIDE, COLORS = 2, 2, 12, 3, 7
@@ -67,7 +66,7 @@ def test_converted_variables_give_openais_logits():
     assert (config.n_layer, config.n_head, config.n_embd, config.height) == (N_LAYER, N_HEAD, N_EMBD, SIDE)
     assert config.n_colors == COLORS
     tokens = random_tokens(config, 3)
-    logits = ReferenceEngine(config, weights, dtype=torch.float64).logits(tokens)
+    logits = engine("reference", config, weights, dtype="float64").logits(tokens)
     assert (logits - openai_logits(variables, tokens)).abs().max() < 1e-5
 
 

@@ -10,17 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CACHED, PROMPTED, TINY, random_tokens, random_weights
+from conftest import CACHED, PROMPTED, TINY, prefixes, random_tokens, random_weights
 from PIL import Image
 from typer.testing import CliRunner
 
 import fastigpt
 from fastigpt import ImageGPT, ImageGPTConfig, Palette
 from fastigpt.cli import app
-from fastigpt.engine import Drawing
 from fastigpt.particles import effective_sample_size, systematic
 from fastigpt.prompts import Vocabulary
-from fastigpt.sampling import draw, guide, noise_bits
+from fastigpt.sampling import Drawing, draw, guide, noise_bits
 from fastigpt.training.data import HELD_OUT_SEED
 from fastigpt.training.scenes import scenes
 
@@ -85,7 +84,7 @@ def plain_twin(
 
     def logits_at(x: torch.Tensor, position: int) -> torch.Tensor:
         given = x[None, : position + 1].clamp(min=0)
-        c = model.engine.logits(given, prompt)[0, -1]
+        c = model.engine.logits(given, None if prompt is None else prefixes(model.engine, prompt))[0, -1]
         if drawing.guidance_scale is None:
             return c
         return guide(c, model.engine.logits(given)[0, -1], drawing.guidance_scale)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, engine, random_weights
+from conftest import TINY, engine, fill, random_weights
 
-from fastigpt.engine import Drawing, Job
+from fastigpt.families import image_gpt
+from fastigpt.sampling import Drawing
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "baselines"))
 
@@ -18,16 +19,18 @@ from static_cache import StaticCacheModel, StaticCachePeer
 def test_greedy_tokens_equal_the_reference(compiled):
     weights = random_weights(TINY, seed=3, biases=True)
     tokens = torch.full((2, TINY.n_pixels), -1)
-    job = Job(tokens, torch.arange(2), torch.arange(2), None, Drawing(temperature=0.0))
-    model = StaticCacheModel(TINY, weights, 2, device="cpu", dtype=torch.float32, compiled=compiled)
-    assert torch.equal(model.sample(greedy=True), engine("reference", TINY, weights).fill(job).tokens)
+    spec, canonical = image_gpt.spec(TINY), image_gpt.canonical(TINY, weights)
+    model = StaticCacheModel(spec, canonical, 2, device="cpu", dtype=torch.float32, compiled=compiled)
+    truth = fill(engine("reference", TINY, weights), tokens, Drawing(temperature=0.0))
+    assert torch.equal(model.sample(greedy=True), truth.tokens)
     drawn = model.sample()
     assert drawn.shape == tokens.shape and ((drawn >= 0) & (drawn < TINY.n_colors)).all()
 
 
 def test_a_pass_can_be_repeated_and_windows_are_refused(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    peer = StaticCachePeer(TINY, random_weights(TINY), torch.device("cpu"), torch.float32)
+    spec, canonical = image_gpt.spec(TINY), image_gpt.canonical(TINY, random_weights(TINY))
+    peer = StaticCachePeer(spec, canonical, torch.device("cpu"), torch.float32)
     for position in (0, 5, TINY.n_pixels - 1):
         work = peer.prepared_pass(n=2, position=position)
         work(), work()

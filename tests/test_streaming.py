@@ -14,6 +14,7 @@ import torch
 from conftest import PROMPTED, TINY, random_tokens, random_weights
 
 from fastigpt import ImageGPT, ImageGPTConfig
+from fastigpt.engine import loop
 from fastigpt.prompts import Vocabulary
 from fastigpt.streaming import AHEAD, RowStream
 
@@ -137,11 +138,11 @@ def test_a_reader_that_waits_is_woken_by_close():
 
 
 def test_errors_of_the_work_reach_the_reader(model, monkeypatch):
-    def broken(job, on_row=None):
+    def broken(engine, requests, on_row=None, **how):
         on_row(range(2), 0, torch.zeros(2, 4, dtype=torch.int64))
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(model.engine, "fill", broken)
+    monkeypatch.setattr(loop, "run", broken)
     rows = model.stream(2)
     assert next(rows)[1] == 0
     with pytest.raises(RuntimeError, match="the device is gone"):

@@ -6,7 +6,6 @@ the loop, an error in a callback or Ctrl-C included, closes its session and leav
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass

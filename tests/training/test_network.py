@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from conftest import engine, prefixes
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine.reference import ReferenceEngine
 from fastigpt.training import network as network_module
 from fastigpt.training.network import Network
 
@@ -34,10 +34,9 @@ def test_logits_are_those_of_the_reference(length, with_prompt, block, monkeypat
     network = fresh()
     tokens = torch.randint(0, CONFIG.n_colors, (3, length))
     prompt = torch.randint(0, CONFIG.n_words, (3, CONFIG.prompt_length)) if with_prompt else None
-    reference = ReferenceEngine(CONFIG, dict(network.state_dict()), dtype=torch.float64)
-    torch.testing.assert_close(
-        network(tokens, prompt).detach(), reference.logits(tokens, prompt).double(), atol=1e-6, rtol=1e-6
-    )
+    reference = engine("reference", CONFIG, dict(network.state_dict()), dtype="float64")
+    expected = reference.logits(tokens, None if prompt is None else prefixes(reference, prompt)).double()
+    torch.testing.assert_close(network(tokens, prompt).detach(), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_start():
