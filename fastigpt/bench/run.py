@@ -15,6 +15,7 @@ from fastigpt.bench.peers import EnginePeer, Peer, TransformersPeer
 from fastigpt.bench.report import as_json, machine_line, plot_throughput, table, write_json
 from fastigpt.config import PRESETS, ImageGPTConfig
 from fastigpt.engine.choose import as_device, build
+from fastigpt.families import image_gpt
 from fastigpt.model import ImageGPT
 
 
@@ -40,14 +41,15 @@ def bench(
         raise ValueError(f"--kv-dtype has {len(kv_dtypes)} entries for {len(dtypes)} of --dtype")
     place = as_device(device)
     loaded = _load(model)
-    config, weights = loaded.config, loaded.weights
+    config = loaded.config
+    spec, weights = image_gpt.spec(config), image_gpt.canonical(config, loaded.weights)
     measured: list[Peer] = [
-        EnginePeer(build(config, weights, backend=backend, device=place, dtype=dtype, kv_dtype=kv_dtype))
+        EnginePeer(build(spec, weights, backend=backend, device=place, dtype=dtype, kv_dtype=kv_dtype))
         for dtype, kv_dtype in zip(dtypes, [None] * len(dtypes) if kv_dtypes is None else kv_dtypes)
     ]
     if peers:
         if all(peer.name != "fastigpt portable" for peer in measured):
-            measured.append(EnginePeer(build(config, weights, backend="portable", device=place, dtype="bfloat16")))
+            measured.append(EnginePeer(build(spec, weights, backend="portable", device=place, dtype="bfloat16")))
         missing = TransformersPeer.why_unavailable()
         if missing is None:
             measured.append(TransformersPeer(config, place, torch.bfloat16))
