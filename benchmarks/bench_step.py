@@ -17,6 +17,7 @@ from fastigpt.bench.floor import pass_floor
 from fastigpt.bench.peers import EnginePeer, Peer, TransformersPeer
 from fastigpt.engine.choose import build, choose
 from fastigpt.engine.memory import synchronize
+from fastigpt.families import image_gpt
 
 CONFIG = ImageGPTConfig.preset("small")
 POSITIONS = (32, 512, 992)
@@ -24,7 +25,7 @@ POSITIONS = (32, 512, 992)
 
 @lru_cache(maxsize=1)
 def weights() -> dict[str, torch.Tensor]:
-    return ImageGPT.from_config(CONFIG, backend="reference", device="cpu").weights
+    return image_gpt.canonical(CONFIG, ImageGPT.from_config(CONFIG, backend="reference", device="cpu").weights)
 
 
 def make(name: str, device: torch.device, request: pytest.FixtureRequest) -> Peer:
@@ -45,7 +46,7 @@ def make(name: str, device: torch.device, request: pytest.FixtureRequest) -> Pee
     backend, dtype, kv_dtype = kinds[name]
     if backend != "cpu" and dtype == "int8":
         pytest.skip(f"int8 weights are for the cpu engine; here {backend} is the fastest")
-    engine = build(CONFIG, weights(), backend=backend, device=device, dtype=dtype, kv_dtype=kv_dtype)
+    engine = build(image_gpt.spec(CONFIG), weights(), backend=backend, device=device, dtype=dtype, kv_dtype=kv_dtype)
     return EnginePeer(engine)
 
 

@@ -10,6 +10,7 @@ from baselines.static_cache import StaticCachePeer
 
 from fastigpt import ImageGPT, ImageGPTConfig
 from fastigpt.bench.machine import Machine, measure_machine
+from fastigpt.families import image_gpt
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,4 +40,4 @@ def static_cache(device: torch.device) -> StaticCachePeer:
         pytest.skip("torch.compile needs a C++ compiler")
     config = ImageGPTConfig.preset("small")
     weights = ImageGPT.from_config(config, backend="reference", device="cpu").weights
-    return StaticCachePeer(config, weights, device, torch.bfloat16)
+    return StaticCachePeer(image_gpt.spec(config), image_gpt.canonical(config, weights), device, torch.bfloat16)

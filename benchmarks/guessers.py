@@ -11,62 +11,79 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 
 import fastigpt
-from fastigpt.engine import Drawing, Job
-from fastigpt.engine.portable import PortableEngine, _Wave
-from fastigpt.sampling import gumbel_noise
+from fastigpt.engine import loop
+from fastigpt.engine.portable import PortableEngine
+from fastigpt.engine.portable.session import PortableSession
+from fastigpt.job import Request
+from fastigpt.sampling import Drawing, gumbel_noise
+
+DRAWING = Drawing(seed=11)
 
 
-class Study(_Wave):
-    """The portable engine's loop with the guesses of `rule`, which sees the scores of all positions so far."""
+class Study(PortableSession):
+    """The portable engine's session with the guesses of `rule`, which sees the scores of all positions so far."""
 
-    def __init__(self, engine: PortableEngine, job: Job, width: int, rule: Rule | None) -> None:
-        super().__init__(engine, job, width)
-        self.rule, self.columns = rule, engine.config.width
-        self.logs = torch.zeros(len(job.tokens), engine.config.n_pixels + width, engine.config.n_colors)
-        score = self.lanes.logits
+    def __init__(self, engine: PortableEngine, capacity: int, width: int, rule: Rule | None) -> None:
+        super().__init__(engine.blocks, capacity, width, None)
+        self.rule, self.columns, self.rows = rule, engine.spec.columns, slice(0)
+        self.logs = torch.zeros(capacity, self.n_positions + 1, engine.spec.n_tokens)
+        score = self.reader.logits
 
-        def recorded(ids: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-            logits = score(ids, first)
-            slots = first[:, None] + torch.arange(ids.shape[1])
-            self.logs[self.alive[:, None], slots] = logits.log_softmax(-1)
+        def recorded(tokens: torch.Tensor, position: torch.Tensor, *how: Any) -> torch.Tensor:
+            logits = score(tokens, position, *how)
+            place = position[:, None] + torch.arange(tokens.shape[1])
+            self.logs[torch.arange(len(tokens))[:, None], place.clamp(max=self.n_positions)] = logits.log_softmax(-1)
             return logits
 
-        self.lanes.logits = recorded  # type: ignore[method-assign]
+        self.reader.logits = recorded  # type: ignore[method-assign]
 
-    def _guess(self, width: int) -> None:
+    def _copy(self, sources: Sequence[int], targets: Sequence[int], positions: int | None = None) -> None:
+        super()._copy(sources, targets, positions)
+        self.logs[list(targets)] = self.logs[list(sources)]
+
+    def _guess(self, rows: slice, width: int) -> None:
         if self.rule is None:
-            return super()._guess(width)
+            return super()._guess(rows, width)
+        self.rows = rows
         for place in range(width - 1):
-            slots = self.position[self.alive] + place
-            self._note_guesses(self.alive, slots, self.rule(self, slots))
+            at = (self.canvases.position[rows] + place).clamp(max=self.n_positions)
+            self.canvases.guess(rows, at[:, None], self.rule(self, at)[:, None])
 
-    def token(self, slots: torch.Tensor) -> torch.Tensor:
+    @property
+    def scored(self) -> torch.Tensor:
+        """One past the last position that has scores; [n]."""
+        return self.canvases.scored[self.rows]
+
+    def token(self, at: torch.Tensor) -> torch.Tensor:
         """Tokens there: decided, drawn by the last pass, or guessed; [n]."""
-        return self.guesses[self.alive, slots.clamp(min=0)]
+        return self.canvases.tokens[self.rows].gather(1, at.clamp(min=0)[:, None])[:, 0]
 
-    def drawn(self, slots: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    def drawn(self, at: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
         """What the last pass drew there, or `fresh` where it drew nothing."""
-        return torch.where(slots < self.scored[self.alive], self.token(slots), fresh)
+        return torch.where(at < self.scored, self.token(at), fresh)
 
-    def draw_from(self, logs: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """The draw with these log-probabilities [n, n_colors] and the positions' own noise."""
-        noise = gumbel_noise(self.drawing.seed, self.index[self.alive], slots, logs.shape[-1])
-        return (logs + noise).argmax(-1)
+    def draw_from(self, logs: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+        """The draw with these log-probabilities [n, n_tokens] and the positions' own noise."""
+        return (logs + gumbel_noise(DRAWING.seed, self.canvases.index[self.rows], at, logs.shape[-1])).argmax(-1)
+
+    def scores(self, at: torch.Tensor) -> torch.Tensor:
+        """Log-probabilities there, as they were scored last; [n, n_tokens]."""
+        return self.logs[torch.arange(len(at)), at.clamp(min=0)]
 
     def last(self) -> torch.Tensor:
         """Log-probabilities of the last position that was scored."""
-        return self.logs[self.alive, (self.scored[self.alive] - 1).clamp(min=0)]
+        return self.scores(self.scored.clamp(max=self.n_positions) - 1)
 
-    def above(self, slots: torch.Tensor) -> torch.Tensor:
+    def above(self, at: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the position above; in the first row, of the last position."""
-        up = slots - self.columns
-        return torch.where((up >= 0)[:, None], self.logs[self.alive, up.clamp(min=0)], self.last())
+        up = at - self.columns
+        return torch.where((up >= 0)[:, None], self.scores(up), self.last())
 
 
 Rule = Callable[[Study, torch.Tensor], torch.Tensor]
@@ -77,20 +94,20 @@ def mixed(a: torch.Tensor, b: torch.Tensor, share: float) -> torch.Tensor:
     return torch.logaddexp(a + math.log(share), b + math.log(1 - share))
 
 
-def left(study: Study, slots: torch.Tensor) -> torch.Tensor:
-    return study.token(slots - 1)
+def left(study: Study, at: torch.Tensor) -> torch.Tensor:
+    return study.token(at - 1)
 
 
-def corrected(study: Study, slots: torch.Tensor) -> torch.Tensor:
+def corrected(study: Study, at: torch.Tensor) -> torch.Tensor:
     """A draw that repeats the wrong guess becomes the token drawn in its place; where nothing was drawn, left."""
-    y = study.drawn(slots, left(study, slots))
-    right = study.tokens[study.alive, (study.position[study.alive] - 1).clamp(min=0)]
-    return torch.where((y == study.wrong[study.alive]) & (slots < study.scored[study.alive]), right, y)
+    y = study.drawn(at, left(study, at))
+    right = study.token(study.canvases.position[study.rows] - 1)
+    return torch.where((y == study.canvases.wrong[study.rows]) & (at < study.scored), right, y)
 
 
-def draws_mixed_with_above(study: Study, slots: torch.Tensor) -> torch.Tensor:
-    y = study.draw_from(mixed(study.above(slots), study.logs[study.alive, slots], 0.3), slots)
-    return torch.where(slots < study.scored[study.alive], y, left(study, slots))
+def draws_mixed_with_above(study: Study, at: torch.Tensor) -> torch.Tensor:
+    y = study.draw_from(mixed(study.above(at), study.scores(at), 0.3), at)
+    return torch.where(at < study.scored, y, left(study, at))
 
 
 RULES: dict[str, Rule | None] = {
@@ -116,26 +133,27 @@ def main() -> None:
     torch.set_num_threads(1)  # the tensors are small
     portable = fastigpt.load(device="cpu", backend="portable", dtype="float32")
     cpu = fastigpt.load(device="cpu", backend="cpu", dtype="float32")
-    drawing, pixels = Drawing(seed=11), portable.config.n_pixels
-    job = Job(torch.full((n, pixels), -1), torch.arange(n), torch.zeros(n, dtype=torch.int64), None, drawing, 1)
-    expected = cpu.engine.fill(job).tokens
+    engine, pixels = cast(PortableEngine, portable.engine), portable.config.n_pixels
+    empty = torch.full((pixels,), -1)
+    requests = [Request(empty, index, DRAWING, engine.spec.unconditional) for index in range(n)]
+    expected = loop.run(cpu.engine, requests, window=1)[0].tokens
     print(f"{n} images, passes per image (tokens per pass)\n")
     print("| draws not kept; other positions | " + " | ".join(f"window {w}" for w in windows) + " |")
     print("|---|" + "---|" * len(windows))
     for name, rule in RULES.items():
         cells = []
         for width in windows:
-            with torch.inference_mode():
-                study = Study(cast(PortableEngine, portable.engine), job, width, rule)
-                while study.finished_rows() < portable.config.height:
-                    study.advance(width)
-            assert torch.equal(study.tokens, expected), "a guess changed a token"
-            passes = float(study.pass_starts.sum(1).double().mean())
+            study = Study(engine, n, width, rule)
+            slots = study.add(requests)
+            loop.draw_until_stopped(study, dict.fromkeys(slots, pixels))
+            filled = study.read(slots)
+            assert torch.equal(filled.tokens, expected), "a guess changed a token"
+            passes = float(filled.pass_starts.sum(1).double().mean())
             cells.append(f"{passes:.0f} ({pixels / passes:.2f})")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     cells = []
     for width in windows:
-        _, stats = cpu.sample(n, seed=11, window=width, output_type="tokens", return_stats=True)
+        _, stats = cpu.sample(n, seed=DRAWING.seed, window=width, output_type="tokens", return_stats=True)
         passes = float(stats.passes.double().mean())
         cells.append(f"{passes:.0f} ({pixels / passes:.2f})")
     print("| the same, after tokens seen in the same surroundings (cpu engine) | " + " | ".join(cells) + " |")

@@ -64,8 +64,8 @@ class Fills(ABC):
         on_row: OnRow | None = None,
         stop: int | None = None,
     ) -> Any:
-        """What `sample`, `complete` and `fill` do with canvases whose unknown tokens are −1. given: their options. stop:
-        tokens from there on are left as they are."""
+        """What `sample`, `complete` and `fill` do with canvases whose unknown tokens are −1. given: their options.
+        stop: tokens from there on are left as they are."""
         count, config = len(canvases), self.config
         if kind != "tokens":
             self._palette()

@@ -43,8 +43,8 @@ def run(
     draft: Engine | None = None,
     on_done: Callable[[int], None] | None = None,
 ) -> tuple[Filled, int]:
-    """Draws canvases with `particles` candidates each (1 to MOST; image indices below CANDIDATE) and returns them, and how
-    many results were drawn side by side at most. pass_starts are those of the candidate that was picked, and of its
+    """Draws canvases with `particles` candidates each (1 to MOST; image indices below CANDIDATE) and returns them, and
+    how many results were drawn side by side at most. pass_starts are those of the candidate that was picked, and of its
     ancestors. batch_size counts candidates; those of one result always run together.
 
     The stretches that are weighted run from a row with unknown cells up to the next such row. Where the effective
@@ -156,8 +156,8 @@ class _Result:
 
 
 def _stretches(tokens: torch.Tensor, height: int, columns: int) -> list[tuple[int, int]]:
-    """(row, end) of every stretch that is weighted: a row with an unknown cell that has a known one somewhere behind it,
-    and the first cell of the next row with unknown cells, or the end of the canvas."""
+    """(row, end) of every stretch that is weighted: a row with an unknown cell that has a known one somewhere behind
+    it, and the first cell of the next row with unknown cells, or the end of the canvas."""
     unknown = (tokens < 0).view(height, columns)
     ahead = (tokens >= 0).flip(0).cumsum(0).flip(0) > 0  # a known cell here or behind
     rows = unknown.any(1).nonzero().flatten().tolist()

@@ -29,8 +29,9 @@ class BlockSpec:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """n_layer blocks of `width`; canvases of height × columns; n_tokens: the head's outputs; n_prefix_tokens: rows of the
-    prefix's embedding; prefix_length: elements of the longest prefix; unconditional: the prefix that says nothing."""
+    """n_layer blocks of `width`; canvases of height × columns; n_tokens: the head's outputs; n_prefix_tokens: rows of
+    the prefix's embedding; prefix_length: elements of the longest prefix; unconditional: the prefix that says
+    nothing."""
 
     n_layer: int
     width: int

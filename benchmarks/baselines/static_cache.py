@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastigpt.config import ImageGPTConfig
+from fastigpt.spec import ModelSpec
 
 
 class StaticCacheModel(nn.Module):
-    """n images at once, all at one position. weights: as an engine takes them."""
+    """n images at once, all at one position, without prompts. weights: as an engine takes them."""
 
     def __init__(
         self,
-        config: ImageGPTConfig,
+        spec: ModelSpec,
         weights: dict[str, torch.Tensor],
         n: int,
         *,
@@ -32,22 +32,20 @@ class StaticCacheModel(nn.Module):
         compiled: bool = True,
     ) -> None:
         super().__init__()
-        self.config, self.n, self.device, self.dtype = config, n, torch.device(device), dtype
+        self.spec, self.n, self.device, self.dtype = spec, n, torch.device(device), dtype
         self.weights = nn.ParameterDict(
-            {
-                _key(name): nn.Parameter(
-                    (x.T if ".h." in name and x.ndim == 2 else x).to(self.device, dtype).contiguous(), False
-                )
-                for name, x in weights.items()
-            }
+            {_key(name): nn.Parameter(x.to(self.device, dtype).contiguous(), False) for name, x in weights.items()}
         )
+        # One table of inputs: the tokens, then start.
+        tables = weights["token.embedding"], weights["prefix.embedding"][list(spec.unconditional)]
+        self.inputs = nn.Parameter(torch.cat(tables).to(self.device, dtype), False)
         self.sliced = self.device.type == "cpu"
         # One slot more than is used: a slice that were the whole cache would be compiled for apart.
-        shape = (n, config.n_head, config.n_pixels + self.sliced, config.head_dim)
+        shape = (n, spec.block.n_head, spec.n_positions + self.sliced, spec.block.head_dim)
         self.caches = [
-            [torch.zeros(shape, device=self.device, dtype=dtype) for _ in range(2)] for _ in range(config.n_layer)
+            [torch.zeros(shape, device=self.device, dtype=dtype) for _ in range(2)] for _ in range(spec.n_layer)
         ]
-        self.slots = torch.arange(config.n_pixels, device=self.device)
+        self.slots = torch.arange(spec.n_positions, device=self.device)
         self.run: Callable[..., torch.Tensor] = self.step
         if compiled and self.sliced:
             self.run = torch.compile(self.step, fullgraph=True, options={"freezing": True})
@@ -58,29 +56,30 @@ class StaticCacheModel(nn.Module):
         return self.weights.get(_key(name))
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.rms_norm(x, x.shape[-1:], self.weight(name), self.config.layer_norm_epsilon)
+        return F.rms_norm(x, x.shape[-1:], self.weight(name), self.spec.block.norm_epsilon)
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return F.linear(x, self.weight(name + ".weight"), self.weight(name + ".bias"))
 
     def logits(self, tokens: torch.Tensor, position: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-        """float32 [n, n_colors]. tokens: int64 [n], the inputs at position, int64 [1]. slots: 0, 1, …, as many as are
+        """float32 [n, n_tokens]. tokens: int64 [n], the inputs at position, int64 [1]. slots: 0, 1, …, as many as are
         read."""
-        config, end = self.config, slots.shape[0]
-        x = self.weight("transformer.wte.weight")[tokens] + self.weight("transformer.wpe.weight")[position]
+        block, end = self.spec.block, slots.shape[0]
+        # Prompts have the rows before the position of start.
+        x = self.inputs[tokens] + self.weight("positions")[position + self.spec.prefix_length - 1]
         mask = None if self.sliced else (slots <= position)[None, None, None]
-        for i in range(config.n_layer):
-            block = f"transformer.h.{i}"
-            qkv = self.linear(self.norm(x, block + ".ln_1.weight"), block + ".attn.c_attn")
-            q, k, v = qkv.view(self.n, 3, config.n_head, 1, config.head_dim).unbind(1)
+        for i in range(self.spec.n_layer):
+            name = f"blocks.{i}"
+            qkv = self.linear(self.norm(x, name + ".norm_1"), name + ".qkv")
+            q, k, v = qkv.view(self.n, 3, block.n_head, 1, block.head_dim).unbind(1)
             keys, values = self.caches[i]
             keys.index_copy_(2, position, k)
             values.index_copy_(2, position, v)
             y = F.scaled_dot_product_attention(q, keys[:, :, :end], values[:, :, :end], attn_mask=mask)
-            x = x + self.linear(y.reshape(self.n, config.n_embd), block + ".attn.c_proj")
-            h = self.linear(self.norm(x, block + ".ln_2.weight"), block + ".mlp.c_fc")
-            x = x + self.linear(h * torch.sigmoid(1.702 * h), block + ".mlp.c_proj")
-        return F.linear(self.norm(x, "transformer.ln_f.weight"), self.weight("lm_head.weight")).float()
+            x = x + self.linear(y.reshape(self.n, self.spec.width), name + ".proj")
+            h = self.linear(self.norm(x, name + ".norm_2"), name + ".fc")
+            x = x + self.linear(h * torch.sigmoid(1.702 * h), name + ".out")
+        return self.linear(self.norm(x, "norm"), "head").float()
 
     def step(
         self, tokens: torch.Tensor, position: torch.Tensor, slots: torch.Tensor, greedy: bool = False
@@ -97,16 +96,16 @@ class StaticCacheModel(nn.Module):
             return self.step(tokens, self.slots[:1], self.slots[:1], greedy)
         slots = self.slots[: at + 1] if self.sliced else self.slots
         if self.sliced:
-            torch._dynamo.mark_dynamic(slots, 0, min=2, max=self.config.n_pixels)
+            torch._dynamo.mark_dynamic(slots, 0, min=2, max=self.spec.n_positions)
         torch.compiler.cudagraph_mark_step_begin()
         return self.run(tokens, self.slots[at : at + 1], slots, greedy).clone()
 
     @torch.no_grad()
     def sample(self, length: int | None = None, greedy: bool = False) -> torch.Tensor:
         """int64 [n, length] (None: all pixels), without a synchronisation before the end."""
-        length = length or self.config.n_pixels
+        length = length or self.spec.n_positions
         out = torch.empty(self.n, length, dtype=torch.int64, device=self.device)
-        tokens = torch.full((self.n,), self.config.start_token, device=self.device)
+        tokens = torch.full((self.n,), self.spec.n_tokens, device=self.device)  # start
         for i in range(length):
             tokens = self.next(tokens, i, greedy)
             out[:, i] = tokens
@@ -124,16 +123,16 @@ class StaticCachePeer:
     window, tokens_per_pass = 1, 1.0
 
     def __init__(
-        self, config: ImageGPTConfig, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+        self, spec: ModelSpec, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
     ) -> None:
-        self.config, self.weights, self.device, self.dtype, self.kv_dtype = config, weights, device, dtype, dtype
+        self.spec, self.weights, self.device, self.dtype, self.kv_dtype = spec, weights, device, dtype, dtype
         self.models: dict[int, StaticCacheModel] = {}
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         if window != 1:
             raise ValueError(f"the static cache decodes one token at a time, not windows of {window}")
         if n not in self.models:
-            self.models = {n: StaticCacheModel(self.config, self.weights, n, device=self.device, dtype=self.dtype)}
+            self.models = {n: StaticCacheModel(self.spec, self.weights, n, device=self.device, dtype=self.dtype)}
         model = self.models[n]
         tokens = torch.zeros(n, dtype=torch.int64, device=self.device)
 

@@ -16,6 +16,7 @@ from fastigpt.bench.peers import EnginePeer, Peer, TransformersPeer
 from fastigpt.bench.report import as_json, machine_line, plot_throughput, table, write_json
 from fastigpt.config import PRESETS, ImageGPTConfig
 from fastigpt.engine.choose import as_device, build
+from fastigpt.families import image_gpt
 from fastigpt.model import ImageGPT
 from fastigpt.options import LoadOptions
 
@@ -47,7 +48,8 @@ def bench(
         raise ValueError(f"--kv-dtype has {len(kv_dtypes)} entries for {len(dtypes)} of --dtype")
     place = as_device(device)
     loaded = _load(model)
-    config, weights = loaded.config, loaded.weights
+    config = loaded.config
+    spec, weights = image_gpt.spec(config), image_gpt.canonical(config, loaded.weights)
     whole("window", window, 1, max(1, config.n_pixels - timed_positions(config)[-1]))
     measured: list[Peer] = [
         _ours(loaded, window, model not in PRESETS, backend=backend, device=place, dtype=dtype, kv_dtype=kv_dtype)
@@ -55,7 +57,7 @@ def bench(
     ]
     if peers:
         if all(peer.name != "fastigpt portable" for peer in measured):
-            measured.append(EnginePeer(build(config, weights, backend="portable", device=place, dtype="bfloat16")))
+            measured.append(EnginePeer(build(spec, weights, backend="portable", device=place, dtype="bfloat16")))
         missing = TransformersPeer.why_unavailable()
         if missing is None:
             measured.append(TransformersPeer(config, place, torch.bfloat16))

@@ -17,8 +17,8 @@ from fastigpt.job import Filled, Request
 from fastigpt.spec import ModelSpec
 
 Window = int | str
-"""Tokens that a pass scores of each canvas, guesses included: a number, or "auto", which leaves it to measured times. It
-changes the time a canvas takes, and no token."""
+"""Tokens that a pass scores of each canvas, guesses included: a number, or "auto", which leaves it to measured times.
+It changes the time a canvas takes, and no token."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Advance:
 
 
 class Session(Protocol):
-    """Slots 0 … capacity − 1. Owned by one loop, so not safe to share between threads; sessions of one engine may be used
-    at the same time. A slot's tokens depend neither on the other slots nor on when it came or what was there before."""
+    """Slots 0 … capacity − 1. Owned by one loop, so not safe to share between threads; sessions of one engine may be
+    used at the same time. A slot's tokens depend neither on the other slots nor on when it came or what was there.
+    """
 
     capacity: int
 

@@ -70,7 +70,10 @@ def build(
     dtype: torch.dtype | str | None = None,
     kv_dtype: torch.dtype | str | None = None,
 ) -> Engine:
-    """An engine with these weights, named as spec.weight_shapes() says. Raises ValueError if the backend that was named can't run; only "auto" chooses."""
+    """An engine with these weights, named as spec.weight_shapes() says.
+
+    Raises ValueError if the backend that was named can't run; only "auto" chooses.
+    """
     place, number, cache = as_device(device), as_dtype(dtype), as_dtype(kv_dtype, "kv_dtype")
     if backend == "auto":
         backend = choose(place)

@@ -81,8 +81,8 @@ def slots_for(
     draft: Engine | None = None,
     of_each: int = 1,
 ) -> int:
-    """Slots of a session for these canvases, `of_each` for each of them: no more than they need, and at least as many as
-    one needs."""
+    """Slots of a session for these canvases, `of_each` for each of them: no more than they need, and at least as many
+    as one needs."""
     if batch_size is None:
         guided = any(request.negative is not None for request in requests)
         batch_size = engine.room(guided=guided, window=window, draft=draft)

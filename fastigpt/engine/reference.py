@@ -68,7 +68,8 @@ class ReferenceEngine:
         return self.linear(h * torch.sigmoid(1.702 * h), name + ".out")
 
     def embed(self, tokens: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
-        """[B, L + T − 1, width]: the prefix, then x₀ … x_{T−2}: the inputs that score x₀ … x_{T−1}, and those before."""
+        """[B, L + T − 1, width]: the prefix, then x₀ … x_{T−2}: the inputs that score x₀ … x_{T−1}, and those
+        before."""
         inputs = self.weights["prefix.embedding"][prefix], self.weights["token.embedding"][tokens[:, :-1]]
         x = torch.cat(inputs, dim=1)
         first = self.spec.position_row(0, prefix.shape[1])

@@ -423,8 +423,14 @@ def test_weights_are_shared_with_the_module():
     engine = ours.generate.engine()
     parameters = dict(ours.named_parameters())
     assert all(tensor.data_ptr() == parameters[name].data_ptr() for name, tensor in engine.weights.items())
-    shared = ["transformer.wte.weight", "transformer.wpe.weight", "lm_head.weight", "transformer.h.0.ln_1.weight"]
-    assert all(engine.engine.weights[name].data_ptr() == parameters[name].data_ptr() for name in shared)
+    shared = {
+        "token.embedding": "transformer.wte.weight",
+        "positions": "transformer.wpe.weight",
+        "head.weight": "lm_head.weight",
+        "blocks.0.norm_1": "transformer.h.0.ln_1.weight",
+    }
+    weights = engine.engine.blocks.weights
+    assert all(weights[ours].data_ptr() == parameters[theirs].data_ptr() for ours, theirs in shared.items())
 
 
 def test_an_accelerated_model_goes_when_its_last_user_does():

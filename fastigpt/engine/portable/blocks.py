@@ -34,19 +34,21 @@ class Cache:
 class Blocks:
     """A model's weights on a device, in one dtype, and what they compute.
 
-    Inputs are rows of one embedding: ids of the prefix as they are, tokens of the canvas `n_prefix_tokens` higher.
+    Inputs are ids of the prefix as they are, and tokens of the canvas `n_prefix_tokens` higher.
     """
 
     def __init__(
         self, spec: ModelSpec, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.spec, self.device, self.dtype = spec, device, dtype
-        self.embedding = torch.cat([weights["prefix.embedding"], weights["token.embedding"]]).to(device, dtype)
-        self.weights = {
-            name: tensor.to(device, dtype).contiguous()
-            for name, tensor in weights.items()
-            if name not in ("prefix.embedding", "token.embedding")
-        }
+        self.weights = {name: tensor.to(device, dtype).contiguous() for name, tensor in weights.items()}
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """[..., width] without positions."""
+        token = ids - self.spec.n_prefix_tokens
+        x = self.weights["token.embedding"][token.clamp(min=0)]
+        prefix = self.weights["prefix.embedding"][ids.clamp(max=self.spec.n_prefix_tokens - 1)]
+        return torch.where(token[..., None] < 0, prefix, x)
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return F.rms_norm(x, x.shape[-1:], self.weights[name], self.spec.block.norm_epsilon)
@@ -69,7 +71,7 @@ class Blocks:
     ) -> torch.Tensor:
         """Hidden states [B, W, width] after n_layer blocks (None: all) of a window of inputs for each sequence.
 
-        ids: int64 [B, W], rows of the embedding. first, prefix_length: int64 [B] on the CPU, the column where the
+        ids: int64 [B, W], inputs. first, prefix_length: int64 [B] on the CPU, the column where the
         window begins and the length of the sequence's prefix. rows: those of the cache that hold the sequences; what
         is before `first` is read from there, and the windows are written there. cache=None: the windows are the whole
         sequences, and nothing is kept.
@@ -77,7 +79,7 @@ class Blocks:
         block, (batch, width) = self.spec.block, ids.shape
         columns = first.to(self.device)[:, None] + torch.arange(width, device=self.device)
         place = columns + (self.spec.prefix_length - prefix_length).to(self.device)[:, None]
-        x = self.embedding[ids] + self.weights["positions"][place.clamp(max=self.spec.context - 1)]
+        x = self.embed(ids) + self.weights["positions"][place.clamp(max=self.spec.context - 1)]
         mask = None
         if cache is not None:
             # A sequence may look at columns up to its own; those beyond hold nothing yet, or stale guesses.
