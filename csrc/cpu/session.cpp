@@ -171,6 +171,8 @@ void SessionImpl::read_inputs(std::vector<Stretch> stretches, const std::vector<
 }
 
 void SessionImpl::remove(int which) {
+  const Slot& slot = slots[which];
+  if (slot.ready && !slot.proved) clear(which, -slot.sequence[0].offset() - slot.sequence[1].offset(), slot.position);
   slots[which] = Slot{};
   for (auto at = prefixes.begin(); at != prefixes.end();) at = at->second.expired() ? prefixes.erase(at) : std::next(at);
   if (draft) draft->remove(which);

@@ -35,7 +35,8 @@ struct Sequence {
 
 struct Slot {
   bool taken = false;
-  bool ready = false;  // its caches hold all inputs before `position`
+  bool ready = false;   // its caches hold all inputs before `position`
+  bool proved = false;  // they are known to be finite: a token was drawn after them
   uint64_t index = 0;
   DrawSettings settings;
   bool score = false;
@@ -71,7 +72,8 @@ struct SessionImpl {
   void pass(const int* slots, int count, WindowTuner* tuner);
   void pass_in_parts(const std::vector<int>& slots);
   void draw_row(const Slot& slot, int which, int j, FilterScratch& filter, float* scores);
-  void decide(int which, WindowTuner* tuner);
+  bool decide(int which, WindowTuner* tuner);
+  void clear(int which, int from, int until);
   void guess_with_draft(int window);
   void rehearse();
   WindowTuner& tuner_for(int sequences);
@@ -97,7 +99,7 @@ struct SessionImpl {
   bool warm = false;  // the first pass pays for memory that was never touched
   Workspace ws;
   std::vector<FilterScratch> filters;
-  std::vector<int> drawn;         // [row]: token of this pass
+  std::vector<int> drawn;         // [row]: token of this pass; −1: its logits are not finite
   std::vector<double> nats;       // [row]: log-likelihood of a known token
   std::vector<std::pair<int, int>> draws;  // slot and place in its window
   std::atomic<int> ticket{0};

@@ -46,7 +46,7 @@ double log_probability(const float* logits, int n, int64_t token) {
 
 }  // namespace
 
-// Row j of a canvas's window: the token that is drawn there, or the log-likelihood of the one that is known.
+// Row j of a canvas's window: the token that is drawn there, or the one that is known and, if wanted, its log-likelihood.
 void SessionImpl::draw_row(const Slot& slot, int which, int j, FilterScratch& filter, float* scores) {
   const int n = model.shape.n_tokens, position = slot.position + j;
   const float* logits = ws.logits.as<float>() + (slot.row + j) * ws.logits_stride;
@@ -55,11 +55,12 @@ void SessionImpl::draw_row(const Slot& slot, int which, int j, FilterScratch& fi
   token = -1;
   if (!all_finite(logits, n) || (without && !all_finite(without, n))) return;
   if (known(which, position)) {
+    token = int(tokens_of(which)[position]);
+    if (!slot.score) return;
     DrawSettings plain;
     plain.guided = slot.settings.guided;
     plain.guidance_scale = slot.settings.guidance_scale;
     filter_logits(logits, without, n, plain, filter, scores);
-    token = int(tokens_of(which)[position]);
     nats[slot.row + j] = log_probability(scores, n, token);
     return;
   }
@@ -89,37 +90,42 @@ void SessionImpl::pass(const int* which, int count, WindowTuner* tuner) {
                                         : model.token(j == 0 ? row[at - 1] : guessed[at - 1], at));
       }
     }
-    for (int j = 0; j < slot.width; ++j)
-      if (slot.score || !known(which[k], slot.position + j)) draws.emplace_back(which[k], j);
+    for (int j = 0; j < slot.width; ++j) draws.emplace_back(which[k], j);
   }
   model.begin(decode);
   ticket.store(0, std::memory_order_relaxed);
-  std::atomic<bool> broken{false};
   model.pool.run([&](int thread) {
     model.run(decode, thread);
     float* scores = ws.thread[thread].scores.as<float>();
     for (int task; (task = ticket.fetch_add(1, std::memory_order_relaxed)) < int(draws.size());) {
       const auto [i, j] = draws[task];
       draw_row(slots[i], i, j, filters[thread], scores);
-      if (drawn[slots[i].row + j] < 0) broken.store(true, std::memory_order_relaxed);
     }
   });
-  if (broken) throw std::runtime_error("the model's logits are not finite numbers");
-  for (int k = 0; k < count; ++k) decide(which[k], tuner);
+  bool sound = true;
+  for (int k = 0; k < count; ++k) sound &= decide(which[k], tuner);
+  if (!sound) throw std::runtime_error("the model's logits are not finite numbers");
 }
 
-// Keeps the draws up to and including the first that was guessed wrong.
-void SessionImpl::decide(int which, WindowTuner* tuner) {
+// Keeps the draws up to and including the first that was guessed wrong. Returns whether there were any: logits behind a wrong
+// guess may be what they like, those behind decided tokens must be finite.
+bool SessionImpl::decide(int which, WindowTuner* tuner) {
   Slot& slot = slots[which];
   int64_t* row = tokens_of(which);
   int32_t* guessed = guesses_of(which);
   const size_t start = size_t(which) * n_positions;
   pass_starts[start + slot.position] = 1;
   int keeping = 0;
-  bool right = true;
+  bool right = true, sound = true, finite = true;
   for (int j = 0; j < slot.width; ++j) {
     const int at = slot.position + j;
     const bool was_known = known(which, at);
+    if (drawn[slot.row + j] < 0) {
+      finite = false;
+      if (right) sound = right = false;
+      guessed[at] = was_known ? int32_t(row[at]) : j > 0 ? guessed[at - 1] : 0;
+      continue;
+    }
     const int token = was_known ? int(row[at]) : drawn[slot.row + j];
     const int guess = guessed[at];
     guessed[at] = token;
@@ -132,9 +138,30 @@ void SessionImpl::decide(int which, WindowTuner* tuner) {
     slot.wrong = right ? -1 : guess;
     if (tuner && j + 1 < slot.width && !was_known) tuner->guessed(kinds[start + at], right);
   }
-  slot.scored = slot.position + slot.width;
+  const int scored = slot.position + slot.width;
+  slot.scored = scored;
   slot.position += keeping;
   kept += keeping;
+  slot.proved |= keeping > 0;
+  if (!finite) clear(which, slot.position, scored);
+  return sound;
+}
+
+// Keys and values of the inputs at canvas positions [from, until): what is not finite there would spoil, times a weight of zero,
+// whoever comes to stand before it.
+void SessionImpl::clear(int which, int from, int until) {
+  const Slot& slot = slots[which];
+  const std::vector<float> zero(model.shape.head_dim());
+  for (int s = 0; s < slot.sequences; ++s) {
+    const Sequence& sequence = slot.sequence[s];
+    for (int at = std::max(sequence.offset() + from, sequence.begin); at < sequence.offset() + until; ++at)
+      for (int layer = 0; layer < model.shape.n_layer; ++layer)
+        for (int head = 0; head < model.shape.n_head; ++head) {
+          const HeadCache cache = caches[s].at(layer, which, head);
+          model.kernels.put_key(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0, model.shape.head_dim());
+          model.kernels.put_value(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0, model.shape.head_dim());
+        }
+  }
 }
 
 // Passes of at most as many rows as the workspace holds, over canvases whose widths are set.

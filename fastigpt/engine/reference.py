@@ -78,7 +78,7 @@ class ReferenceEngine:
     @undisturbed
     def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
         if prefix is None:
-            prefix = torch.tensor([self.spec.unconditional], device="cpu").expand(len(tokens), -1)
+            prefix = self.spec.unconditional_prefixes(len(tokens))
         tokens, prefix = tokens.to(self.device), prefix.to(self.device)
         x = self.embed(tokens, prefix)
         for i in range(layer):
