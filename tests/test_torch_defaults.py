@@ -96,7 +96,6 @@ def everything(backend: str, folder: Path) -> dict[str, Any]:
         "palette of tensors": PALETTE.encode(torch.from_numpy(np.asarray(PHOTO).copy())),
         "palette to tensors": PALETTE.decode(tokens),
         "a palette": Palette(torch.from_numpy(PALETTE.clusters.copy())).clusters,
-        "fitted": Palette.fit(PHOTO, 5).clusters,
         "nearest": fastigpt.nearest_centroid(torch.from_numpy(POINTS), torch.from_numpy(POINTS[:7] + 0.01)),
         "cosine": fastigpt.nearest_centroid(POINTS, POINTS[:7] + 0.01, metric="cosine", return_distances=True)[1],
         "operator": torch.ops.fastigpt.sample_head(*OPERANDS, 7),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from fastigpt.engine import Engine, Filled, Job
-from fastigpt.errors import CheckpointError
+from fastigpt.errors import CheckpointError, NotFiniteError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 _SCORED_TOKENS = 2**14  # at a time
@@ -38,7 +38,7 @@ def converted(name: str, tensor: torch.Tensor, device: torch.device, dtype: torc
             + (
                 f"which {str(dtype).removeprefix('torch.')} cannot hold"
                 if math.isfinite(largest)
-                else "which is no number"
+                else "which is not finite"
             )
         )
     return result
@@ -47,7 +47,7 @@ def converted(name: str, tensor: torch.Tensor, device: torch.device, dtype: torc
 def finite(values: torch.Tensor, engine: Engine) -> torch.Tensor:
     """These logits or hidden states, or CheckpointError."""
     if not bool(torch.isfinite(values).all()):
-        raise CheckpointError(
+        raise NotFiniteError(
             "the model's logits are not finite numbers: its weights are damaged, or too large for "
             f"{str(engine.dtype).removeprefix('torch.')} ({engine.name})"
         )

@@ -17,9 +17,10 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Filled, Job, OnRow
 from fastigpt.engine.arithmetic import converted, finite
 from fastigpt.engine.memory import free_memory
-from fastigpt.errors import CheckpointError
+from fastigpt.errors import NotFiniteError
 
 _NUMBERS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
+_SMALLEST = 1e-35  # of weights that int8 tells from 0
 _SLICE = 0.05  # seconds in C++ before Python looks for signals and finished rows
 _MEMORY_SHARE = 0.8  # of the free memory, for the cache of a wave
 
@@ -101,6 +102,9 @@ class CpuEngine:
             stored = converted(name, tensor, self.device, torch.float32)
             if self.dtype == torch.bfloat16:
                 converted(name, stored, self.device, torch.bfloat16)
+            if self.dtype == torch.int8:
+                # A row's scale is its largest number over 127, and its inverse must be a number as well.
+                stored = stored.masked_fill(stored.abs() < _SMALLEST, 0.0)
             self._model.load(name, stored.contiguous().numpy())
         self._model.check_complete()
 
@@ -164,7 +168,7 @@ class CpuEngine:
         except RuntimeError as error:
             if "not finite" not in str(error):
                 raise
-            raise CheckpointError(f"{error}: its weights are damaged, or too large") from None
+            raise NotFiniteError(f"{error}: its weights are damaged, or too large") from None
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         rehearsal = _C.CpuFill.rehearsal(self._model, n=n, position=position, window=window)

@@ -19,6 +19,7 @@ from fastigpt.bundled import BUNDLED
 from fastigpt.config import ImageGPTConfig
 from fastigpt.files import check_folder_writable, replacing
 from fastigpt.palette import Palette
+from fastigpt.tensor_names import HEAD
 from fastigpt.training.data import Data, Folder, Scenes, scene_vocabulary
 from fastigpt.training.run import Run, Settings, say
 from fastigpt.training.undisturbed import undisturbed
@@ -124,6 +125,8 @@ def _begun(init: str | os.PathLike[str], sizes: dict[str, int | None], *, captio
         )
     if found.palette is None:
         raise ValueError(f"init={os.fspath(init)!r} has no palette")
+    if HEAD not in weights:
+        raise ValueError(f"init={os.fspath(init)!r} ({found.architecture}) has no head for colours, {HEAD}")
     if weights.keys() & config.bias_shapes().keys():
         raise ValueError(f"init={os.fspath(init)!r} has biases, which training does not know")
     if captioned:
