@@ -152,7 +152,7 @@ class ImageGPT(Draws):
         try:
             yield
         except CheckpointError as error:
-            raise CheckpointError(f"{self.name or 'model'}: {error}") from None
+            raise type(error)(f"{self.name or 'model'}: {error}") from None
 
     def _require_head(self) -> None:
         if HEAD not in self.weights:

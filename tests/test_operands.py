@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, random_tokens, random_weights
-from fastigpt.kernels import launch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fastigpt
 import fastigpt.ops as ops
 from fastigpt import ImageGPT, Palette
+from fastigpt.kernels import launch
 
 
 def negated(x: torch.Tensor) -> torch.Tensor:

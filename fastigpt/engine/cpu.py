@@ -18,12 +18,13 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Filled, Job, OnRow
 from fastigpt.engine.arithmetic import does_not_fit, finite
 from fastigpt.engine.memory import free_memory
-from fastigpt.errors import CheckpointError
+from fastigpt.errors import NotFiniteError
 from fastigpt.operands import readable
 from fastigpt.quantize import check_threads
 
 _NUMBERS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
 _BFLOAT16_OVERFLOWS = np.float32((2 - 2**-8) * 2.0**127)  # halfway between the largest and what would come next
+_SMALLEST = 1e-35  # of weights that int8 tells from 0
 _SLICE = 0.05  # seconds in C++ before Python looks for signals and finished rows
 _MEMORY_SHARE = 0.8  # of the free memory, for the cache of a wave
 
@@ -163,7 +164,7 @@ class CpuEngine:
         except RuntimeError as error:
             if "not finite" not in str(error):
                 raise
-            raise CheckpointError(f"{error}: its weights are damaged, or too large") from None
+            raise NotFiniteError(f"{error}: its weights are damaged, or too large") from None
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         rehearsal = _C.CpuFill.rehearsal(self._model, n=n, position=position, window=window)
@@ -206,6 +207,8 @@ def _float32(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
     limit = _BFLOAT16_OVERFLOWS if dtype == torch.bfloat16 else np.inf
     if not bool((np.abs(stored) < limit).all()):
         raise does_not_fit(name, tensor, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    if dtype == torch.int8:  # a row's scale is its largest number over 127, and its inverse must be a number as well
+        stored = np.where(np.abs(stored) < _SMALLEST, np.float32(0), stored)
     return stored
 
 

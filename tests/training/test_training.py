@@ -347,9 +347,7 @@ def test_hostile_numbers_are_refused_by_name_before_any_work(tmp_path, name, val
     assert not (tmp_path / "run").exists() and torch.get_num_threads() == before
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("n_embd", 10**6), ("batch_size", 10**12), ("resolution", 4000)]
-)
+@pytest.mark.parametrize(("name", "value"), [("n_embd", 10**6), ("batch_size", 10**12), ("resolution", 4000)])
 def test_sizes_that_no_machine_has_memory_for_are_refused_before_any_work(tmp_path, name, value):
     with pytest.raises(ValueError, match=r"more than \d+ GiB, \d+ are free: lower n_embd"):
         train(tmp_path / "run", images=tmp_path, **TINY | {"steps": 2, "resolution": 4, name: value})
