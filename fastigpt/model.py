@@ -203,7 +203,8 @@ class ImageGPT:
         comes at i·n + j.
 
         images: as for `encode`. What to draw anew, one of: rows = keep the first `rows` rows; mask (bool, True = draw
-        anew) [H, W] or [n_images, H, W] at the size of the canvas or of the images; transparent parts of the images.
+        anew; or a picture, white = draw anew) [H, W] or [n_images, H, W], or a list of one for each image, at the size
+        of the canvas or of the images, upright; transparent parts of the images.
         particles: candidates per result. 1 draws each unknown cell from what is before it; more are resampled by how
         well they predict the known cells after the hole (see particles.py), and take as many times longer and more.
         Where nothing known follows the unknown cells they change nothing. prompt: one for all or one for each image.
