@@ -69,8 +69,9 @@ class CompleteOptions(JobOptions, total=False):
     rows: Annotated[int | None, "Keep this many rows from the top and draw the others anew."]
     mask: Annotated[
         Any,
-        "bool, True = draw anew, [H, W] or [n_images, H, W], at the size of the canvas or of the images. Without rows "
-        "and mask the transparent parts of the images are drawn anew.",
+        "bool, True = draw anew, or a picture, white = draw anew: [H, W] or [n_images, H, W], or a list of one for each "
+        "image, at the size of the canvas or of the images, upright. Without rows and mask the "
+        "transparent parts of the images are drawn anew.",
     ]
     particles: Annotated[
         int,
