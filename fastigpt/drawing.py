@@ -238,6 +238,8 @@ class Draws(Fills):
         """`fill` (or `sample`, for a number) as an iterator of finished rows: (images, row, tokens), a range of images
         of the job, the row's number, and its tokens int64 [len(images), W]; every row of every image comes once.
 
+        tokens_or_n: int64 [B, H·W], −1 = draw, or how many empty canvases to draw.
+
         The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
         arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same
         time: each job gets the tokens it would get alone, and its own memory (a cache for all images of its wave).

@@ -45,7 +45,8 @@ class ImageGPT(Draws):
         name: str = "",
         **options: Unpack[LoadOptions],
     ) -> None:
-        """config, weights: as `config.tensor_shapes()` names and shapes them."""
+        """config and weights, named and shaped as `config.tensor_shapes()` says. palette: for images. vocabulary: of a
+        model that reads prompts. name: that the model tells of itself."""
         self.config, self.weights, self.palette, self.vocabulary, self.name = config, weights, palette, vocabulary, name
         self.engine: Engine = build(config, weights, **options)
 
@@ -59,8 +60,8 @@ class ImageGPT(Draws):
         local_files_only: bool = False,
         **options: Unpack[LoadOptions],
     ) -> ImageGPT:
-        """Loads a local directory or a hub id: config.json; model.safetensors, whole or sharded, or pytorch_model.bin;
-        the palette from preprocessor_config.json, clusters.npy or kmeans_centers.npy.
+        """Loads a local directory or a hub id (name_or_path): config.json; model.safetensors, whole or sharded, or
+        pytorch_model.bin; the palette from preprocessor_config.json, clusters.npy or kmeans_centers.npy.
 
         revision: of a hub id, a branch, tag or commit. local_files_only: do not ask the hub. Raises CheckpointError.
         """
@@ -78,8 +79,9 @@ class ImageGPT(Draws):
     @classmethod
     @takes_options(DEFAULTS)
     def from_config(cls, config: ImageGPTConfig, *, seed: int = 0, **options: Unpack[LoadOptions]) -> ImageGPT:
-        """Random weights, as transformers initialises them: normal with deviation 0.02, norms 1. For trying shapes and
-        measuring; 512-colour models get the bundled palette, so that they can draw (noise)."""
+        """A model of this config with random weights, as transformers initialises them: normal with deviation 0.02,
+        norms 1; the same for the same seed. For trying shapes and measuring; 512-colour models get the bundled palette,
+        so that they can draw (noise)."""
         generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**63 - 1))
         weights = {
             name: torch.ones(shape) if len(shape) == 1 else torch.empty(shape).normal_(0, 0.02, generator=generator)

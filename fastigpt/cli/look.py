@@ -56,7 +56,7 @@ def bench(
         int, typer.Option(min=1, help="Tokens that a pass of ours scores; peers score one. Needs a trained model.")
     ] = 1,
     peers: Annotated[bool, typer.Option(help="Measure transformers and the portable engine as well.")] = True,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the peers take turns.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds in which the peers take turns.")] = 3,
     plot: Annotated[str | None, typer.Option(help="Draw throughput against n.")] = None,
     out: Annotated[str | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
 ) -> None:

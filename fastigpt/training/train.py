@@ -17,6 +17,7 @@ import torch
 from fastigpt import checkpoint
 from fastigpt.bundled import BUNDLED
 from fastigpt.config import ImageGPTConfig
+from fastigpt.engine.choose import as_device
 from fastigpt.files import check_folder_writable, replacing
 from fastigpt.palette import Palette
 from fastigpt.training.data import Data, Folder, Scenes, scene_vocabulary
@@ -93,7 +94,7 @@ def train(
             n_words=words.n_words if words else 0,
             prompt_length=words.max_words if words else 0,
         )
-    run = Run(folder, config, settings, data, torch.device(device), compile)
+    run = Run(folder, config, settings, data, as_device(device), compile)
     if init is not None and begun is not None:
         run.begin_from(os.fspath(init), begun.weights)
     run.resume()
