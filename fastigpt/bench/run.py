@@ -47,6 +47,8 @@ def bench(
         whole("n", count, 1)
     if kv_dtypes is not None and len(kv_dtypes) != len(dtypes):
         raise ValueError(f"--kv-dtype has {len(kv_dtypes)} entries for {len(dtypes)} of --dtype")
+    if plot is not None and window > 1 and model in PRESETS:
+        raise ValueError("--plot draws images per minute; with --window that takes a trained model, not a preset")
     place = as_device(device)
     loaded = _load(model)
     config, weights = loaded.config, loaded.weights
