@@ -293,16 +293,15 @@ class Draws(Fills):
         if not do_sample and copies > 1:
             raise ValueError(f"num_return_sequences is {copies}, but without do_sample all would be the same")
         if options.get("seed") is None:
-            drawn = None if generator is None else int(torch.randint(0, 2**63 - 1, (), generator=generator))
-            options["seed"] = fresh_seed() if drawn is None else drawn
+            options["seed"] = fresh_seed() if generator is None else _seed_of(generator)
         if not do_sample:
             options.update({"temperature": 0.0, "top_k": None, "top_p": None})
-        tokens = torch.full((len(given), config.n_pixels), -1, dtype=torch.int64)
+        tokens = torch.full((len(given), config.n_pixels), -1, dtype=torch.int64, device="cpu")
         tokens[:, : given.shape[1] - 1] = given[:, 1:]
         tokens[:, end - 1 :] = 0  # beyond max_length nothing is drawn: whatever is known there is never looked at
         how: Any = {**options, "progress": False}
         filled = self._draw(Repeated(tokens, copies), how, "tokens", return_stats=False)
-        start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64)
+        start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64, device="cpu")
         return torch.cat([start, filled[:, : end - 1]], 1).to(input_ids.device)
 
     def _checked_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
@@ -316,3 +315,7 @@ class Draws(Fills):
         if input_ids.shape[1] > 1:
             token_array("input_ids after the start token", input_ids[:, 1:], config)
         return input_ids.cpu()
+
+
+def _seed_of(generator: torch.Generator) -> int:
+    return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=generator.device))

@@ -63,7 +63,7 @@ class Fills(ABC):
         results = Results(
             kind, count, config, self.decode, {"seed": str(seed), "model": self.name}, options.first_index
         )
-        starts = torch.empty(shape if return_stats else (0,), dtype=torch.bool)
+        starts = torch.empty(shape if return_stats else (0,), dtype=torch.bool, device="cpu")
         seconds, n_waves = 0.0, 0
         with image_bar(count, given.get("progress"), config.height) as bar:
             for part, job in jobs:
@@ -99,7 +99,7 @@ class Fills(ABC):
             tokens, prompt = canvases.part(images), None if words is None else words.part(images)
             return Job(
                 tokens=tokens,
-                index=torch.arange(len(images)) + (options.first_index + images.start),
+                index=torch.arange(len(images), device="cpu") + (options.first_index + images.start),
                 source=waves.sources(tokens, prompt),
                 prompt=prompt,
                 drawing=options.drawing,
@@ -119,4 +119,4 @@ class Fills(ABC):
         return Repeated(ids, len(canvases) // count)
 
     def _empty(self, n: int) -> Repeated:
-        return Repeated(torch.tensor(-1).expand(n, self.config.n_pixels))
+        return Repeated(torch.tensor(-1, device="cpu").expand(n, self.config.n_pixels))

@@ -18,7 +18,7 @@ from fastigpt.config import ImageGPTConfig
 from fastigpt.drawing import Draws
 from fastigpt.engine import Engine
 from fastigpt.engine.choose import build
-from fastigpt.options import DEFAULTS, LoadOptions
+from fastigpt.options import DEFAULTS, LoadOptions, ModelOptions, model_options
 from fastigpt.palette import Palette
 from fastigpt.prompts import Vocabulary
 from fastigpt.signatures import takes_options
@@ -42,13 +42,13 @@ class ImageGPT(Draws):
         *,
         palette: Palette | None = None,
         vocabulary: Vocabulary | None = None,
-        name: str = "",
-        **options: Unpack[LoadOptions],
+        **options: Unpack[ModelOptions],
     ) -> None:
         """config and weights, named and shaped as `config.tensor_shapes()` says. palette: for images. vocabulary: of a
-        model that reads prompts. name: that the model tells of itself."""
-        self.config, self.weights, self.palette, self.vocabulary, self.name = config, weights, palette, vocabulary, name
-        self.engine: Engine = build(config, weights, **options)
+        model that reads prompts."""
+        self.name, load = model_options(options)
+        self.config, self.weights, self.palette, self.vocabulary = config, weights, palette, vocabulary
+        self.engine: Engine = build(config, weights, **load)
 
     @classmethod
     @takes_options(DEFAULTS)

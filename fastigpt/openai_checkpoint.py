@@ -1,7 +1,7 @@
 """OpenAI's original TensorFlow checkpoints as directories in the Hugging Face layout.
 
 OpenAI published a TensorFlow checkpoint per size and training step, and the palette as kmeans_centers.npy
-(github.com/openai/image-gpt). TensorFlow itself reads the former: `pip install tensorflow`.
+(github.com/openai/image-gpt). TensorFlow itself reads the former: `pip install 'fastigpt[tf]'`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _read_variables(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         import tensorflow as tf
     except ImportError:
         raise ImportError(
-            "reading a TensorFlow checkpoint needs tensorflow: pip install tensorflow"
+            "reading a TensorFlow checkpoint needs tensorflow: pip install 'fastigpt[tf]' (or pip install tensorflow)"
         ) from None
     name = os.fspath(prefix)
     if not Path(name + ".index").is_file():

@@ -22,7 +22,7 @@ class Repeated:
         return len(self.rows) * self.times
 
     def part(self, items: range) -> torch.Tensor:
-        return self.rows[torch.arange(items.start, items.stop) // self.times]
+        return self.rows[torch.arange(items.start, items.stop, device="cpu") // self.times]
 
 
 def parts(count: int, batch_size: int | None) -> Iterator[range]:

@@ -40,7 +40,7 @@ class Results:
             "pt": ((count, 3, height, width), torch.uint8),
             "tokens": ((count, config.n_pixels), torch.int64),
         }.get(kind, ((0,), torch.uint8))
-        self._tensor = torch.empty(shape, dtype=dtype)
+        self._tensor = torch.empty(shape, dtype=dtype, device="cpu")
 
     def add(self, images: range, tokens: torch.Tensor) -> None:
         """These images of the job are finished."""

@@ -13,14 +13,14 @@ from conftest import TINY, random_weights
 
 import fastigpt
 from fastigpt import ImageGPT
-from fastigpt.options import CompleteOptions, DrawOptions, JobOptions, LoadOptions
+from fastigpt.options import CompleteOptions, DrawOptions, JobOptions, LoadOptions, ModelOptions
 
 PACKAGE = Path(fastigpt.__file__).parent
 DRAWING = [
     (fastigpt.sample, (JobOptions, LoadOptions)),
     (fastigpt.complete, (CompleteOptions, LoadOptions)),
     (fastigpt.load, (LoadOptions,)),
-    (ImageGPT.__init__, (LoadOptions,)),
+    (ImageGPT.__init__, (ModelOptions,)),
     (ImageGPT.from_pretrained, (LoadOptions,)),
     (ImageGPT.from_config, (LoadOptions,)),
     (ImageGPT.sample, (JobOptions,)),

@@ -47,7 +47,7 @@ def sample(
     target.expect(count, model.config.height, model.config.width)
     seed = fresh_seed() if options["seed"] is None else options["seed"]
     target.facts = {"model": model.name, "seed": str(seed), "first_index": str(options["first_index"])}
-    canvases = Repeated(torch.tensor(-1).expand(count, model.config.n_pixels))
+    canvases = Repeated(torch.tensor(-1, device="cpu").expand(count, model.config.n_pixels))
     totals = draw(model, canvases, target, seed=seed, first_index=options["first_index"], options=how)
     if picture is not None:
         from fastigpt.heat_map import draw_heat_map
