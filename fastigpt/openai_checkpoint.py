@@ -1,7 +1,7 @@
 """OpenAI's original TensorFlow checkpoints as directories in the Hugging Face layout.
 
 OpenAI published a TensorFlow checkpoint per size and training step, and the palette as kmeans_centers.npy
-(github.com/openai/image-gpt). TensorFlow itself reads the former: `pip install 'fastigpt[tf]'`.
+(github.com/openai/image-gpt). TensorFlow itself reads the former: `pip install tensorflow`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from fastigpt import checkpoint
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
+from fastigpt.extras import require
 
 _BLOCK = re.compile(r"h(\d+)/(.+)")
 _SAME = {
@@ -48,12 +49,9 @@ def convert(
 
 
 def _read_variables(prefix: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    try:
-        import tensorflow as tf
-    except ImportError:
-        raise ImportError(
-            "reading a TensorFlow checkpoint needs tensorflow: pip install 'fastigpt[tf]' (or pip install tensorflow)"
-        ) from None
+    require("tensorflow", for_="reading a TensorFlow checkpoint")
+    import tensorflow as tf
+
     name = os.fspath(prefix)
     if not Path(name + ".index").is_file():
         raise CheckpointError(f"no TensorFlow checkpoint at {name}: {name}.index is missing")
