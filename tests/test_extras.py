@@ -23,6 +23,6 @@ def test_what_is_missing_is_named_as_pip_knows_it(monkeypatch):
 
 
 def test_nothing_advises_a_package_index_that_does_not_have_fastigpt():
-    """fastigpt is installed from its clone, so `pip install 'fastigpt[train]'` finds nothing or somebody else's package."""
+    """fastigpt is installed from its clone: `pip install 'fastigpt[train]'` finds nothing, or what is not ours."""
     package = Path(fastigpt.__file__).parent
     assert not [str(file) for file in package.rglob("*.py") if "fastigpt[" in file.read_text(encoding="utf-8")]

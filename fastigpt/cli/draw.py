@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
-from fastigpt.cli.options import DrawingOptions, given, require, split, with_options
+from fastigpt.cli.options import DrawingOptions, given, split, with_options
+from fastigpt.extras import require
 from fastigpt.files import replacing
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def sample(
 
     picture = None if heat_map is None else check_picture("--heat-map", heat_map)
     if picture is not None:
-        require("matplotlib")
+        require("matplotlib", for_="--heat-map")
     target = output(out, scale=options["scale"])
 
     import torch

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fastigpt.cli.options import AsJson, Backend, Device, Dtype, Model, given, require
+from fastigpt.cli.options import AsJson, Backend, Device, Dtype, Model, given
+from fastigpt.extras import require
 from fastigpt.files import check_writable
 
 PLOTS = (".png", ".svg", ".pdf")
@@ -69,7 +70,7 @@ def bench(
     if json_path is not None:
         check_writable(json_path)
     if plot is not None:
-        require("matplotlib")
+        require("matplotlib", for_="--plot")
 
     from fastigpt.bench.run import bench as run_bench
 
@@ -107,7 +108,7 @@ def probe(
     """
     import json
 
-    require("sklearn", "matplotlib")
+    require("sklearn", "matplotlib", for_="probing")
     path = _plot("--out", out)
 
     from fastigpt import probe as probing
