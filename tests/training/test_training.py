@@ -2,11 +2,9 @@
 
 import csv
 import errno
-import os
 import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -57,20 +55,37 @@ def weights(folder):
     return {**state["network"], **{"ema." + name: tensor for name, tensor in state["ema"].items()}}
 
 
+# Killed while it writes its state for the eighth time: the seventh is what is left.
+KILLED = """
+import ast, os, signal, sys
+from pathlib import Path
+from fastigpt.training.train import train
+
+folder, state, settings = Path(sys.argv[1]), Path(sys.argv[2]), ast.literal_eval(sys.argv[3])
+fsync, written = os.fsync, []
+
+
+def fsync_or_die(file):
+    written.append(state.exists())
+    if sum(written) == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(file)
+
+
+os.fsync = fsync_or_die
+train(folder, **settings)
+"""
+
+
 def test_a_killed_training_ends_with_the_same_weights(palette):
     whole, killed = palette("whole"), palette("killed")
     settings = TINY | {"steps": 30}
     train(whole, **settings)
-    code = f"from fastigpt.training.train import train; train({str(killed)!r}, **{settings!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     state = killed / "training" / "state.pt"
-    deadline = time.monotonic() + 60
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", KILLED, killed, state, repr(settings)], check=False)
+    assert process.returncode == -signal.SIGKILL
     step = torch.load(state, weights_only=True)["step"]
-    assert 0 < step < 30
+    assert step == 7
     train(killed, **settings)
     expected, found = weights(whole), weights(killed)
     assert expected.keys() == found.keys()
