@@ -9,18 +9,57 @@ FASTIGPT_CUDA=auto|0|1   compile csrc/cuda with nvcc: when found, never, or fail
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+import sys
+import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-from pybind11.setup_helpers import Pybind11Extension
-from setuptools import find_packages, setup
-from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
 MSVC = os.name == "nt"
+BUILDS = {"dist_info", "bdist_wheel", "editable_wheel", "build", "build_ext", "install", "develop"}
+
+
+def check_compiler() -> None:
+    """Ends with one sentence where the extension could not be compiled. pip prints what a build has said so far when it
+    fails, so this comes before anything else is said. (Of Visual C++ setuptools says itself when it is missing.)"""
+    command = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    how = "install one (docs/install.md says how) or set CXX to yours"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "check.cpp"
+        source.write_text("#include <Python.h>\n#include <string_view>\nconstexpr std::string_view name = __FILE__;\n")
+        includes = [f"-I{sysconfig.get_path(kind)}" for kind in ("include", "platinclude")]
+        command += ["-std=c++17", *includes, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        except OSError:
+            sys.exit(
+                f"fastigpt is built from source and needs a C++17 compiler, but {command[0]!r} cannot be run: {how}."
+            )
+    if run.returncode:
+        if "Python.h" in run.stderr:
+            sys.exit(
+                "fastigpt is built from source and needs the headers of Python "
+                f"{sysconfig.get_python_version()}, but {command[0]!r} does not find Python.h: install them "
+                "(docs/install.md says how)."
+            )
+        told = next((line for line in run.stderr.splitlines() if "error" in line), run.stderr.strip()[-200:])
+        sys.exit(
+            f"fastigpt is built from source and needs a C++17 compiler, but {command[0]!r} cannot compile: {how}. "
+            f"It says: {told}"
+        )
+
+
+if not MSVC and BUILDS & set(sys.argv):
+    check_compiler()
+
+from pybind11.setup_helpers import Pybind11Extension
+from setuptools import find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 # Instruction sets by file-name suffix, for gcc and clang / for MSVC.
 ISA_FLAGS = {

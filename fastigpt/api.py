@@ -31,7 +31,8 @@ def load(
 ) -> ImageGPT:
     """A model from a directory or a hub id; None: the one that comes with the package, a small model of drawn scenes.
 
-    revision: of a hub id, a branch, tag or commit. local_files_only: do not ask the hub. Raises CheckpointError.
+    name_or_path, revision (of a hub id: a branch, tag or commit), local_files_only (do not ask the hub): as for
+    `ImageGPT.from_pretrained`. Raises CheckpointError.
     """
     model = ImageGPT.from_pretrained(
         BUNDLED if name_or_path is None else name_or_path,

@@ -239,6 +239,8 @@ class Draws(Fills):
         """`fill` (or `sample`, for a number) as an iterator of finished rows: (images, row, tokens), a range of images
         of the job, the row's number, and its tokens int64 [len(images), W]; every row of every image comes once.
 
+        tokens_or_n: int64 [B, H·W], −1 = draw, or how many empty canvases to draw.
+
         The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
         arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same
         time: each job gets the tokens it would get alone, and its own memory, for the images that it
@@ -295,8 +297,7 @@ class Draws(Fills):
         if not do_sample and copies > 1:
             raise ValueError(f"num_return_sequences is {copies}, but without do_sample all would be the same")
         if options.get("seed") is None:
-            drawn = None if generator is None else seed_of(generator)
-            options["seed"] = fresh_seed() if drawn is None else drawn
+            options["seed"] = fresh_seed() if generator is None else seed_of(generator)
         if not do_sample:
             options.update({"temperature": 0.0, "top_k": None, "top_p": None})
         tokens = torch.full((len(given), config.n_pixels), -1, dtype=torch.int64, device="cpu")

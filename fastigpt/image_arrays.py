@@ -58,15 +58,15 @@ def from_tensor(tensor: torch.Tensor, name: str) -> list[Image.Image]:
 
     Three axes are one picture if the first is 1, 3 or 4, else grey ones; [H, W, 1 | 3 | 4] might be either: refused.
     """
-    shape = tensor.shape
     if tensor.dtype not in (torch.uint8, torch.bool, *_FLOATS):
         raise TypeError(f"{name} must be a tensor of uint8, bool or floats in [0, 1], not {tensor.dtype}")
-    if tensor.ndim == 3 and shape[0] not in _CHANNELS and shape[2] in _CHANNELS:
+    plain = plain_tensor(name, tensor)
+    shape = plain.shape
+    if plain.ndim == 3 and shape[0] not in _CHANNELS and shape[2] in _CHANNELS:
         raise ValueError(
             f"{name} of shape {list(shape)} could be one image with its channels last or {shape[0]} grey ones: tensors "
             f"have channels first, [{shape[2]}, H, W], grey ones [n, 1, H, W] (or hand over an array, channels last)"
         )
-    plain = plain_tensor(name, tensor)
     if plain.ndim == 2 or (plain.ndim == 3 and shape[0] not in _CHANNELS):
         plain = plain.unsqueeze(-3)
     if plain.ndim == 3:

@@ -22,7 +22,7 @@ from fastigpt.engine.arithmetic import finite
 from fastigpt.engine.choose import build
 from fastigpt.errors import CheckpointError
 from fastigpt.families import image_gpt
-from fastigpt.options import DEFAULTS, LoadOptions
+from fastigpt.options import DEFAULTS, LoadOptions, ModelOptions, model_options
 from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.palette import Palette
 from fastigpt.processor import Preprocessing
@@ -52,11 +52,12 @@ class ImageGPT(Draws):
         vocabulary: Vocabulary | None = None,
         preprocessing: Preprocessing | None = None,
         architecture: str = checkpoint.CAUSAL,
-        name: str = "",
-        **options: Unpack[LoadOptions],
+        **options: Unpack[ModelOptions],
     ) -> None:
-        """config, weights: as `config.tensor_shapes()` names and shapes them."""
-        self.config, self.weights, self.palette, self.vocabulary, self.name = config, weights, palette, vocabulary, name
+        """config and weights, named and shaped as `config.tensor_shapes()` says. palette: for images. vocabulary: of a
+        model that reads prompts. preprocessing: how images become canvases. architecture: transformers' class."""
+        self.name, load = model_options(options)
+        self.config, self.weights, self.palette, self.vocabulary = config, weights, palette, vocabulary
         self.preprocessing, self.architecture = preprocessing or Preprocessing(), architecture
         if HEAD not in weights and architecture != checkpoint.CAUSAL:
             # Engines have a head. This one is never looked at: whatever needs one asks _require_head first.
@@ -64,7 +65,7 @@ class ImageGPT(Draws):
             weights = {**weights, HEAD: head}
         spec, canonical = image_gpt.spec(config), image_gpt.canonical(config, weights)
         with self._named():
-            self.engine: Engine = build(spec, canonical, **options)
+            self.engine: Engine = build(spec, canonical, **load)
         self._watch = None if cannot_overflow(spec, canonical) else OverflowWatch(spec, canonical)
 
     @classmethod
@@ -77,8 +78,8 @@ class ImageGPT(Draws):
         local_files_only: bool = False,
         **options: Unpack[LoadOptions],
     ) -> ImageGPT:
-        """Loads a local directory or a hub id: config.json; model.safetensors, whole or sharded, or pytorch_model.bin;
-        the palette from preprocessor_config.json, clusters.npy or kmeans_centers.npy.
+        """Loads a local directory or a hub id (name_or_path): config.json; model.safetensors, whole or sharded, or
+        pytorch_model.bin; the palette from preprocessor_config.json, clusters.npy or kmeans_centers.npy.
 
         revision: of a hub id, a branch, tag or commit. local_files_only: do not ask the hub. Raises CheckpointError.
         """
@@ -98,8 +99,9 @@ class ImageGPT(Draws):
     @classmethod
     @takes_options(DEFAULTS)
     def from_config(cls, config: ImageGPTConfig, *, seed: int = 0, **options: Unpack[LoadOptions]) -> ImageGPT:
-        """Random weights, as transformers initialises them: normal with deviation 0.02, norms 1. For trying shapes and
-        measuring; 512-colour models get the bundled palette, so that they can draw (noise)."""
+        """A model of this config with random weights, as transformers initialises them: normal with deviation 0.02,
+        norms 1; the same for the same seed. For trying shapes and measuring; 512-colour models get the bundled palette,
+        so that they can draw (noise)."""
         generator = torch.Generator("cpu").manual_seed(whole("seed", seed, 0, 2**63 - 1))
         weights = {
             name: torch.ones(shape, dtype=torch.float32, device="cpu") for name, shape in config.tensor_shapes().items()
@@ -154,7 +156,7 @@ class ImageGPT(Draws):
         try:
             yield
         except CheckpointError as error:
-            raise CheckpointError(f"{self.name or 'model'}: {error}") from None
+            raise type(error)(f"{self.name or 'model'}: {error}") from None
 
     def _require_head(self) -> None:
         if HEAD not in self.weights:

@@ -393,7 +393,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     tq, tk = q.shape[2], k.shape[2]
     if tq == 1 or tq == tk:
         return F.scaled_dot_product_attention(q, k, v, is_causal=tq > 1)
-    seen = torch.ones(tq, tk, dtype=torch.bool).tril(tk - tq)
+    seen = torch.ones(tq, tk, dtype=torch.bool, device=q.device).tril(tk - tq)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
@@ -426,8 +426,8 @@ def _append(x: Tensor, to: Tensor, starts: list[int], together: bool) -> None:
     if together:
         to[:, :, starts[0] : starts[0] + window] = x.transpose(1, 2)
     else:
-        slots = torch.tensor(starts)[:, None] + torch.arange(window)
-        to[torch.arange(len(x))[:, None], :, slots] = x
+        slots = torch.tensor(starts, device="cpu")[:, None] + torch.arange(window, device="cpu")
+        to[torch.arange(len(x), device="cpu")[:, None], :, slots] = x
 
 
 def _decode_cpu(
@@ -510,7 +510,7 @@ def _sample_cpu(
 ) -> Tensor:
     if torch.float16 in (hidden.dtype, weight.dtype):
         return _sample_plain(hidden, gain, weight, index, position, unconditional, drawing, epsilon)
-    tokens = torch.empty(len(hidden), dtype=torch.int64)
+    tokens = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
     # Named, so that copies live until the call is done.
     hidden, weight, index, position = (x.contiguous() for x in (hidden, weight, index, position))
     gain = gain.float().contiguous()

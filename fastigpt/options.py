@@ -31,6 +31,12 @@ class LoadOptions(TypedDict, total=False):
     backend: Annotated[str, '"auto", or one that `fastigpt info` lists; one that cannot run here is refused.']
 
 
+class ModelOptions(LoadOptions, total=False):
+    """Of a model that is made from weights at hand."""
+
+    name: Annotated[str, "What the model is called in messages and in what it draws."]
+
+
 class DrawOptions(TypedDict, total=False):
     """How tokens are drawn. The last three change the time it takes and never the result."""
 
@@ -68,8 +74,9 @@ class CompleteOptions(JobOptions, total=False):
     rows: Annotated[int | None, "Keep this many rows from the top and draw the others anew."]
     mask: Annotated[
         Any,
-        "bool, True = draw anew, [H, W] or [n_images, H, W], at the size of the canvas or of the images. Without rows "
-        "and mask the transparent parts of the images are drawn anew.",
+        "bool, True = draw anew, or a picture, white = draw anew: [H, W] or [n_images, H, W], or a list of one for "
+        "each image, at the size of the canvas or of the images, upright. Without rows and mask the "
+        "transparent parts of the images are drawn anew.",
     ]
     particles: Annotated[
         int,
@@ -88,7 +95,7 @@ class CompleteAnyOptions(CompleteOptions, LoadOptions, total=False):
 
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"first_index": 0, "temperature": 1.0, "window": "auto", "particles": 1, "backend": "auto"}
+    {"first_index": 0, "temperature": 1.0, "window": "auto", "particles": 1, "backend": "auto", "name": ""}
 )
 """Of the options; those not named here default to None."""
 
@@ -137,3 +144,9 @@ def load_options(options: Mapping[str, Any]) -> tuple[LoadOptions, dict[str, Any
     """The options that are LoadOptions, and the others."""
     load: Any = {name: value for name, value in options.items() if name in LoadOptions.__annotations__}
     return load, {name: value for name, value in options.items() if name not in load}
+
+
+def model_options(options: Mapping[str, Any]) -> tuple[str, LoadOptions]:
+    """The name of a model, and how it computes."""
+    load, _ = load_options(options)
+    return options.get("name", DEFAULTS["name"]), load

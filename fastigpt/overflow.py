@@ -12,7 +12,7 @@ import math
 import torch
 
 from fastigpt.engine.reference import ReferenceEngine
-from fastigpt.errors import CheckpointError
+from fastigpt.errors import NotFiniteError
 from fastigpt.spec import ModelSpec
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -69,7 +69,7 @@ class _Watched(ReferenceEngine):
     def look(self, values: torch.Tensor) -> torch.Tensor:
         # Not "<=" and "not": NaN is to fail as well.
         if not values.abs().max().item() <= _LARGEST:
-            raise CheckpointError("its weights are too large: what it computes overflows float32, and is not finite")
+            raise NotFiniteError("its weights are too large: what it computes overflows float32, and is not finite")
         return values
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:

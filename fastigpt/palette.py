@@ -29,7 +29,7 @@ MAX_COLORS = 65536
 _SLACK = 1 / 255
 _FILE_LIMIT = 4 << 20  # bytes of a .npy; MAX_COLORS in float64 take 1.6 MB
 ValueRange = tuple[float | Sequence[float], float | Sequence[float]]
-_COUNTED = 1 << 24  # numbers counted at a time, so that a large image takes no more memory than it has itself
+_COUNTED = 1 << 22  # pixels counted at a time
 _LIMIT = 1.1  # a k-means centre of colours in [−1, 1] is in there itself; a palette of 0 … 255 is not
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
@@ -302,24 +302,40 @@ def _array_of(image: Image.Image) -> np.ndarray:
 def _histogram(images: Any) -> tuple[np.ndarray, np.ndarray]:
     """Different colours, uint8 [n, 3], in rising order, and how often each occurs."""
     total = np.zeros(1 << 24, np.int64)
-    found = False
+    waiting: list[np.ndarray] = []  # a count walks over all colours: many small images are counted together
+    n_waiting, found = 0, False
     for pixels in _pixels(images):
         found = True
-        for some in np.array_split(pixels.reshape(-1, 3), max(1, pixels.size // _COUNTED)):
-            wide = some.astype(np.int32)
-            total += np.bincount(wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2], minlength=1 << 24)
+        flat = pixels.reshape(-1, 3)
+        for some in np.array_split(flat, max(1, len(flat) // _COUNTED)):
+            waiting.append(some)
+            n_waiting += len(some)
+            if n_waiting >= _COUNTED:
+                _count(waiting, total)
+                n_waiting = 0
     if not found:
         raise ValueError("images is empty")
+    _count(waiting, total)
     packed = np.flatnonzero(total)
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8), total[packed]
+
+
+def _count(waiting: list[np.ndarray], total: np.ndarray) -> None:
+    """Adds the colours of the arrays uint8 [n, 3] to the total and empties the list."""
+    if waiting:
+        wide = np.concatenate(waiting).astype(np.int32)
+        total += np.bincount(wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2], minlength=1 << 24)
+        waiting.clear()
 
 
 def _pixels(images: Any) -> Iterator[np.ndarray]:
     """uint8 [..., 3] of each image."""
     for image in images if isinstance(images, (list, tuple)) else [images]:
+        if isinstance(image, torch.Tensor):
+            image = plain_tensor("images", image)
         kind = isinstance(image, (np.ndarray, torch.Tensor))
-        if kind and image.ndim and image.shape[-1] == 3 and str(image.dtype).removeprefix("torch.") == "uint8":
-            yield plain_tensor("images", image).numpy() if isinstance(image, torch.Tensor) else image
+        if kind and image.ndim and image.shape[-1] == 3 and image.dtype in (np.dtype(np.uint8), torch.uint8):
+            yield np.asarray(image)
         elif kind and image.ndim == 2 and image.shape[-1] == 3:
             raise TypeError(f"images of shape [n, 3] are colours and must be uint8 (0 … 255), not {image.dtype}")
         else:

@@ -150,7 +150,7 @@ def describe(name: str, array: Any) -> _Array:
     if not isinstance(array, (np.ndarray, torch.Tensor)):
         if hasattr(array, "__cuda_array_interface__"):
             if not torch.cuda.is_available():
-                raise ValueError(f"{name} is on a CUDA device, and torch sees none")
+                raise ValueError(f"{name} must be on a device that torch sees, which is no CUDA device")
             array = torch.as_tensor(array, device="cuda")
         elif hasattr(array, "__dlpack__"):
             array = torch.from_dlpack(array)

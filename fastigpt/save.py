@@ -77,8 +77,11 @@ def replace(folder: str | os.PathLike[str], write: Callable[[Path], None], belon
         return
     with _locked(target):
         _finish(target, belongs)
+        for name in belongs:
+            if (target / name).is_dir() and not (target / name).is_symlink():
+                raise IsADirectoryError(f"cannot write {target / name}: it is a folder")
         temporary = target / _WRITING
-        shutil.rmtree(temporary, ignore_errors=True)  # of a save that died; nobody else writes now
+        _remove(temporary)  # of a save that died; nobody else writes now
         try:
             temporary.mkdir()
             write(temporary)
@@ -87,7 +90,7 @@ def replace(folder: str | os.PathLike[str], write: Callable[[Path], None], belon
             (temporary / _MANIFEST).write_text(json.dumps(names))
             os.replace(temporary, target / NEW)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
         _finish(target, belongs)
 
 
@@ -95,7 +98,7 @@ def _finish(target: Path, belongs: frozenset[str]) -> None:
     """Moves the files of NEW, if there is one, to where they belong."""
     new = target / NEW
     if not exists(new / _MANIFEST):
-        shutil.rmtree(new, ignore_errors=True)
+        _remove(new)
         return
     written = [name for name in CheckpointFiles(target, belongs)._written or () if name in belongs]
     if exists(new / _LAST):
@@ -106,6 +109,14 @@ def _finish(target: Path, belongs: frozenset[str]) -> None:
         if exists(new / name):
             os.replace(new / name, target / name)
     shutil.rmtree(new)
+
+
+def _remove(path: Path) -> None:
+    """A folder with all that is in it, or whatever else somebody has put there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

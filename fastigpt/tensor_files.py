@@ -6,6 +6,7 @@ once their shape is known to be right, pickles may hold no more than their own l
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,7 +79,22 @@ def load_pickle(path: Path, device: torch.device | str = "cpu") -> object:
             with zipfile.ZipFile(path) as archive:
                 if sum(entry.file_size for entry in archive.infolist()) > size:
                     raise ValueError("its contents are larger than the file")
-        return torch.load(path, map_location=device, weights_only=True, mmap=False)
+            return torch.load(path, map_location=device, weights_only=True, mmap=False)
+        with _Within(path, size) as file:
+            return torch.load(file, map_location=device, weights_only=True)
+
+
+class _Within(io.BufferedReader):
+    """A file that is asked for more than it has (a string of 2 GiB, says a pickle of 9 bytes) without taking memory for
+    the rest."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = size
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if count is None or count < 0 else min(count, left))
 
 
 def _open_pickle(path: Path) -> Stored:

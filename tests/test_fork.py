@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -37,6 +38,7 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child() -> None:
     held.wait()
     pid = os.fork()
     if pid == 0:
+        signal.alarm(120)
         os._exit(0 if lock._lock.acquire(timeout=60) else 1)
     enough.set()
     holder.join()
@@ -48,6 +50,7 @@ def test_a_lock_that_the_forking_thread_holds_stays_its_own() -> None:
     with lock:
         pid = os.fork()
         if pid == 0:
+            signal.alarm(120)
             with lock:  # reentrant
                 pass
     if pid == 0:

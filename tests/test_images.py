@@ -9,6 +9,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
+import fastigpt
 from fastigpt.images import as_image_list, grid, mask_cells, to_canvas, transparent_cells
 
 RED, GREEN = (200, 30, 40), (20, 180, 60)
@@ -257,3 +258,33 @@ def test_a_grid_shows_every_image_where_it_belongs():
         y, x = 1 + i // 3 * 9, 1 + i % 3 * 13
         assert np.array_equal(sheet[y : y + 8 : 2, x : x + 12 : 2], image)
     assert (sheet[0] == 255).all()
+
+
+def test_a_public_grid_takes_whatever_images_are_and_makes_them_large_enough_to_see():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(p) for p in pixels]
+    expected = np.asarray(fastigpt.grid(pixels))
+    assert expected.shape == (2 * 130 + 2, 3 * 130 + 2, 3)  # 128 pixels each, 2 between them
+    for same in (pictures, tuple(pictures), torch.from_numpy(pixels).movedim(-1, 1), list(pixels)):
+        assert np.array_equal(np.asarray(fastigpt.grid(same)), expected)
+    one = fastigpt.grid(pictures[0], scale=1, gap=0)
+    assert one.size == (32, 32) and one.mode == "RGB" and np.array_equal(np.asarray(one), pixels[0])
+    assert fastigpt.grid(pictures, columns=5, scale=2, gap=3).size == (5 * 67 + 3, 67 + 3)
+    clear = fastigpt.grid(Image.new("RGBA", (4, 4), (0, 0, 0, 0)), scale=1)
+    assert (np.asarray(clear) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "word"),
+    [
+        ([], {}, "empty"),
+        ([Image.new("RGB", (4, 4)), Image.new("RGB", (5, 4))], {}, "one size"),
+        (Image.new("RGB", (4, 4)), {"columns": 0}, "columns"),
+        (Image.new("RGB", (4, 4)), {"scale": 0}, "scale"),
+        (Image.new("RGB", (4, 4)), {"gap": -1}, "gap"),
+        (Image.new("RGB", (100, 100)), {"scale": 100}, "10004 × 10004|pixels"),
+    ],
+)
+def test_grids_that_cannot_be_are_refused_by_name(images, options, word):
+    with pytest.raises(ValueError, match=word):
+        fastigpt.grid(images, **options)

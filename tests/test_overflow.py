@@ -75,7 +75,7 @@ def test_weights_beyond_float32(backend, name):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers(backend, value):
-    with pytest.raises(CheckpointError, match=r"broken: lm_head\.weight holds (nan|inf), which is no number"):
+    with pytest.raises(CheckpointError, match=r"broken: lm_head\.weight holds (nan|inf), which is not finite"):
         model(backend, {"lm_head.weight": torch.full((9, 16), value)})
 
 
@@ -119,3 +119,12 @@ def test_what_is_proved_cannot_overflow_does_not(config):
             except CheckpointError:
                 overflowing += 1
     assert (proved > 5, overflowing > 5) == (True, True), (proved, overflowing)
+
+
+def test_weights_next_to_nothing_in_int8():
+    """Rows so small that the inverse of their scale is no float32 are zero."""
+    tiny = {"transformer.h.0.mlp.c_fc.weight": torch.full((16, 64), 1e-40)}
+    nothing = {"transformer.h.0.mlp.c_fc.weight": torch.zeros(16, 64)}
+    tokens = random_tokens(TINY, 2)
+    logits = [model("cpu", changes, dtype="int8").logits(tokens) for changes in (tiny, nothing)]
+    assert torch.equal(*logits)

@@ -81,7 +81,7 @@ def test_the_work_pauses_when_nobody_reads():
             on_row(range(1), row, torch.zeros(1, 1, dtype=torch.int64))
 
     rows = RowStream(work, 0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while len(asked) <= AHEAD and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.05)
@@ -210,4 +210,4 @@ def test_a_program_may_end_in_the_middle_of_a_stream():
         "rows = RowStream(work, 0)\n"
         "next(rows)\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)

@@ -16,6 +16,7 @@ from conftest import CACHED, PROMPTED, TINY, random_tokens, random_weights
 from PIL import Image
 
 import fastigpt
+import fastigpt.ops
 from fastigpt import ImageGPT, ImageGPTConfig, Palette
 from fastigpt.prompts import Vocabulary
 
@@ -95,9 +96,9 @@ def everything(backend: str, folder: Path) -> dict[str, Any]:
         "palette of tensors": PALETTE.encode(torch.from_numpy(np.asarray(PHOTO).copy())),
         "palette to tensors": PALETTE.decode(tokens),
         "a palette": Palette(torch.from_numpy(PALETTE.clusters.copy())).clusters,
-        "fitted": Palette.fit(PHOTO, 5).clusters,
         "nearest": fastigpt.nearest_centroid(torch.from_numpy(POINTS), torch.from_numpy(POINTS[:7] + 0.01)),
         "cosine": fastigpt.nearest_centroid(POINTS, POINTS[:7] + 0.01, metric="cosine", return_distances=True)[1],
+        "operator": torch.ops.fastigpt.sample_head(*OPERANDS, 7),
         "seed": model.sample(1, output_type="tokens").shape,
         "saved": (folder / "model.safetensors").read_bytes(),
     }
@@ -108,6 +109,9 @@ TOKENS = random_tokens(TINY, 2).numpy()
 HOLES = np.where(np.arange(16) % 3 == 1, -1, TOKENS)
 MASK = np.eye(4, dtype=bool)
 POINTS = np.random.default_rng(0).standard_normal((50, 3)).astype(np.float32)
+OPERANDS = [
+    torch.from_numpy(array) for array in (POINTS[:3], np.ones(3, np.float32), POINTS[:9], np.arange(3), np.arange(3))
+]
 WEIGHTS = {name: tensor.numpy() for name, tensor in random_weights(PROMPTED).items()}
 
 

@@ -81,15 +81,13 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 
 
 def plot_throughput(path: Path, timings: Sequence[Timing]) -> None:
-    """Images per minute against n, each peer a line, each floor a dashed line of the same colour. Peers of which that
-    is not known are left out."""
+    """Images per minute against n, each peer a line, each floor a dashed line of the same colour. All must be known."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8.5, 4.5))
-    timings = [t for t in timings if t.seconds() is not None]
     floors = set()
     for k, name in enumerate(dict.fromkeys((t.peer, t.dtype, t.kv_dtype) for t in timings)):
         mine = sorted((t for t in timings if (t.peer, t.dtype, t.kv_dtype) == name), key=lambda t: t.n)

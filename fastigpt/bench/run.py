@@ -11,11 +11,13 @@ import torch
 from rich.console import Console
 
 from fastigpt.arguments import whole
+from fastigpt.bench.floor import kv_bytes_per_token
 from fastigpt.bench.measure import measure, timed_positions
 from fastigpt.bench.peers import EnginePeer, Peer, TransformersPeer
 from fastigpt.bench.report import as_json, machine_line, plot_throughput, table, write_json
 from fastigpt.config import PRESETS, ImageGPTConfig
 from fastigpt.engine.choose import as_device, build
+from fastigpt.engine.memory import free_memory
 from fastigpt.families import image_gpt
 from fastigpt.model import ImageGPT
 from fastigpt.options import LoadOptions
@@ -46,11 +48,18 @@ def bench(
         whole("n", count, 1)
     if kv_dtypes is not None and len(kv_dtypes) != len(dtypes):
         raise ValueError(f"--kv-dtype has {len(kv_dtypes)} entries for {len(dtypes)} of --dtype")
+    if plot is not None and window > 1 and model in PRESETS:
+        raise ValueError("--plot draws images per minute; with --window that takes a trained model, not a preset")
     place = as_device(device)
     loaded = _load(model)
     config = loaded.config
     spec, weights = image_gpt.spec(config), image_gpt.canonical(config, loaded.weights)
     whole("window", window, 1, max(1, config.n_pixels - timed_positions(config)[-1]))
+    room = free_memory(place)
+    for count in counts:
+        cache = count * config.n_pixels * kv_bytes_per_token(config, torch.int8)  # of the smallest that there is
+        if cache > room:
+            raise ValueError(f"n={count} needs a cache of {cache / 1e9:,.0f} GB or more; {room / 1e9:,.1f} GB are free")
     measured: list[Peer] = [
         _ours(loaded, window, model not in PRESETS, backend=backend, device=place, dtype=dtype, kv_dtype=kv_dtype)
         for dtype, kv_dtype in zip(dtypes, [None] * len(dtypes) if kv_dtypes is None else kv_dtypes)

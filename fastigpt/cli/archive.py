@@ -79,4 +79,4 @@ def _pack(array: BinaryIO, to: BinaryIO) -> None:
         zipfile.ZipFile(to, "w", zipfile.ZIP_DEFLATED, allowZip64=True) as archive,
         archive.open("arr_0.npy", "w", force_zip64=True) as member,
     ):
-        shutil.copyfileobj(array, member, 1 << 20)
+        shutil.copyfileobj(array, member)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 
 import typer
 
-from fastigpt.cli.options import DrawingOptions, given, require, split, with_options
+from fastigpt.cli.options import DrawingOptions, given, split, with_options
+from fastigpt.extras import require
 from fastigpt.files import replacing
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def sample(
 
     picture = None if heat_map is None else check_picture("--heat-map", heat_map)
     if picture is not None:
-        require("matplotlib")
+        require("matplotlib", for_="--heat-map")
     target = output(out, scale=options["scale"])
 
     import torch
@@ -47,7 +48,7 @@ def sample(
     target.expect(count, model.config.height, model.config.width)
     seed = fresh_seed() if options["seed"] is None else options["seed"]
     target.facts = {"model": model.name, "seed": str(seed), "first_index": str(options["first_index"])}
-    canvases = Repeated(torch.tensor(-1).expand(count, model.config.n_pixels))
+    canvases = Repeated(torch.tensor(-1, device="cpu").expand(count, model.config.n_pixels))
     totals = draw(model, canvases, target, seed=seed, first_index=options["first_index"], options=how)
     if picture is not None:
         from fastigpt.heat_map import draw_heat_map

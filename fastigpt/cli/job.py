@@ -81,7 +81,8 @@ def draw(
 
     count, done, totals = len(canvases), 0, Totals(seed)
     whole("first_index", first_index, 0, LAST_INDEX - count + 1)
-    sizes = _part_sizes(options["batch_size"])
+    batch_size = options["batch_size"]
+    sizes = _part_sizes(None if batch_size is None else whole("batch_size", batch_size, 1))
     size = next(sizes)
     try:
         with _signals() as signals, image_bar(count, True, model.config.height, log_after=LOG_SECONDS) as bar:

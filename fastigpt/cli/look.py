@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fastigpt.cli.options import AsJson, Backend, Device, Dtype, Model, given, require
+from fastigpt.cli.options import AsJson, Backend, Device, Dtype, Model, given
+from fastigpt.extras import require
 from fastigpt.files import check_writable
 
 PLOTS = (".png", ".svg", ".pdf")
@@ -56,7 +57,7 @@ def bench(
         int, typer.Option(min=1, help="Tokens that a pass of ours scores; peers score one. Needs a trained model.")
     ] = 1,
     peers: Annotated[bool, typer.Option(help="Measure transformers and the portable engine as well.")] = True,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which the peers take turns.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds in which the peers take turns.")] = 3,
     plot: Annotated[str | None, typer.Option(help="Draw throughput against n.")] = None,
     out: Annotated[str | None, typer.Option("--json", help="Write the figures as JSON.")] = None,
 ) -> None:
@@ -69,7 +70,7 @@ def bench(
     if json_path is not None:
         check_writable(json_path)
     if plot is not None:
-        require("matplotlib")
+        require("matplotlib", for_="--plot")
 
     from fastigpt.bench.run import bench as run_bench
 
@@ -107,7 +108,7 @@ def probe(
     """
     import json
 
-    require("sklearn", "matplotlib")
+    require("sklearn", "matplotlib", for_="probing")
     path = _plot("--out", out)
 
     from fastigpt import probe as probing

@@ -27,20 +27,24 @@ def train(
     init: Annotated[
         str | None, typer.Option(help="Start from this checkpoint: directory, hub id or [bold]bundled[/].")
     ] = None,
-    resolution: Annotated[int | None, typer.Option(help="Canvas, squared. Default: init's, else 32.")] = None,
-    n_layer: Annotated[int | None, typer.Option(help="Blocks. Default: init's, else 5.")] = None,
-    n_head: Annotated[int | None, typer.Option(help="Attention heads. Default: init's, else 3.")] = None,
-    n_embd: Annotated[int | None, typer.Option(help="Width. Default: init's, else 192.")] = None,
-    colors: Annotated[
-        int | None, typer.Option(min=1, help="Colours of the palette, at most. Default: init's, else 512.")
+    resolution: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Canvas, squared. Default: init's, else 32.")
     ] = None,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 3800,
-    batch_size: Annotated[int, typer.Option(help="Images per step.")] = 12,
+    n_layer: Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks. Default: init's, else 5.")] = None,
+    n_head: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Attention heads. Default: init's, else 3.")
+    ] = None,
+    n_embd: Annotated[int | None, typer.Option(min=1, max=65_536, help="Width. Default: init's, else 192.")] = None,
+    colors: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="Colours of the palette, at most. Default: init's, else 512.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3800,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Images per step.")] = 12,
     learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 3e-3,
-    seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile: a minute, then faster steps.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of the CPU. Default: torch's choice.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Of the CPU. Default: torch's choice.")] = None,
 ) -> None:
     """Train a model, on a folder of your images or on drawn scenes: `fastigpt train photos/ --out my-model`."""
     from fastigpt.training.train import train as train_model

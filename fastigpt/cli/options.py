@@ -68,18 +68,6 @@ def split(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     return load, {**draw, "window": window_size(options["window"])}
 
 
-def require(*modules: str) -> None:
-    """Raises ImportError, before any work, if an optional package is missing."""
-    from importlib.util import find_spec
-
-    missing = [name for name in modules if find_spec(name) is None]
-    if missing:
-        packages = " ".join({"sklearn": "scikit-learn"}.get(name, name) for name in missing)
-        raise ImportError(
-            f"this needs {' and '.join(missing)}: pip install {packages} (or fastigpt with its extra, fastigpt[train])"
-        )
-
-
 def given(option: str, path: str) -> str:
     """A path that is not empty."""
     if not path.strip():

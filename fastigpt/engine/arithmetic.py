@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from fastigpt.engine import Engine
-from fastigpt.errors import CheckpointError
+from fastigpt.errors import CheckpointError, NotFiniteError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -39,14 +39,14 @@ def does_not_fit(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> Checkpo
     """The error for a weight of which a number is too large for the dtype, or not finite."""
     largest = tensor.detach().abs().max().item()
     number = str(dtype).removeprefix("torch.")
-    what = f"which {number} cannot hold" if math.isfinite(largest) else "which is no number"
+    what = f"which {number} cannot hold" if math.isfinite(largest) else "which is not finite"
     return CheckpointError(f"{name} holds {largest:g}, {what}")
 
 
 def finite(values: torch.Tensor, engine: Engine) -> torch.Tensor:
     """These logits or hidden states, or CheckpointError."""
     if not bool(torch.isfinite(values).all()):
-        raise CheckpointError(
+        raise NotFiniteError(
             "the model's logits are not finite numbers: its weights are damaged, or too large for "
             f"{str(engine.dtype).removeprefix('torch.')} ({engine.name})"
         )

@@ -16,7 +16,7 @@ from fastigpt import _C
 from fastigpt.engine import Advance, Engine, Window, check_window
 from fastigpt.engine.arithmetic import does_not_fit, finite
 from fastigpt.engine.memory import free_memory
-from fastigpt.errors import CheckpointError
+from fastigpt.errors import NotFiniteError
 from fastigpt.job import Filled, Request
 from fastigpt.operands import readable
 from fastigpt.quantize import check_threads
@@ -24,6 +24,7 @@ from fastigpt.spec import ModelSpec
 
 _NUMBERS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
 _BFLOAT16_OVERFLOWS = np.float32((2 - 2**-8) * 2.0**127)  # halfway between the largest and what would come next
+_SMALLEST = 1e-35  # of weights that int8 tells from 0
 _MEMORY_SHARE = 0.8  # of the free memory, for the caches of a session
 
 
@@ -175,7 +176,9 @@ class CpuSession:
         try:
             self._session.step(seconds)
         except RuntimeError as error:
-            raise CheckpointError(str(error)) from None
+            if "not finite" not in str(error):
+                raise
+            raise NotFiniteError(f"{error}: its weights are damaged, or too large") from None
         return [Advance(slot, decided) for slot, decided in self._session.decided()]
 
     def read(self, slots: Sequence[int]) -> Filled:
@@ -231,6 +234,8 @@ def _float32(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
     limit = _BFLOAT16_OVERFLOWS if dtype == torch.bfloat16 else np.inf
     if not bool((np.abs(stored) < limit).all()):
         raise does_not_fit(name, tensor, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    if dtype == torch.int8:  # a row's scale is its largest number over 127, and its inverse must be a number as well
+        stored = np.where(np.abs(stored) < _SMALLEST, np.float32(0), stored)
     return stored
 
 

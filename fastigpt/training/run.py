@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from fastigpt import checkpoint
 from fastigpt.config import ImageGPTConfig
+from fastigpt.engine.arithmetic import converted
 from fastigpt.errors import CheckpointError
 from fastigpt.files import replacing
 from fastigpt.tensor_files import load_pickle
@@ -106,7 +107,8 @@ class Run:
     def begin_from(self, name: str, weights: dict[str, torch.Tensor]) -> None:
         """Takes these weights for the first step's. name: what a run that goes on is compared by."""
         self.init = name
-        self.network.load_state_dict({k: tensor.float() for k, tensor in weights.items()})
+        cpu = torch.device("cpu")
+        self.network.load_state_dict({k: converted(k, tensor, cpu, torch.float32) for k, tensor in weights.items()})
         self.ema = {k: p.detach().clone() for k, p in self.network.named_parameters()}
 
     # --- a step --------------------------------------------------------------------------------------------------

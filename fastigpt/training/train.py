@@ -22,6 +22,7 @@ from fastigpt.engine.choose import as_device
 from fastigpt.engine.memory import free_memory
 from fastigpt.files import check_folder_writable, replacing
 from fastigpt.palette import MAX_COLORS, Palette
+from fastigpt.tensor_names import HEAD
 from fastigpt.training.data import N_COLORS, Data, Folder, Scenes, scene_vocabulary
 from fastigpt.training.run import Run, Settings, say, warmup_for
 from fastigpt.training.undisturbed import undisturbed
@@ -182,6 +183,8 @@ def _begun(
         raise ValueError(f"init={os.fspath(init)!r} has no palette")
     if given not in (None, found.palette):
         raise ValueError(f"palette is not that of init={os.fspath(init)!r}, whose tokens mean other colours")
+    if HEAD not in weights:
+        raise ValueError(f"init={os.fspath(init)!r} ({found.architecture}) has no head for colours, {HEAD}")
     if weights.keys() & config.bias_shapes().keys():
         raise ValueError(f"init={os.fspath(init)!r} has biases, which training does not know")
     if captioned:

@@ -25,6 +25,7 @@ import inspect
 import json
 import os
 import random
+import reprlib
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 SECONDS = 120.0  # for one case; what takes so long on a busy machine hangs
 MEMORY = 6 << 30  # bytes of data that a process may hold, where the system can limit it
@@ -51,7 +52,7 @@ class Case(random.Random):
 
     def say(self, value: T) -> T:
         """Returns the value, and shows it beside the number should the case fail."""
-        self.said.append(_short(value))
+        self.said.append(_repr(value))
         return value
 
 
@@ -88,12 +89,23 @@ def _report(kind: Callable[[Case], object], cases: int, failures: list[tuple[str
     return "\n".join(lines)
 
 
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception as error:  # a tensor without storage has no repr
-        text = f"{type(value).__name__} without a repr ({type(error).__name__})"
-    return text if len(text) <= 300 else text[:300] + " …"
+class _Repr(reprlib.Repr):
+    """Short forms. Of a tensor without its values: PyTorch crashes where it shows one without memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxdict, self.maxlist, self.maxstring, self.maxlong, self.maxother = 20, 8, 120, 60, 120
+
+    def repr_Tensor(self, x: Any, level: int) -> str:
+        if str(x.layout) != "torch.strided" or x.is_nested:
+            return f"<{'nested' if x.is_nested else x.layout} {x.dtype}>"
+        lazy = ", negated" * x.is_neg() + ", conjugated" * x.is_conj() + ", with grad" * x.requires_grad
+        return f"<{x.dtype} {list(x.shape)}, strides {list(x.stride())}, on {x.device}{lazy}>"
+
+    repr_Parameter = repr_Tensor
+
+
+_repr = _Repr().repr
 
 
 def _run(kind: Callable[[Case], object], number: int) -> tuple[str, str] | None:

@@ -44,6 +44,8 @@ def tensor(case: Case, x: torch.Tensor) -> Any:
             x = twist(case, x)
         except Exception:
             continue  # this twist does not go with what x already is
+        if twist is _without_storage:
+            break  # PyTorch itself crashes on what reads it
     return x
 
 
@@ -52,6 +54,13 @@ def harmless(x: Any) -> Any:
     if not isinstance(x, torch.Tensor):
         return x
     return x.detach().resolve_conj().resolve_neg().contiguous().clone()
+
+
+def without_values(x: Any) -> bool:
+    """Whether x is a tensor whose memory is not there to be copied."""
+    if not isinstance(x, torch.Tensor):
+        return False
+    return x.is_meta or x.layout != torch.strided or x.is_nested or (x.numel() > 0 and x.untyped_storage().size() == 0)
 
 
 def _dtype(case: Case, x: torch.Tensor) -> torch.Tensor:

@@ -173,6 +173,7 @@ def expected_instructions(name, target, half):
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("half", ["*bf16", "*fp32"])
 @pytest.mark.parametrize("family", TARGETS)
 def test_every_configuration_compiles_without_spills(family, half, tmp_path, show):

@@ -2,12 +2,9 @@
 
 import csv
 import errno
-import os
 import signal
 import subprocess
 import sys
-import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +19,6 @@ from fastigpt.palette import Palette
 from fastigpt.training import report
 from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, scene_vocabulary
 from fastigpt.training.network import Network
-from fastigpt.training.run import Run, Settings, warmup_for
 from fastigpt.training.train import train
 
 TINY = {
@@ -59,20 +55,37 @@ def weights(folder):
     return {**state["network"], **{"ema." + name: tensor for name, tensor in state["ema"].items()}}
 
 
+# Killed while it writes its state for the eighth time: the seventh is what is left.
+KILLED = """
+import ast, os, signal, sys
+from pathlib import Path
+from fastigpt.training.train import train
+
+folder, state, settings = Path(sys.argv[1]), Path(sys.argv[2]), ast.literal_eval(sys.argv[3])
+fsync, written = os.fsync, []
+
+
+def fsync_or_die(file):
+    written.append(state.exists())
+    if sum(written) == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(file)
+
+
+os.fsync = fsync_or_die
+train(folder, **settings)
+"""
+
+
 def test_a_killed_training_ends_with_the_same_weights(palette):
     whole, killed = palette("whole"), palette("killed")
     settings = TINY | {"steps": 30}
     train(whole, **settings)
-    code = f"from fastigpt.training.train import train; train({str(killed)!r}, **{settings!r})"
-    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     state = killed / "training" / "state.pt"
-    deadline = time.monotonic() + 60
-    while not state.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = subprocess.run([sys.executable, "-c", KILLED, killed, state, repr(settings)], check=False)
+    assert process.returncode == -signal.SIGKILL
     step = torch.load(state, weights_only=True)["step"]
-    assert 0 < step < 30
+    assert step == 7
     train(killed, **settings)
     expected, found = weights(whole), weights(killed)
     assert expected.keys() == found.keys()
@@ -305,54 +318,6 @@ def test_a_training_takes_a_palette_of_ones_own(tmp_path):
             train(tmp_path / "0", images=images, resolution=4, **settings | {"steps": 1} | arguments)
 
 
-@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (9, 0), (60, 6), (1000, 100), (3800, 100)])
-def test_the_warm_up_fits_the_run(steps, warmup):
-    settings = Settings(steps, warmup=warmup_for(steps))
-    assert settings.warmup == warmup
-    peak = max(Run.schedule(SimpleNamespace(settings=settings), step) for step in range(steps))
-    assert peak == 1
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        *[("threads", value) for value in (0, -1, 1.5, "2", True, 10**6, 2**70)],
-        *[("save_seconds", value) for value in (0, -1.0, float("nan"), "30", None, True)],
-        *[("log_every", value) for value in (0, 2.5, float("nan"), "x", None)],
-        ("sample_every", 0),
-        *[("n_layer", value) for value in (0, -3, 1.5, "2")],
-        ("n_head", 0),
-        ("n_embd", 0),
-        ("resolution", 0),
-        *[("n_colors", value) for value in (0, 65537, 2.0, "16")],
-        *[("steps", value) for value in (0, True, "10", float("inf"))],
-        ("batch_size", "12"),
-        ("learning_rate", "fast"),
-        ("learning_rate", 10**400),
-        ("ema_decay", None),
-        ("warmup", -1),
-        ("seed", 2**32),
-        ("out", 3),
-        ("images", 3),
-        ("init", 3),
-        *[("device", value) for value in ("nonsense", "meta", "cuda:99", "hpu", 3.5, "cpu:x")],
-    ],
-)
-def test_hostile_numbers_are_refused_by_name_before_any_work(tmp_path, name, value):
-    before = torch.get_num_threads()
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    arguments = {"out": tmp_path / "run", "images": tmp_path, **TINY, "steps": 2, "resolution": 4} | {name: value}
-    with pytest.raises((TypeError, ValueError), match=name):
-        train(**arguments)
-    assert not (tmp_path / "run").exists() and torch.get_num_threads() == before
-
-
-@pytest.mark.parametrize(("name", "value"), [("n_embd", 10**6), ("batch_size", 10**12), ("resolution", 4000)])
-def test_sizes_that_no_machine_has_memory_for_are_refused_before_any_work(tmp_path, name, value):
-    with pytest.raises(ValueError, match=r"more than \d+ GiB, \d+ are free: lower n_embd"):
-        train(tmp_path / "run", images=tmp_path, **TINY | {"steps": 2, "resolution": 4, name: value})
-
-
 def test_a_state_of_something_else_is_named(palette):
     folder = palette("run")
     train(folder, **TINY | {"steps": 1})
@@ -387,25 +352,6 @@ def test_a_palette_of_few_colours_holds_them_exactly():
     palette = fit_palette(pixels, 8, seed=0)
     assert palette.n_colors == 8
     np.testing.assert_array_equal(palette.decode(palette.encode(pixels)), pixels)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("steps", 0),
-        ("steps", 1.5),
-        ("batch_size", -1),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("ema_decay", 1.0),
-        ("prompt_dropout", -0.1),
-        ("dtype", "int8"),
-        ("seed", -1),
-    ],
-)
-def test_bad_settings_are_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name):
-        Settings(**{name: value})
 
 
 def test_scenes_have_one_size(tmp_path):
