@@ -337,7 +337,7 @@ class ImageGPT:
 
         The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
         arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same
-        time: each job gets the tokens it would get alone, and its own memory (a cache for all images of its wave).
+        time: each job gets the tokens it would get alone, and its own memory (a cache for the images it draws at a time).
         """
         if isinstance(tokens_or_n, (torch.Tensor, np.ndarray)):
             tokens = token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True)
