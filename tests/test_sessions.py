@@ -12,6 +12,7 @@ from conftest import CACHED, PROMPTED, TINY, engine, fill, random_tokens, random
 
 from fastigpt import CheckpointError, ImageGPTConfig
 from fastigpt.engine import Engine, Session, loop
+from fastigpt.engine.window import WIDTHS
 from fastigpt.job import Filled, Request
 from fastigpt.sampling import Drawing, guide
 
@@ -515,3 +516,15 @@ def test_guesses_that_lead_to_no_finite_logits_do_no_harm(tested):
             session.remove(slots[1])
             slots[1:] = session.add([guessing])
             assert torch.equal(finish(session, slots).tokens, torch.stack(expected[:2]))
+
+
+def test_what_an_engine_found_out_about_windows_outlives_a_session():
+    tested = exact("portable")
+    with closing(tested.open(3)) as session:
+        for width in WIDTHS * 3:
+            session.tuner.record(width, seconds=1.0 if width == 4 else 100.0, kept=1.0)
+    with closing(tested.open(3)) as session:
+        assert session.tuner.width() == 4
+    for other in (tested.open(2), tested.open(3, draft=exact("portable", SMALLER))):  # other costs, other guesses
+        with closing(other) as session:
+            assert session.tuner.width() == 1

@@ -25,9 +25,9 @@ class PortableSession:
     """Slots are numbers that callers see, rows are where their canvases lie: a pass computes the first rows only, so
     canvases that have nothing to do move behind the others once they are half of them."""
 
-    def __init__(self, blocks: Blocks, capacity: int, window: int | None, draft: Blocks | None) -> None:
+    def __init__(self, blocks: Blocks, capacity: int, tuner: WindowTuner, draft: Blocks | None) -> None:
         self.capacity, self.n_positions, self.device = capacity, blocks.spec.n_positions, blocks.device
-        self.tuner = WindowTuner("auto" if window is None else window)
+        self.tuner = tuner
         self.canvases = Canvases(blocks.spec, capacity, blocks.device)
         self.reader = Reader(blocks, capacity)
         self.draft = None if draft is None else DraftReader(draft, capacity, blocks.spec)
