@@ -89,7 +89,7 @@ class ModelSpec:
 
     def prefix_rows(self, prefixes: Iterable[tuple[int, ...]]) -> torch.Tensor:
         """int64 [n, L]: prefixes of one length as a tensor."""
-        return torch.tensor(list(prefixes), dtype=torch.int64)
+        return torch.tensor(list(prefixes), dtype=torch.int64, device="cpu")
 
     def position_row(self, slot: int, prefix_length: int) -> int:
         """Row of the position table for input `slot` of a sequence whose prefix has so many elements."""

@@ -528,3 +528,23 @@ def test_what_an_engine_found_out_about_windows_outlives_a_session():
     for other in (tested.open(2), tested.open(3, draft=exact("portable", SMALLER))):  # other costs, other guesses
         with closing(other) as session:
             assert session.tuner.width() == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_torchs_default_device_and_dtype_change_nothing(tested, device):
+    wanted = mixed_requests(tested, 3, seed=12)
+    scored, tokens = [replace(request, score=True) for request in wanted], random_tokens(PROMPTED, 2)
+    expected = [loop.run(tested, some, batch_size=2)[0] for some in (wanted, scored)]
+    logits, hidden = tested.logits(tokens), tested.hidden(tokens, 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device(device):
+            found = [loop.run(tested, some, batch_size=2)[0] for some in (wanted, scored)]
+            again = tested.logits(tokens), tested.hidden(tokens, 1)
+            tested.prepared_pass(n=2, position=3, window=2)()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for before, after in zip(expected, found):
+        assert torch.equal(before.tokens, after.tokens)
+        assert torch.allclose(before.log_likelihood, after.log_likelihood, atol=1e-9)
+    assert torch.equal(again[0], logits) and torch.equal(again[1], hidden)

@@ -120,7 +120,7 @@ class CpuEngine:
 
     def _score(self, tokens: torch.Tensor, prefix: torch.Tensor | None, layer: int) -> torch.Tensor:
         if prefix is None:
-            prefix = torch.tensor([self.spec.unconditional]).expand(len(tokens), -1)
+            prefix = self.spec.prefix_rows([self.spec.unconditional]).expand(len(tokens), -1)
         return torch.from_numpy(self._model.score(_ids("tokens", tokens), _ids("prefix", prefix), layer))
 
     def open(self, capacity: int, *, window: Window = "auto", draft: Engine | None = None) -> CpuSession:

@@ -77,7 +77,7 @@ class ReferenceEngine:
     @torch.inference_mode()
     def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
         if prefix is None:
-            prefix = torch.tensor([self.spec.unconditional]).expand(len(tokens), -1)
+            prefix = self.spec.prefix_rows([self.spec.unconditional]).expand(len(tokens), -1)
         tokens, prefix = tokens.to(self.device), prefix.to(self.device)
         x = self.embed(tokens, prefix)
         for i in range(layer):
@@ -162,10 +162,10 @@ class ReferenceSession:
         known = int(canvas.tokens[at])
         if known < 0 or request.score:
             given = canvas.tokens[None, : at + 1]
-            logits = self.engine.logits(given, torch.tensor([request.prefix]))[0, -1]
+            logits = self.engine.logits(given, self.engine.spec.prefix_rows([request.prefix]))[0, -1]
             if request.negative is not None:
                 assert request.drawing.guidance_scale is not None
-                without = self.engine.logits(given, torch.tensor([request.negative]))[0, -1]
+                without = self.engine.logits(given, self.engine.spec.prefix_rows([request.negative]))[0, -1]
                 logits = guide(logits, without, request.drawing.guidance_scale)
             if not bool(torch.isfinite(logits).all()):
                 raise CheckpointError("the model's logits are not finite numbers")
@@ -184,7 +184,7 @@ class ReferenceSession:
         return Filled(
             torch.stack([canvas.tokens for canvas in canvases]),
             torch.stack([canvas.pass_starts for canvas in canvases]),
-            torch.tensor([canvas.log_likelihood for canvas in canvases], dtype=torch.float64),
+            torch.tensor([canvas.log_likelihood for canvas in canvases], dtype=torch.float64, device="cpu"),
         )
 
     def resume(self, slot: int, stop: int) -> None:

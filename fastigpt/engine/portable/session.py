@@ -189,8 +189,8 @@ class PortableSession:
         if bool(bad.any()) and not self._may_stay(bad, window, decided, counted):
             return self.advance(rows, 1)
         if bool(canvases.scores[rows].any()):
-            nats = logits.double().log_softmax(-1).gather(-1, guessed[..., None])[..., 0]
-            canvases.log_likelihood[rows] += torch.where(counted & known, nats, 0.0).sum(1)
+            nats = logits.cpu().double().log_softmax(-1).gather(-1, guessed.cpu()[..., None])[..., 0]
+            canvases.log_likelihood[rows] += nats.masked_fill(~(counted & known).cpu(), 0).sum(1)
         last = (kept - 1).clamp(min=0)[:, None]
         taken_for = guessed.gather(1, last)
         wrong = torch.where(taken_for == drawn.gather(1, last), -1, taken_for)[:, 0]
