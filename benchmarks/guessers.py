@@ -20,6 +20,7 @@ import fastigpt
 from fastigpt.engine import loop
 from fastigpt.engine.portable import PortableEngine
 from fastigpt.engine.portable.session import PortableSession
+from fastigpt.engine.window import WindowTuner
 from fastigpt.job import Request
 from fastigpt.sampling import Drawing, gumbel_noise
 
@@ -30,7 +31,7 @@ class Study(PortableSession):
     """The portable engine's session with the guesses of `rule`, which sees the scores of all positions so far."""
 
     def __init__(self, engine: PortableEngine, capacity: int, width: int, rule: Rule | None) -> None:
-        super().__init__(engine.blocks, capacity, width, None)
+        super().__init__(engine.blocks, capacity, WindowTuner(width), None)
         self.rule, self.columns, self.rows = rule, engine.spec.columns, slice(0)
         self.logs = torch.zeros(capacity, self.n_positions + 1, engine.spec.n_tokens)
         score = self.reader.logits

@@ -85,9 +85,9 @@ class ModelSpec:
     def n_parameters(self) -> int:
         return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
-    def unconditional_prefixes(self, n: int) -> torch.Tensor:
-        """int64 [n, L]: the prefix that says nothing, n times."""
-        return torch.tensor([self.unconditional], device="cpu").expand(n, -1)
+    def prefix_rows(self, prefixes: Iterable[tuple[int, ...]]) -> torch.Tensor:
+        """int64 [n, L]: prefixes of one length as a tensor."""
+        return torch.tensor(list(prefixes), dtype=torch.int64, device="cpu")
 
     def position_row(self, slot: int, prefix_length: int) -> int:
         """Row of the position table for input `slot` of a sequence whose prefix has so many elements."""

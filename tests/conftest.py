@@ -37,6 +37,7 @@ CACHED = [name for name in BACKENDS if name != "reference" and why_unavailable(n
 TINY = ImageGPTConfig(n_layer=2, n_head=2, n_embd=16, height=4, width=4, n_colors=9)
 ODD = ImageGPTConfig(n_layer=3, n_head=3, n_embd=15, n_inner=37, height=3, width=5, n_colors=7)
 PROMPTED = ImageGPTConfig(n_layer=2, n_head=2, n_embd=16, height=4, width=4, n_colors=9, n_words=5, prompt_length=3)
+SMALLER = ImageGPTConfig(n_layer=1, n_head=1, n_embd=8, height=4, width=4, n_colors=9)
 HEAD_DIM_96 = ImageGPTConfig(n_layer=2, n_head=2, n_embd=192, height=8, width=8)
 
 
@@ -179,3 +180,20 @@ def fill(
 def backend(request: pytest.FixtureRequest) -> str:
     """Every engine with a cache that runs on this machine's CPU."""
     return request.param
+
+
+def exact(backend: str, config: ImageGPTConfig = PROMPTED, seed: int = 31) -> Engine:
+    """In float32, whose tokens are the reference's."""
+    return engine(backend, config, random_weights(config, seed), dtype="float32", kv_dtype="float32")
+
+
+@pytest.fixture(params=["reference", *CACHED])
+def tested(request: pytest.FixtureRequest) -> Engine:
+    """Every engine that runs on this machine's CPU, in float32, of the model that reads prompts."""
+    return exact(request.param)
+
+
+@pytest.fixture(scope="session")
+def truth() -> Engine:
+    """What `tested` is held to."""
+    return exact("reference")

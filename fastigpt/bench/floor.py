@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from fastigpt.config import ImageGPTConfig
-
-_LOOKED_UP = ("wte.weight", "wpe.weight")
+from fastigpt.families import image_gpt
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,8 @@ class Floor:
 
 def matrix_parameters(config: ImageGPTConfig) -> int:
     """Parameters that every pass reads: all matrices but the embeddings."""
-    return sum(
-        shape[0] * shape[1]
-        for name, shape in config.tensor_shapes().items()
-        if len(shape) == 2 and not name.endswith(_LOOKED_UP)
-    )
+    shapes = image_gpt.spec(config).weight_shapes()
+    return sum(shape[0] * shape[1] for name, shape in shapes.items() if name.endswith(".weight"))
 
 
 def kv_bytes_per_token(config: ImageGPTConfig, kv_dtype: torch.dtype) -> float:

@@ -124,7 +124,7 @@ class CpuEngine:
 
     def _score(self, tokens: torch.Tensor, prefix: torch.Tensor | None, layer: int) -> torch.Tensor:
         if prefix is None:
-            prefix = self.spec.unconditional_prefixes(len(tokens))
+            prefix = self.spec.prefix_rows([self.spec.unconditional]).expand(len(tokens), -1)
         return finite(torch.from_numpy(self._model.score(_ids("tokens", tokens), _ids("prefix", prefix), layer)), self)
 
     def open(self, capacity: int, *, window: Window = "auto", draft: Engine | None = None) -> CpuSession:

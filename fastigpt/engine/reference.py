@@ -78,7 +78,7 @@ class ReferenceEngine:
     @undisturbed
     def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
         if prefix is None:
-            prefix = self.spec.unconditional_prefixes(len(tokens))
+            prefix = self.spec.prefix_rows([self.spec.unconditional]).expand(len(tokens), -1)
         tokens, prefix = tokens.to(self.device), prefix.to(self.device)
         x = self.embed(tokens, prefix)
         for i in range(layer):
@@ -163,10 +163,10 @@ class ReferenceSession:
         known = int(canvas.tokens[at])
         if known < 0 or request.score:
             given = canvas.tokens[None, : at + 1]
-            logits = self.engine.logits(given, torch.tensor([request.prefix], device="cpu"))[0, -1]
+            logits = self.engine.logits(given, self.engine.spec.prefix_rows([request.prefix]))[0, -1]
             if request.negative is not None:
                 assert request.drawing.guidance_scale is not None
-                without = self.engine.logits(given, torch.tensor([request.negative], device="cpu"))[0, -1]
+                without = self.engine.logits(given, self.engine.spec.prefix_rows([request.negative]))[0, -1]
                 logits = guide(logits, without, request.drawing.guidance_scale)
             if known >= 0:
                 canvas.log_likelihood += float(logits.double().log_softmax(-1)[known])

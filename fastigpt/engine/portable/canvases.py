@@ -17,8 +17,8 @@ class Canvases:
     tokens: int64 [rows, n_positions + 1]: known and decided ones, guesses elsewhere. known, pass_starts: bool likewise.
     The last column takes what a window writes past the canvas. scored: one past the last position that was drawn,
     rightly or not. wrong: what the last decided token was taken for, if for another, else −1.
-    On the CPU, int64 [rows]: position, the next one to decide; target, where there is nothing more to do, for now:
-    behind the last unknown token before the stop, and at the stop itself where known tokens are scored.
+    On the CPU, [rows]: position, the next one to decide; target, where there is nothing more to do, for now: behind the
+    last unknown token before the stop, and at the stop itself where known tokens are scored; log_likelihood, float64.
     """
 
     def __init__(self, spec: ModelSpec, rows: int, device: torch.device) -> None:
@@ -32,7 +32,7 @@ class Canvases:
         self.pass_starts = column(cells, dtype=torch.bool)
         self.index, self.scored, self.wrong = column(), column(), column()
         self.scores = column(dtype=torch.bool)  # whether known tokens are
-        self.log_likelihood = column(dtype=torch.float64)
+        self.log_likelihood = column(dtype=torch.float64, on="cpu")  # not all devices have float64
         self.drawings = Drawings([Drawing()] * rows, device)
         self.position, self.target = column(on="cpu"), column(on="cpu")
 
@@ -48,7 +48,7 @@ class Canvases:
         self.scored[row] = leading.to(self.device)
         self.wrong[row] = -1
         self.scores[row] = torch.tensor([request.score for request in requests], device=self.device)
-        self.log_likelihood[row] = 0
+        self.log_likelihood[rows] = 0
         self.drawings.put(row, Drawings([request.drawing for request in requests], self.device))
         self.position[rows] = leading
         for r, request in zip(rows, requests):
@@ -90,4 +90,4 @@ class Canvases:
         decided = torch.arange(self.n_positions, device=self.device) < self.position[rows].to(self.device)[:, None]
         known = self.known[row, :-1]
         tokens = self.tokens[row, :-1].masked_fill(~(decided | known), -1)
-        return Filled(tokens.cpu(), self.pass_starts[row, :-1].cpu(), self.log_likelihood[row].cpu())
+        return Filled(tokens.cpu(), self.pass_starts[row, :-1].cpu(), self.log_likelihood[rows])

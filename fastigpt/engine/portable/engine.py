@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -10,7 +11,7 @@ from fastigpt.engine import Engine, Window, check_window
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.portable.blocks import Blocks, Cache
 from fastigpt.engine.portable.session import PortableSession
-from fastigpt.engine.window import WIDTHS
+from fastigpt.engine.window import WIDTHS, WindowStatistics, WindowTuner
 from fastigpt.sampling import Drawing, draw
 from fastigpt.spec import ModelSpec
 
@@ -40,6 +41,8 @@ class PortableEngine:
         if self.kv_dtype != self.dtype:
             raise ValueError(f"the portable engine keeps its cache in its own dtype: {self.dtype}, not {kv_dtype}")
         self.blocks = Blocks(spec, weights, self.device, self.dtype)
+        # What sessions found out about windows, by who guesses and by how many canvases are drawn side by side.
+        self._windows: WeakKeyDictionary[Blocks, dict[int, WindowStatistics]] = WeakKeyDictionary()
 
     @torch.inference_mode()
     def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
@@ -63,7 +66,9 @@ class PortableEngine:
 
     def open(self, capacity: int, *, window: Window = "auto", draft: Engine | None = None) -> PortableSession:
         width = check_window(window, self.spec)
-        return PortableSession(self.blocks, capacity, width, None if draft is None else self._drafting(draft))
+        guesser = None if draft is None else self._drafting(draft)
+        seen = self._windows.setdefault(guesser or self.blocks, {}).setdefault(capacity, WindowStatistics())
+        return PortableSession(self.blocks, capacity, WindowTuner(width, seen), guesser)
 
     def _drafting(self, draft: Engine) -> Blocks:
         if not isinstance(draft, PortableEngine):

@@ -25,9 +25,9 @@ class PortableSession:
     """Slots are numbers that callers see, rows are where their canvases lie: a pass computes the first rows only, so
     canvases that have nothing to do move behind the others once they are half of them."""
 
-    def __init__(self, blocks: Blocks, capacity: int, window: int | None, draft: Blocks | None) -> None:
+    def __init__(self, blocks: Blocks, capacity: int, tuner: WindowTuner, draft: Blocks | None) -> None:
         self.capacity, self.n_positions, self.device = capacity, blocks.spec.n_positions, blocks.device
-        self.tuner = WindowTuner("auto" if window is None else window)
+        self.tuner = tuner
         self.canvases = Canvases(blocks.spec, capacity, blocks.device)
         self.reader = Reader(blocks, capacity)
         self.draft = None if draft is None else DraftReader(draft, capacity, blocks.spec)
@@ -189,8 +189,8 @@ class PortableSession:
         if bool(bad.any()) and not self._may_stay(bad, window, decided, counted):
             return self.advance(rows, 1)
         if bool(canvases.scores[rows].any()):
-            nats = logits.double().log_softmax(-1).gather(-1, guessed[..., None])[..., 0]
-            canvases.log_likelihood[rows] += torch.where(counted & known, nats, 0.0).sum(1)
+            nats = logits.cpu().double().log_softmax(-1).gather(-1, guessed.cpu()[..., None])[..., 0]
+            canvases.log_likelihood[rows] += nats.masked_fill(~(counted & known).cpu(), 0).sum(1)
         last = (kept - 1).clamp(min=0)[:, None]
         taken_for = guessed.gather(1, last)
         wrong = torch.where(taken_for == drawn.gather(1, last), -1, taken_for)[:, 0]

@@ -1,0 +1,159 @@
+"""What keeps the house simple, read from its sources: imports run one way, and each thing is known in one room only."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the ground up: a module imports from its own layer and those below it. A package stands for all of its modules.
+LAYERS = (
+    "errors files spec sampling job progress",
+    "kernels quantize ops palette images prompts",
+    "engine",
+    "config families checkpoint openai_checkpoint bundled arguments particles streaming",
+    "model",
+    "api integrations fastigpt",
+    "heat_map info probe probe_data training bench data",
+    "cli",
+)
+
+# Circles that are left, each with what is to be done about it.
+KNOWN_CIRCLES = {
+    frozenset({"engine.triton", "engine.triton_session"}): "the engine becomes a package whose imports run one way",
+    frozenset(f"training.{name}" for name in ("captions", "paint", "scenes", "subjects")): "scenes get a package",
+}
+
+# Imports upwards that are left.
+KNOWN_UPWARDS = {
+    "engine.triton imports config": "still takes a configuration, not a spec",
+    "engine.triton_session imports config": "still takes a configuration, not a spec",
+}
+
+# Files outside families/ that know tensors by the names of published checkpoints.
+TENSOR_NAMES = re.compile(
+    r"transformer\.(wte|wpe|h\.|ln_f)|lm_head|\b(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\b|\bprompt\.w[tp]e|\bln_[12]\b"
+)
+KNOWN_NAMES = {
+    "fastigpt/config.py": "shapes of what a checkpoint holds; belongs into families/image_gpt.py",
+    "fastigpt/checkpoint.py": "reads and writes checkpoints; belongs into families/image_gpt.py",
+    "fastigpt/openai_checkpoint.py": "renames OpenAI's tensors to the published names; belongs into families/",
+    "fastigpt/integrations/transformers.py": "reads the parameters of a module of transformers",
+    "fastigpt/training/network.py": "its state dict is the checkpoint",
+    "fastigpt/engine/triton.py": "still takes published names",
+    "fastigpt/engine/triton_session.py": "still takes published names",
+}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package by its name below fastigpt, "fastigpt" for the package itself."""
+    found = {}
+    for folder, package in ((ROOT / "fastigpt", ""), (ROOT / "kernels", "kernels")):
+        for path in folder.rglob("*.py"):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            name = ".".join(part for part in parts if part and part != "__init__")
+            assert name not in found, f"{path} and {found[name]} have one name"
+            found[name or "fastigpt"] = path
+    return found
+
+
+@cache
+def imports() -> dict[str, frozenset[str]]:
+    """What every module imports of the package: at its top, inside functions, and for type checkers only."""
+    return {name: frozenset(_imports(path) & modules().keys() - {name}) for name, path in modules().items()}
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {_module(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            found |= {_module(f"{node.module}.{alias.name}") for alias in node.names}
+    return found
+
+
+def _module(name: str) -> str:
+    """The module that an imported name is or comes from; "" for other packages and the extension."""
+    if name.partition(".")[0] != "fastigpt" or name == "fastigpt._C":
+        return ""
+    name = name.removeprefix("fastigpt").removeprefix(".")
+    if name and name not in modules():
+        name = name.rpartition(".")[0]
+    return name or "fastigpt"
+
+
+def layer(module: str) -> int:
+    top = module.partition(".")[0]
+    found = [i for i, names in enumerate(LAYERS) if top in names.split()]
+    assert len(found) == 1, f"fastigpt.{module} stands in {len(found)} of the layers of {Path(__file__).name}"
+    return found[0]
+
+
+def circles() -> set[frozenset[str]]:
+    """Sets of modules that reach each other."""
+    reached = {name: _reachable(name) for name in modules()}
+    return {
+        frozenset(other for other in reached[name] if name in reached[other])
+        for name in modules()
+        if name in reached[name]
+    }
+
+
+def _reachable(start: str) -> set[str]:
+    found: set[str] = set()
+    ahead = list(imports()[start])
+    while ahead:
+        if (name := ahead.pop()) not in found:
+            found.add(name)
+            ahead += imports()[name]
+    return found
+
+
+def test_every_import_is_seen():
+    """Else the tests below would pass on anything."""
+    assert {"engine.triton", "engine.cpu", "kernels.launch"} <= imports()["engine.choose"]  # inside functions
+    assert "sampling" in imports()["kernels.sample_head"] and "model" in imports()["api"]
+    assert "engine" in imports()["engine.portable.session"] and "fastigpt" not in imports()["quantize"]
+    assert len(modules()) > 60
+
+
+def test_nothing_imports_upwards():
+    upwards = {
+        f"{name} imports {other}" for name, found in imports().items() for other in found if layer(other) > layer(name)
+    }
+    assert upwards == KNOWN_UPWARDS.keys(), "or a known one is gone and has to leave the list"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert circles() == KNOWN_CIRCLES.keys(), "or a known circle is gone and has to leave the list"
+
+
+def test_published_tensor_names_are_known_to_families_only():
+    found = {
+        str(path.relative_to(ROOT))
+        for folder in ("fastigpt", "kernels", "csrc")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cpp", ".h", ".cu") and TENSOR_NAMES.search(path.read_text())
+    }
+    left = {name for name in found if not name.startswith("fastigpt/families/")}
+    assert left == KNOWN_NAMES.keys(), "or a known file is clean and has to leave the list"
+    assert "fastigpt/families/image_gpt.py" in found
+
+
+# The formula of a block, to be told by its activation: once in each engine and operator, where a reader looks for it.
+ACTIVATION = re.compile(r"1\.702")
+
+
+@pytest.mark.parametrize("room", ["fastigpt/engine/portable", "fastigpt/engine/reference.py"])
+def test_the_formula_of_a_block_stands_once_in_an_engine(room):
+    path = ROOT / room
+    texts = [file.read_text() for file in (path.rglob("*.py") if path.is_dir() else [path])]
+    assert sum(len(ACTIVATION.findall(text)) for text in texts) == 1
