@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from fastigpt.engine.arithmetic import converted
 from fastigpt.spec import ModelSpec
 
 
@@ -41,7 +42,7 @@ class Blocks:
         self, spec: ModelSpec, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.spec, self.device, self.dtype = spec, device, dtype
-        self.weights = {name: tensor.to(device, dtype).contiguous() for name, tensor in weights.items()}
+        self.weights = {name: converted(name, w, device, dtype).contiguous() for name, w in weights.items()}
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[..., width] without positions."""

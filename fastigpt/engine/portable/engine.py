@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fastigpt.engine import Engine, Window, check_window
+from fastigpt.engine.arithmetic import finite, undisturbed
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.portable.blocks import Blocks, Cache
 from fastigpt.engine.portable.session import PortableSession
@@ -44,15 +45,15 @@ class PortableEngine:
         # What sessions found out about windows, by who guesses and by how many canvases are drawn side by side.
         self._windows: WeakKeyDictionary[Blocks, dict[int, WindowStatistics]] = WeakKeyDictionary()
 
-    @torch.inference_mode()
+    @undisturbed
     def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
         last = layer == self.spec.n_layer
         x = self._whole(tokens, prefix, layer)
-        return self.blocks.norm(x, "norm" if last else f"blocks.{layer}.norm_1").float()
+        return finite(self.blocks.norm(x, "norm" if last else f"blocks.{layer}.norm_1").float(), self)
 
-    @torch.inference_mode()
+    @undisturbed
     def logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
-        return self.blocks.head(self._whole(tokens, prefix, self.spec.n_layer))
+        return finite(self.blocks.head(self._whole(tokens, prefix, self.spec.n_layer)), self)
 
     def _whole(self, tokens: torch.Tensor, prefix: torch.Tensor | None, n_layer: int) -> torch.Tensor:
         """[B, T, width]: after n_layer blocks, the hidden states that score these tokens."""

@@ -11,12 +11,13 @@ from dataclasses import replace
 import torch
 
 from fastigpt.engine import Advance
+from fastigpt.engine.arithmetic import undisturbed
 from fastigpt.engine.portable import guesses
 from fastigpt.engine.portable.blocks import Blocks
 from fastigpt.engine.portable.canvases import Canvases
 from fastigpt.engine.portable.reader import DraftReader, Reader
 from fastigpt.engine.window import WindowTuner
-from fastigpt.errors import CheckpointError
+from fastigpt.errors import NotFiniteError
 from fastigpt.job import Filled, Request
 from fastigpt.sampling import draw
 
@@ -38,7 +39,7 @@ class PortableSession:
 
     # --- the canvases of slots -----------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @undisturbed
     def add(self, requests: Sequence[Request]) -> list[int]:
         with self._free(len(requests)) as rows:
             if rows:
@@ -77,13 +78,13 @@ class PortableSession:
             raise KeyError(f"slot {slot} is free")
         return self._rows[slot]
 
-    @torch.inference_mode()
+    @undisturbed
     def resume(self, slot: int, stop: int) -> None:
         row = self._row(slot)
         request = self._requests[slot] = replace(self._requests[slot], stop=stop)
         self.canvases.target[row] = self.canvases.end(request)
 
-    @torch.inference_mode()
+    @undisturbed
     def fork(self, slot: int, indices: Sequence[int]) -> list[int]:
         if len(indices) == 0:
             raise ValueError("fork needs at least one image index")
@@ -100,7 +101,7 @@ class PortableSession:
         for reader in self._readers():
             reader.copy(sources, targets, positions)
 
-    @torch.inference_mode()
+    @undisturbed
     def remove(self, slot: int) -> None:
         row = self._row(slot)
         self.canvases.target[row] = 0
@@ -115,7 +116,7 @@ class PortableSession:
 
     # --- passes --------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @undisturbed
     def step(self, seconds: float) -> list[Advance]:
         """Returns early when a canvas has come as far as it shall, so that its slot can take another."""
         end, canvases = time.perf_counter() + seconds, self.canvases
@@ -218,5 +219,5 @@ class PortableSession:
         row, place = spoilt.cpu().nonzero().unbind(1)
         self.reader.discard(row, window.cpu()[row, place])
         if broken and window.shape[1] == 1:
-            raise CheckpointError("the model's logits are not finite numbers")
+            raise NotFiniteError("the model's logits are not finite numbers")
         return not broken
