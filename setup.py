@@ -163,6 +163,7 @@ setup(
         "fastigpt",
         "fastigpt.bench",
         "fastigpt.engine",
+        "fastigpt.engine.triton",
         "fastigpt.integrations",
         "fastigpt.training",
         "fastigpt.data",
