@@ -35,8 +35,8 @@ class Filled:
 
     tokens: int64 [n, n_positions], −1 where nothing is decided yet. pass_starts: bool [n, n_positions], True where a
     pass of that canvas began: its sum over a canvas is the passes it took after its prefill. log_likelihood: float64
-    [n], in nats: of the known tokens behind the first unknown one that have been passed, under the model's own distribution
-    (guided, at temperature 1, unfiltered); 0 where the request did not ask for it.
+    [n], in nats: of the known tokens behind the first unknown one that have been passed, under the model's own
+    distribution (guided, at temperature 1, unfiltered); 0 where the request did not ask for it.
     """
 
     tokens: torch.Tensor

@@ -570,8 +570,9 @@ def _decode_gpu(
         raise ValueError("a float8_e4m3fn cache needs an NVIDIA GPU of compute capability 8.9 or later")
     _check_positions(positions, q.shape[1], cache.k.shape[2], lengths, 0 if prefix is None else prefix.k.shape[2])
     configs = _configs(q)
-    from fastigpt.kernels.decode_attention import decode_attention, make_prefix
+    from fastigpt.kernels.decode_attention import decode_attention
     from fastigpt.kernels.kv_cache import append_kv
+    from fastigpt.kernels.prefix_attention import make_prefix
 
     shared = None
     if prefix is not None:
@@ -600,21 +601,23 @@ def _sample_gpu(
     epsilon: float,
 ) -> Tensor:
     configs = _configs(hidden)
-    from fastigpt.kernels.sample_head import Head, State, make_scratch, sample_head, set_drawing
+    from fastigpt.kernels.canvases import Canvases, Head, Steps, repeated
+    from fastigpt.kernels.sample_head import make_scratch, sample_head
 
     n, device = len(hidden), hidden.device
     x = hidden if unconditional is None else torch.cat([hidden, unconditional])
     head = Head(gain.contiguous(), weight.contiguous(), weight, weight, epsilon)
-    lanes = torch.zeros(len(x), dtype=torch.int32, device=device)
-    integers = torch.empty(2, dtype=torch.int64, device=device)
-    numbers = torch.empty(3, dtype=torch.float32, device=device)
-    set_drawing(integers, numbers, drawing, len(weight))
-    canvas = torch.full((n, 1), -1, dtype=torch.int32, device=device)  # known tokens are put in by the caller
-    state = State(canvas, canvas.to(torch.int8), position.int(), lanes, lanes, index.contiguous(), integers, numbers)
+    # One canvas for each draw, of one token that is not known: known tokens are put in by the caller.
+    canvases = replace(
+        Canvases.idle(n, 1, device), position=position.int(), index=index.contiguous(),
+        guided=torch.full((n,), int(unconditional is not None), dtype=torch.int32, device=device),
+        drawings=repeated(drawing, n, device),
+    )  # fmt: skip
+    steps = Steps.of([drawing], len(weight))
     inputs = torch.zeros((n, 1), dtype=torch.int32, device=device)
-    scratch = make_scratch(n, 1, len(weight), device)
     with torch.cuda.device_of(hidden):
-        sample_head(x.float().contiguous(), inputs, head, state, scratch, drawing, configs=configs, advance=False)
+        scratch = make_scratch(n, 1, head, steps, configs)
+        sample_head(x.float().contiguous(), inputs, head, canvases, scratch, steps, configs=configs, advance=False)
     return scratch.chosen[:, 0].long()
 
 

@@ -11,7 +11,10 @@ however long, stands in row `prefix_length` − 1 of the position table, so that
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+import torch
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ scores are a matrix product. The keys of an image can be split over several prog
 the parts, so there is no second launch, and with one split nothing is merged at all.
 
 Images of one source may share a prefix. It is read once per head for all of them, as a matrix product over all their
-queries (`_prefix_attention`), and the result is merged into each image's own by log-sum-exp.
+queries (kernels/prefix_attention.py), and the result is merged into each image's own by log-sum-exp.
 
 `decode_attention_reference` is the plain twin.
 """
@@ -14,7 +14,6 @@ queries (`_prefix_attention`), and the result is merged into each image's own by
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,120 +30,9 @@ from fastigpt.kernels.launch import (
     row_stride,
     settings,
 )
+from fastigpt.kernels.online_softmax import LOG2_E, attend_block, finite, merge, part_scratch
 from fastigpt.kernels.overlap import begin, overlap
-
-LOG2_E = 1.4426950408889634
-
-
-@triton.jit
-def _finite(m):
-    # A softmax over nothing has the maximum -inf; 0 in its place keeps -inf - -inf from becoming NaN.
-    return tl.where(m == float("-inf"), 0.0, m)
-
-
-@triton.jit
-def _merge(m_a, l_a, acc_a, m_b, l_b, acc_b):
-    # Two softmax states over different keys (maximum, sum, weighted values) → the state over both.
-    m = tl.maximum(m_a, m_b)
-    a = tl.exp2(m_a - _finite(m))
-    b = tl.exp2(m_b - _finite(m))
-    return m, l_a * a + l_b * b, acc_a * a[:, None] + acc_b * b[:, None]
-
-
-@triton.jit
-def _attend_block(
-    q,  # [BLOCK_W, BLOCK_D]
-    keys,  # pointers [BLOCK_S, BLOCK_D]
-    values,
-    key_scales,  # pointers [BLOCK_S], used if SCALED
-    value_scales,
-    inside,  # [BLOCK_S, BLOCK_D]: what may be loaded
-    allowed,  # [BLOCK_W, BLOCK_S]: which query may look at which key
-    ok,  # [BLOCK_S]
-    m,
-    l,
-    acc,
-    scale,
-    SCALED: tl.constexpr,
-):
-    # One block of keys and values into the running softmax of BLOCK_W queries.
-    k = tl.load(keys, mask=inside, other=0.0).to(q.dtype)
-    v = tl.load(values, mask=inside, other=0.0).to(q.dtype)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-    if SCALED:
-        scores *= tl.load(key_scales, mask=ok, other=0.0)[None, :]
-    scores = tl.where(allowed, scores, float("-inf"))
-    m_new = tl.maximum(m, tl.max(scores, axis=1))
-    p = tl.exp2(scores - _finite(m_new)[:, None])
-    alpha = tl.exp2(m - _finite(m_new))
-    l = l * alpha + tl.sum(p, axis=1)
-    if SCALED:
-        p *= tl.load(value_scales, mask=ok, other=0.0)[None, :]
-    acc = tl.dot(p.to(q.dtype), v, acc * alpha[:, None], input_precision="ieee")
-    return m_new, l, acc
-
-
-@triton.jit
-def _prefix_attention(
-    q,  # [lanes * W, n_head, head_dim], rows `q_stride` apart
-    k,  # [sources, n_head, capacity, head_dim]
-    v,
-    k_scale,  # float32 [sources, n_head, capacity], used if SCALED
-    v_scale,
-    blocks,  # int32 [n_blocks, 3]: source, first row, number of rows (0: nothing to do)
-    lengths,  # int32 [sources]
-    part_m,  # float32 [SPLITS, lanes * W, n_head]
-    part_l,
-    part_acc,  # float32 [SPLITS, lanes * W, n_head, head_dim]
-    rows_total,
-    q_stride,
-    capacity,
-    scale,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    SPLITS: tl.constexpr,
-    SCALED: tl.constexpr,
-    STAGES: tl.constexpr,
-    OVERLAP: tl.constexpr,
-):
-    begin(OVERLAP)
-    block, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    source = tl.load(blocks + block * 3)
-    first = tl.load(blocks + block * 3 + 1)
-    count = tl.load(blocks + block * 3 + 2)
-    r = tl.arange(0, BLOCK_M)
-    d = tl.arange(0, BLOCK_D)
-    s = tl.arange(0, BLOCK_S)
-    row = (first + r).to(tl.int64)
-    stored = r < count
-    in_head = d < HEAD_DIM
-    q_at = row[:, None] * q_stride + head * HEAD_DIM + d[None, :]
-    queries = tl.load(q + q_at, mask=stored[:, None] & in_head[None, :], other=0.0)
-
-    length = tl.where(count > 0, tl.load(lengths + source), 0)
-    per_split = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_S) * BLOCK_S
-    start = split * per_split
-    end = tl.minimum(start + per_split, length)
-    base = (source.to(tl.int64) * HEADS + head) * capacity
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for s0 in tl.range(start, end, BLOCK_S, num_stages=STAGES):
-        ok = s0 + s < end
-        at = base + s0 + s
-        inside = ok[:, None] & in_head[None, :]
-        allowed = ok[None, :] & stored[:, None]
-        at_d = at[:, None] * HEAD_DIM + d[None, :]
-        m, l, acc = _attend_block(
-            queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, m, l, acc, scale, SCALED
-        )
-    part = (split.to(tl.int64) * rows_total + row) * HEADS + head
-    tl.store(part_m + part, m, mask=stored)
-    tl.store(part_l + part, l, mask=stored)
-    tl.store(part_acc + part[:, None] * HEAD_DIM + d[None, :], acc, mask=stored[:, None] & in_head[None, :])
+from fastigpt.kernels.prefix_attention import Prefix, prefix_attention
 
 
 @triton.jit
@@ -173,6 +61,7 @@ def _decode_attention(
     prefix_m,  # the prefix's part_m, part_l, part_acc, used if PREFIX_SPLITS
     prefix_l,
     prefix_acc,
+    source,  # int32 [lanes]: -1 = this lane reads no prefix
     rows_total,
     q_stride,
     capacity,
@@ -225,15 +114,15 @@ def _decode_attention(
                 scores *= tl.load(k_scale + at, mask=ok, other=0.0)
             scores = tl.where(ok, scores, float("-inf"))
             m_new = tl.maximum(m_s, scores)
-            p = tl.exp2(scores - _finite(m_new))
-            alpha = tl.exp2(m_s - _finite(m_new))
+            p = tl.exp2(scores - finite(m_new))
+            alpha = tl.exp2(m_s - finite(m_new))
             l_s = l_s * alpha + p
             if SCALED:
                 p *= tl.load(v_scale + at, mask=ok, other=0.0)
             acc_s = acc_s * alpha[:, None] + p[:, None] * values
             m_s = m_new
         top = tl.max(m_s, axis=0)
-        weight = tl.exp2(m_s - _finite(top))
+        weight = tl.exp2(m_s - finite(top))
         m = top + tl.zeros([1], tl.float32)
         l = tl.sum(l_s * weight, axis=0) + tl.zeros([1], tl.float32)
         acc = tl.sum(acc_s * weight[:, None], axis=0)[None, :]
@@ -249,17 +138,17 @@ def _decode_attention(
             inside = ok[:, None] & in_head[None, :]
             allowed = ok[None, :] & ((s0 + s)[None, :] <= (first + w)[:, None])
             at_d = at[:, None] * HEAD_DIM + d[None, :]
-            m, l, acc = _attend_block(
+            m, l, acc = attend_block(
                 queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, m, l, acc, scale, SCALED
             )
 
     part = row * HEADS + head
     if PREFIX_SPLITS > 0:
-        if split == 0:
+        if (split == 0) & (tl.load(source + lane) >= 0):
             for i in range(PREFIX_SPLITS):
                 at = part + i * rows_total * HEADS
                 m_p, l_p, acc_p = _load_part(prefix_m, prefix_l, prefix_acc, at, d, in_window, HEAD_DIM)
-                m, l, acc = _merge(m, l, acc, m_p, l_p, acc_p)
+                m, l, acc = merge(m, l, acc, m_p, l_p, acc_p)
     out_at = part[:, None] * HEAD_DIM + d[None, :]
     mask = in_window[:, None] & in_head[None, :]
     if SPLITS == 1:
@@ -276,76 +165,9 @@ def _decode_attention(
             for i in range(1, SPLITS):
                 at = part + i * rows_total * HEADS
                 m_p, l_p, acc_p = _load_part(part_m, part_l, part_acc, at, d, in_window, HEAD_DIM)
-                m, l, acc = _merge(m, l, acc, m_p, l_p, acc_p)
+                m, l, acc = merge(m, l, acc, m_p, l_p, acc_p)
             tl.store(out + out_at, (acc / tl.where(l > 0, l, 1.0)[:, None]).to(out.dtype.element_ty), mask=mask)
             tl.store(arrivals + tl.program_id(0), 0)
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Keys and values that all images of a source share: k, v [sources, n_head, P, head_dim] (scales [sources,
-    n_head, P]).
-
-    lengths: int32 [sources], how much of P is used. blocks: int32 [n_blocks, 3], from `plan_prefix`. splits: programs
-    that share the keys of a source and head. part_m, part_l, part_acc: scratch, from `prefix_scratch`.
-    """
-
-    k: torch.Tensor
-    v: torch.Tensor
-    k_scale: torch.Tensor | None
-    v_scale: torch.Tensor | None
-    lengths: torch.Tensor
-    blocks: torch.Tensor
-    block_m: int
-    splits: int
-    part_m: torch.Tensor
-    part_l: torch.Tensor
-    part_acc: torch.Tensor
-
-
-def plan_prefix(source: list[int], window: int, block_m: int) -> list[tuple[int, int, int]]:
-    """(source, first row, rows) of every program of the prefix kernel. source: [lanes], equal numbers are
-    neighbours.
-    """
-    blocks, lane = [], 0
-    while lane < len(source):
-        end = lane
-        while end < len(source) and source[end] == source[lane]:
-            end += 1
-        for row in range(lane * window, end * window, block_m):
-            blocks.append((source[lane], row, min(block_m, end * window - row)))
-        lane = end
-    return blocks
-
-
-def part_scratch(splits: int, rows: int, n_head: int, head_dim: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """part_m, part_l, part_acc for `splits` programs per row and head."""
-    shape = (splits, rows, n_head)
-    m, l = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
-    return m, l, torch.empty((*shape, head_dim), dtype=torch.float32, device=device)
-
-
-def make_prefix(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    lengths: torch.Tensor,
-    source: list[int],
-    window: int,
-    configs: Table,
-    dtype: torch.dtype,
-    k_scale: torch.Tensor | None = None,
-    v_scale: torch.Tensor | None = None,
-) -> Prefix:
-    """Plans the prefix of lanes whose sources are `source`, for windows of `window` queries of this dtype."""
-    _, n_head, _, head_dim = k.shape
-    expect_contiguous(prefix_k=k, prefix_v=v, prefix_k_scale=k_scale, prefix_v_scale=v_scale, lengths=lengths)
-    config = settings(configs, "prefix_attention", len(source) * window, dtype)
-    blocks = plan_prefix(source, window, config["block_m"])
-    scratch = part_scratch(config["splits"], len(source) * window, n_head, head_dim, k.device)
-    return Prefix(
-        k, v, k_scale, v_scale, lengths, torch.tensor(blocks, dtype=torch.int32, device=k.device),
-        config["block_m"], config["splits"], *scratch,
-    )  # fmt: skip
 
 
 def decode_attention(
@@ -398,15 +220,10 @@ def decode_attention(
     scale = LOG2_E / math.sqrt(head_dim)
     block_d = padded_head(head_dim)
     if prefix is not None:
-        prefix_config = settings(configs, "prefix_attention", rows, q.dtype)
-        _prefix_attention[(len(prefix.blocks), n_head, prefix.splits)](
-            q, prefix.k, prefix.v, _or(prefix.k_scale, prefix.k), _or(prefix.v_scale, prefix.v), prefix.blocks,
-            prefix.lengths, prefix.part_m, prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], scale,
-            HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, BLOCK_M=prefix.block_m,
-            BLOCK_S=prefix_config["block_s"], SPLITS=prefix.splits, SCALED=scaled,
-            STAGES=prefix_config["stages"], num_warps=prefix_config["warps"], **overlap(configs),
-        )  # fmt: skip
-    parts = (None, None, None) if prefix is None else (prefix.part_m, prefix.part_l, prefix.part_acc)
+        prefix_attention(q, q_stride, prefix, configs)
+    parts: tuple[torch.Tensor | None, ...] = (None, None, None, None)
+    if prefix is not None:
+        parts = prefix.part_m, prefix.part_l, prefix.part_acc, prefix.source
     _decode_attention[(lanes * n_head, splits)](
         q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, part_m, part_l, part_acc,
         arrivals, *parts, rows, q_stride, capacity, scale,
@@ -450,7 +267,7 @@ def decode_attention_reference(
             end = min(first + j + 1, k_cache.shape[2])
             k = plain(k_cache[lane, :, :end], None if k_scale is None else k_scale[lane, :, :end])
             v = plain(v_cache[lane, :, :end], None if v_scale is None else v_scale[lane, :, :end])
-            if prefix_k is not None:
+            if prefix_k is not None and (source is None or source[lane] >= 0):
                 assert prefix_v is not None and source is not None and lengths is not None
                 at, length = source[lane], int(lengths[source[lane]])
                 more_k = plain(

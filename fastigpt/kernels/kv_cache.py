@@ -36,6 +36,7 @@ def _append_kv(
     k_scale,  # float32 [n, n_head, capacity], read only if LIMIT
     v_scale,
     slots,  # int32 [n]: slot of each image's first row; -1 = store nothing
+    lanes,  # int32 [n]: where in the cache each image is, read only if PLACED
     row_stride,
     capacity,
     WINDOW,  # rows of an image
@@ -45,10 +46,13 @@ def _append_kv(
     BLOCK_D: tl.constexpr,
     LIMIT: tl.constexpr,
     ROUND: tl.constexpr,
+    PLACED: tl.constexpr,
 ):
     row = tl.program_id(0)
     image = row // WINDOW
     first = tl.load(slots + image)
+    if PLACED:
+        image = tl.load(lanes + image)
     slot = first + row % WINDOW
     h = tl.arange(0, BLOCK_H)
     d = tl.arange(0, BLOCK_D)
@@ -70,29 +74,34 @@ def append_kv(
     slots: torch.Tensor,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    lanes: torch.Tensor | None = None,
 ) -> None:
     """k, v: [n, W, n_head, head_dim] (rows may be apart, as in a fused qkv) → slots[b] … slots[b] + W − 1 of image b.
 
-    slots: int32 [n]; −1 stores nothing, slots at or past the capacity are left out.
+    slots: int32 [n]; −1 stores nothing, slots at or past the capacity are left out. lanes: int32 [n], where in a cache
+    of any number of images each one is; None: in this order.
     """
     n, window, n_head, head_dim = k.shape
     capacity = k_cache.shape[2]
     stride = row_stride("k", k)
     expect(k.shape == v.shape and row_stride("v", v) == stride, "k and v must have one shape and one layout")
+    n_lanes = n if lanes is None else len(k_cache)
     expect(
-        k_cache.shape == v_cache.shape == (n, n_head, capacity, head_dim),
-        f"caches must be {(n, n_head, '…', head_dim)}",
+        k_cache.shape == v_cache.shape == (n_lanes, n_head, capacity, head_dim),
+        f"caches must be {(n_lanes, n_head, '…', head_dim)}",
     )
+    expect(lanes is None or (lanes.dtype == torch.int32 and lanes.shape == (n,)), "lanes must be int32 [n]")
     expect(slots.dtype == torch.int32 and slots.shape == (n,), "slots must be int32 [n]")
-    expect_contiguous(k_cache=k_cache, v_cache=v_cache, slots=slots, k_scale=k_scale, v_scale=v_scale)
+    expect_contiguous(k_cache=k_cache, v_cache=v_cache, slots=slots, lanes=lanes, k_scale=k_scale, v_scale=v_scale)
     scaled = k_cache.dtype in SCALED_TYPES
     expect(scaled or k_cache.dtype in PLAIN_TYPES, f"a cache cannot be {k_cache.dtype}")
     expect(scaled == (k_scale is not None) == (v_scale is not None), "scales go with an 8-bit cache, and only with one")
     _append_kv[(n * window,)](
-        k, v, k_cache, v_cache, k_scale if scaled else k_cache, v_scale if scaled else v_cache, slots, stride,
-        capacity, window, HEADS=n_head, HEAD_DIM=head_dim, BLOCK_H=triton.next_power_of_2(n_head),
-        BLOCK_D=triton.next_power_of_2(head_dim), LIMIT=SCALED_TYPES.get(k_cache.dtype, 0.0),
-        ROUND=k_cache.dtype == torch.int8, num_warps=4,
+        k, v, k_cache, v_cache, k_scale if scaled else k_cache, v_scale if scaled else v_cache, slots,
+        slots if lanes is None else lanes, stride, capacity, window, HEADS=n_head, HEAD_DIM=head_dim,
+        BLOCK_H=triton.next_power_of_2(n_head), BLOCK_D=triton.next_power_of_2(head_dim),
+        LIMIT=SCALED_TYPES.get(k_cache.dtype, 0.0), ROUND=k_cache.dtype == torch.int8, PLACED=lanes is not None,
+        num_warps=4,
     )  # fmt: skip
 
 
@@ -116,12 +125,14 @@ def append_kv_reference(
     slots: torch.Tensor,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    lanes: torch.Tensor | None = None,
 ) -> None:
     """The same in plain PyTorch."""
+    places = range(len(k)) if lanes is None else lanes.tolist()
     for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
-        for image, first in enumerate(slots.tolist()):
-            count = 0 if first < 0 else max(0, min(x.shape[1], cache.shape[2] - first))
-            rows = x[image, :count].transpose(0, 1)  # [n_head, count, head_dim]
+        for rows, image, first in zip(x, places, slots.tolist()):
+            count = 0 if first < 0 else max(0, min(len(rows), cache.shape[2] - first))
+            rows = rows[:count].transpose(0, 1)  # [n_head, count, head_dim]
             if scale is None:
                 cache[image, :, first : first + count] = rows.to(cache.dtype)
             else:

@@ -22,9 +22,11 @@ from triton.compiler import ASTSource
 
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import _causal_attention
-from fastigpt.kernels.decode_attention import _decode_attention, _prefix_attention
+from fastigpt.kernels.choose_rows import choose_rows
+from fastigpt.kernels.decode_attention import _decode_attention
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
+from fastigpt.kernels.prefix_attention import _prefix_attention
 from fastigpt.kernels.sample_head import _sample_head
 
 if launch.interpreting():
@@ -47,10 +49,29 @@ WIDTH = 512
 
 def argument_types(function, constants, half, cache):
     """Pointers and integers by name, as the engine calls the kernels in bfloat16."""
-    state = {"canvas": "*i32", "pass_starts": "*i8", "index": "*i64", "integers": "*i64"}
-    int32 = {"position", "inputs", "slots", "offset", "chosen", "arrivals", "blocks", "lengths"}
-    float32 = {"part_m", "part_l", "part_acc", "prefix_m", "prefix_l", "prefix_acc", "numbers", "scores", "noise",
-               "k_scale", "v_scale", "gain"}  # fmt: skip
+    state = {"pass_starts": "*i8", "index": "*i64", "seed_low": "*i64", "seed_high": "*i64", "top_k": "*i64",
+             "top_p": "*fp64", "log_likelihood": "*fp64"}  # fmt: skip
+    int32 = {"canvas", "position", "end", "inputs", "slots", "offset", "chosen", "arrivals", "blocks", "lengths",
+             "order", "source", "lanes", "guided", "scored", "failed", "part_token"}  # fmt: skip
+    float32 = {
+        "part_m",
+        "part_l",
+        "part_acc",
+        "prefix_m",
+        "prefix_l",
+        "prefix_acc",
+        "scores",
+        "noise",
+        "k_scale",
+        "v_scale",
+        "gain",
+        "temperature",
+        "part_score",
+        "part_max",
+        "part_sum",
+        "known_logit",
+        "nats",
+    }
     types = {}
     for name in function.arg_names:
         if name in constants:
@@ -65,6 +86,8 @@ def argument_types(function, constants, half, cache):
             types[name] = cache
         elif name in {"q", "k", "v", "out", "weight", "bias", "wte", "wpe", "y"}:
             types[name] = half
+        elif name == "scale" and "GUIDED" in constants:
+            types[name] = "*fp32"  # of guidance, one for each canvas
         elif name in {"scale", "epsilon"}:
             types[name] = "fp32"
         else:
@@ -128,14 +151,30 @@ def cases(configs, half):
         ):
             constants = {**nothing, **steps, "K": k, "N": n, "HEAD_DIM": 64, **block}
             yield f"norm_linear {name} m={c['block_m']}", _norm_linear, constants, c["warps"], half
-    for window, filters in ((1, False), (16, True), (32, False)):
-        c = setting("sample_head", window)
-        constants = {"WIDTH": width, "COLORS": 512, "CP": 512, "W": window, "BLOCK_W": window,
-                     "IMAGES": max(1, 16 // window), "BLOCK_R": max(16, window), "CHUNK": 8 if filters else 16,
-                     "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "BLOCK_E": 256, "GUIDED": filters,
-                     "TOP_K": filters, "TOP_P": filters, "ADVANCE": True}  # fmt: skip
-        yield f"sample_head W={window}{' filters' if filters else ''}", _sample_head, constants, c["warps"], half
-    append = {"HEADS": heads, "HEAD_DIM": 64, "BLOCK_H": 8, "BLOCK_D": 64, "LIMIT": 448.0, "ROUND": False}
+    for tokens in (512, 16384):
+        for window, filters in ((1, False), (1, True), (16, True), (32, False)):
+            c = setting("sample_head", window)
+            apart = filters and tokens > c["block_v"]
+            ends = {"WIDTH": width, "TOKENS": tokens, "V": tokens, "BLOCK_V": min(tokens, c["block_v"]), "W": window,
+                    "BLOCK_W": window, "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window),
+                    "CHUNK": 4 if apart else 8 if filters else 16, "BLOCK_T": min(32, tokens // c["block_c"]),
+                    "BLOCK_E": 256, "GUIDED": filters, "TOP_K": filters, "TOP_P": filters, "SCORE": True,
+                    "ADVANCE": True}  # fmt: skip
+            constants = {**ends, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "CHOOSE": not apart}
+            name = f"{tokens} W={window}{' filters' if filters else ''}"
+            yield f"sample_head {name}", _sample_head, constants, c["warps"], half
+            if apart:
+                constants = {**ends, "TILES": tokens // c["block_c"]}
+                yield f"choose_rows {name}", choose_rows, constants, c["warps"], half
+    append = {
+        "HEADS": heads,
+        "HEAD_DIM": 64,
+        "BLOCK_H": 8,
+        "BLOCK_D": 64,
+        "LIMIT": 448.0,
+        "ROUND": False,
+        "PLACED": False,
+    }
     yield "append_kv fp8", _append_kv, append, 4, "*fp8e4nv"
     yield "rms_norm", _norm, {"K": width, "BLOCK_K": width, "NORM": True}, 4, half
     finish = {"N": 2048, "BLOCK_N": 2048, "BIAS": True, "GELU": True, "RESIDUAL": False}
@@ -234,7 +273,7 @@ def test_fixed_configurations_depend_on_no_size_of_a_job():
 
 
 def test_stores_float8_is_what_the_compiler_accepts():
-    append = {"HEADS": 8, "HEAD_DIM": 64, "BLOCK_H": 8, "BLOCK_D": 64, "LIMIT": 448.0, "ROUND": False}
+    append = {"HEADS": 8, "HEAD_DIM": 64, "BLOCK_H": 8, "BLOCK_D": 64, "LIMIT": 448.0, "ROUND": False, "PLACED": False}
     with pytest.raises(Exception, match=r"fp8e4nv|CompilationError"):
         compiled(_append_kv, append, TARGETS["sm80"][0], 4, cache="*fp8e4nv")
     assert torch.float8_e4m3fn in launch.SCALED_TYPES

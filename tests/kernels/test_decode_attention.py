@@ -6,13 +6,9 @@ from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels.decode_attention import (
-    decode_attention,
-    decode_attention_reference,
-    make_prefix,
-    plan_prefix,
-)
+from fastigpt.kernels.decode_attention import decode_attention, decode_attention_reference
 from fastigpt.kernels.kv_cache import quantize_kv_reference
+from fastigpt.kernels.prefix_attention import make_prefix, plan_prefix
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
@@ -147,11 +143,36 @@ def test_result_of_an_image_does_not_depend_on_its_neighbours_or_the_window(gene
     assert torch.equal(together[1:2], alone)
 
 
+@pytest.mark.parametrize("window", [1, 4])
+def test_lanes_change_their_prefix_without_another_launch_plan(generator, device, window):
+    """In any order, with lanes that read none; nothing that a captured graph holds on to is replaced."""
+    n, heads, head_dim = 5, 2, 16
+    q = draw(generator, device, n, window, heads, head_dim)
+    k, v = (draw(generator, device, n, heads, 20, head_dim) for _ in range(2))
+    prefix_k, prefix_v = (draw(generator, device, 3, heads, 40, head_dim) for _ in range(2))
+    lengths = torch.tensor([40, 7, 17], dtype=torch.int32, device=device)
+    slots = torch.tensor([0, 5, 9, -1, 16], dtype=torch.int32, device=device)
+    configs = config(splits=2, prefix_splits=2, block_m=16)
+    prefix = make_prefix(prefix_k, prefix_v, lengths, [-1] * n, window, configs, q.dtype)
+    for source in ([-1] * n, [2, 0, 2, 1, 0], [1, -1, -1, 2, 1], [0, 1, 2, 0, 1], [0] * n):
+        prefix.assign(source, window)
+        for scratch in (prefix.part_m, prefix.part_l, prefix.part_acc):
+            scratch.fill_(float("nan"))
+        got = decode_attention(q, k, v, slots, configs=configs, prefix=prefix)
+        expected = decode_attention_reference(
+            q, k, v, slots, prefix_k=prefix_k, prefix_v=prefix_v, lengths=lengths, source=source
+        )
+        close(got[slots >= 0], expected[slots >= 0], torch.float32)
+
+
 def test_plan_covers_every_row_once():
-    blocks = plan_prefix([0, 0, 0, 2, 5, 5], window=3, block_m=4)
+    source = [0, 0, 0, 2, 5, 5]
+    blocks, order = plan_prefix(source, window=3, block_m=4)
     covered = sorted((row, source) for source, first, count in blocks for row in range(first, first + count))
-    assert covered == [(row, [0, 0, 0, 2, 5, 5][row // 3]) for row in range(18)]
+    assert order == list(range(6)) and covered == [(row, source[row // 3]) for row in range(18)]
     assert all(count <= 4 for _, _, count in blocks)
+    blocks, order = plan_prefix([5, -1, 0, 5, 0, 0], window=3, block_m=4)
+    assert order == [2, 4, 5, 0, 3] and sum(count for _, _, count in blocks) == 15
 
 
 @pytest.mark.parametrize(

@@ -1,57 +1,36 @@
-"""The GPU engine's logic on tiny models: scores and tokens of the reference, whatever the window, the prefix or the
-cache.
+"""The GPU engine's logic on tiny models: scores and tokens of the reference, whatever the window, the prefix, the
+neighbours or the cache.
 """
-
-import dataclasses
-import gc
-import weakref
 
 import pytest
 import torch
-from conftest import random_tokens, random_weights
+from conftest import random_tokens
+from drawn import PROMPTED, SMALL, both, empty, fill, requests
 from either_way import GPU, device, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Drawing, Job
-from fastigpt.engine.reference import ReferenceEngine
-from fastigpt.engine.triton import TritonEngine
-
-SMALL = ImageGPTConfig(n_layer=1, n_head=2, n_embd=16, height=3, width=3, n_colors=7)
-PROMPTED = ImageGPTConfig(
-    n_layer=2, n_head=1, n_embd=16, n_inner=20, height=2, width=3, n_colors=5, n_words=4, prompt_length=2
-)
-
-
-def both(config, device, seed, biases=True, **options):
-    weights = random_weights(config, seed=seed, biases=biases)
-    options = {"dtype": torch.float32, **options}
-    return ReferenceEngine(config, weights), TritonEngine(config, weights, device=device, **options)
-
-
-def job(tokens, drawing, window=1, source=None, prompt=None, first_index=2**33):
-    n = len(tokens)
-    source = torch.zeros(n, dtype=torch.int64) if source is None else torch.tensor(source)
-    return Job(tokens, torch.arange(n) + first_index, source, prompt, drawing, window)
-
-
-def empty(config, n):
-    return torch.full((n, config.n_pixels), -1)
+from fastigpt.engine.triton.batch import bucket
+from fastigpt.errors import CheckpointError
+from fastigpt.families import image_gpt
+from fastigpt.sampling import Drawing
 
 
 @pytest.mark.parametrize("biases", [False, True])
 def test_logits_and_hidden_states_equal_the_reference(device, biases):
     reference, engine = both(PROMPTED, device, 1, biases)
     tokens = random_tokens(PROMPTED, 3)
-    for prompt in (None, torch.tensor([[1, 2], [0, 0], [3, 1]])):
+    start = PROMPTED.n_words
+    for prefix in (None, [[1, 2, start], [0, 0, start], [3, 1, start]], [[1, start]] * 3):
+        prefix = None if prefix is None else torch.tensor(prefix)
         for length in (1, PROMPTED.n_pixels):
-            logits = engine.logits(tokens[:, :length].contiguous(), prompt)
+            logits = engine.logits(tokens[:, :length].contiguous(), prefix)
             assert logits.dtype == torch.float32
-            torch.testing.assert_close(logits.cpu(), reference.logits(tokens[:, :length], prompt), atol=1e-4, rtol=0)
+            torch.testing.assert_close(logits.cpu(), reference.logits(tokens[:, :length], prefix), atol=1e-4, rtol=0)
         for layer in range(PROMPTED.n_layer + 1):
-            hidden = engine.hidden(tokens, layer, prompt)
-            torch.testing.assert_close(hidden.cpu(), reference.hidden(tokens, layer, prompt), atol=1e-4, rtol=0)
+            hidden = engine.hidden(tokens, layer, prefix)
+            torch.testing.assert_close(hidden.cpu(), reference.hidden(tokens, layer, prefix), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -65,8 +44,9 @@ def test_logits_and_hidden_states_equal_the_reference(device, biases):
 )
 def test_samples_equal_the_reference(device, window, drawing):
     reference, engine = both(SMALL, device, 2)
-    wanted = reference.fill(job(empty(SMALL, 2), drawing))
-    filled = engine.fill(job(empty(SMALL, 2), drawing, window))
+    asked = requests(SMALL, empty(SMALL, 2), drawing)
+    wanted = fill(reference, asked)
+    filled = fill(engine, asked, window=window)
     assert torch.equal(filled.tokens, wanted.tokens)
     passes = filled.pass_starts.sum(1)
     assert filled.pass_starts[:, 0].all() and (passes <= SMALL.n_pixels).all()
@@ -74,15 +54,16 @@ def test_samples_equal_the_reference(device, window, drawing):
 
 
 @pytest.mark.parametrize("window", [1, 4])
-def test_known_tokens_stay_and_sources_share_their_prefix(device, window):
-    """Two images share a known run of 4, one begins empty, one has nothing to draw, and some later tokens are known."""
+def test_known_tokens_stay_and_equal_requests_share_their_prefix(device, window):
+    """Two canvases share a known run of 4, one begins empty, one has nothing to draw, and some later tokens are known."""
     reference, engine = both(SMALL, device, 3)
     tokens = empty(SMALL, 4)
     tokens[:2, :4] = random_tokens(SMALL, 1, seed=5)[:, :4]
     tokens[3] = random_tokens(SMALL, 1, seed=6)
     tokens[1, 6], tokens[2, 8] = 2, 3
-    wanted = reference.fill(job(tokens, Drawing(seed=4)))
-    filled = engine.fill(job(tokens, Drawing(seed=4), window, source=[0, 0, 1, 2]))
+    asked = requests(SMALL, tokens, Drawing(seed=4))
+    wanted = fill(reference, asked)
+    filled = fill(engine, asked, window=window)
     assert torch.equal(filled.tokens, wanted.tokens)
     assert torch.equal(filled.tokens[tokens >= 0], tokens[tokens >= 0])
     assert not filled.pass_starts[:2, :4].any() and not filled.pass_starts[3].any()
@@ -91,24 +72,24 @@ def test_known_tokens_stay_and_sources_share_their_prefix(device, window):
 @pytest.mark.parametrize("scale, window", [(None, 3), (2.0, 1), (2.0, 3)])
 def test_prompts_and_guidance_equal_the_reference(device, scale, window):
     reference, engine = both(PROMPTED, device, 7)
-    prompt = torch.tensor([[1, 2], [1, 2], [3, 0]])
     tokens = empty(PROMPTED, 3)
     tokens[2, :2] = 1
-    drawing = Drawing(seed=8, guidance_scale=scale)
-    wanted = reference.fill(job(tokens, drawing, prompt=prompt))
-    filled = engine.fill(job(tokens, drawing, window, source=[0, 0, 1], prompt=prompt))
+    asked = requests(PROMPTED, tokens, Drawing(seed=8, guidance_scale=scale), [[1, 2], [1, 2], [3, 0]])
+    wanted = fill(reference, asked)
+    filled = fill(engine, asked, window=window)
     assert torch.equal(filled.tokens, wanted.tokens)
 
 
 def test_a_draft_that_is_the_model_itself_guesses_everything(device):
     reference, engine = both(SMALL, device, 14)
     for seed in (3, 4):  # the second job finds the buffers of the first, and the draft's
-        asked = job(empty(SMALL, 1), Drawing(seed=seed), 3)
-        drafted = dataclasses.replace(asked, draft=engine)
-        filled = engine.fill(drafted)
-        assert torch.equal(filled.tokens, reference.fill(asked).tokens)
+        asked = requests(SMALL, empty(SMALL, 1), Drawing(seed=seed))
+        filled = fill(engine, asked, window=3, draft=engine)
+        assert torch.equal(filled.tokens, fill(reference, asked).tokens)
         assert filled.pass_starts.sum() == SMALL.n_pixels // 3
-    assert engine.max_batch(drafted) < engine.max_batch(dataclasses.replace(drafted, draft=None))
+    room = engine.room(guided=False, window=3)
+    assert engine.room(guided=False, window=3, draft=engine) < room
+    assert engine.room(guided=True, window=3) < room
 
 
 @pytest.mark.parametrize("readable", [True, False])
@@ -121,28 +102,30 @@ def test_a_draft_changes_no_token(device, readable):
     tokens = empty(PROMPTED, 2)
     tokens[1, :2], tokens[0, 3] = 1, 4
     drawing = Drawing(seed=17, guidance_scale=1.5, top_k=4)
-    asked = job(tokens, drawing, 3, source=[0, 1], prompt=torch.tensor([[1, 2], [3, 0]]))
-    wanted = reference.fill(asked)
-    filled = engine.fill(dataclasses.replace(asked, draft=draft))
-    assert torch.equal(filled.tokens, wanted.tokens)
-    assert (filled.pass_starts.sum(1) < PROMPTED.n_pixels).any()
+    asked = requests(PROMPTED, tokens, drawing, [[1, 2], [3, 0]])
+    wanted = fill(reference, asked)
+    for window in (3, "auto"):
+        filled = fill(engine, asked, window=window, draft=draft)
+        assert torch.equal(filled.tokens, wanted.tokens)
+        assert (filled.pass_starts.sum(1) < PROMPTED.n_pixels).any()
 
 
 def test_drafts_come_from_the_same_backend(device):
     reference, engine = both(SMALL, device, 18)
     with pytest.raises(ValueError, match="triton engines, not from reference"):
-        engine.fill(dataclasses.replace(job(empty(SMALL, 1), Drawing(), 2), draft=reference))
+        fill(engine, requests(SMALL, empty(SMALL, 1), Drawing()), window=2, draft=reference)
 
 
-def test_rows_come_in_order_and_a_session_serves_the_next_job(device):
+def test_rows_come_in_order_and_a_batch_serves_the_next_session(device):
     reference, engine = both(SMALL, device, 9)
     for seed in (1, 2):  # the second job finds buffers and graphs of the first
         rows: list[tuple[range, int, torch.Tensor]] = []
-        filled = engine.fill(job(empty(SMALL, 2), Drawing(seed=seed)), lambda *found, rows=rows: rows.append(found))
-        assert torch.equal(filled.tokens, reference.fill(job(empty(SMALL, 2), Drawing(seed=seed))).tokens)
+        asked = requests(SMALL, empty(SMALL, 2), Drawing(seed=seed))
+        filled = fill(engine, asked, on_row=lambda *found, rows=rows: rows.append(found))
+        assert torch.equal(filled.tokens, fill(reference, asked).tokens)
         assert [(images, row) for images, row, _ in rows] == [(range(2), row) for row in range(SMALL.height)]
         assert torch.equal(torch.cat([tokens.cpu() for _, _, tokens in rows], 1), filled.tokens)
-    assert len(engine._idle) == 1
+    assert len(engine._pool._idle) == 1
 
 
 @pytest.mark.parametrize("kv_dtype", [torch.int8, torch.float8_e4m3fn])
@@ -151,36 +134,38 @@ def test_eight_bit_caches_fill_with_plausible_tokens(device, kv_dtype):
     reference, engine = both(SMALL, device, 10, kv_dtype=kv_dtype)
     tokens = empty(SMALL, 2)
     tokens[:, :3] = 1
-    filled = engine.fill(job(tokens, Drawing(temperature=0.0)))
+    filled = fill(engine, requests(SMALL, tokens, Drawing(temperature=0.0)))
     logits = reference.logits(filled.tokens)[:, 3:]
     lost = logits.max(-1).values - logits.gather(-1, filled.tokens[:, 3:, None])[..., 0]
     assert lost.max() < 0.5
 
 
-def test_memory_is_free_as_soon_as_nobody_needs_it(device):
-    """Without the garbage collector: a GPU that is full does not call it."""
-    _, engine = both(SMALL, device, 19)
-    tokens = random_tokens(SMALL, 1)
-    tokens[:, -1] = -1
-    gc.collect()
-    gc.disable()
-    try:
-        engine.fill(dataclasses.replace(job(tokens, Drawing(), 2), draft=engine))
-        session = weakref.ref(next(iter(engine._idle.values())))
-        cache = weakref.ref(session().cache.k)
-        engine._forget_oldest()
-        assert session() is None and cache() is None
-        run, engine = engine.prepared_pass(n=1, position=2), weakref.ref(engine)
-        run()
-        del run
-        assert engine() is None
-    finally:
-        gc.enable()
+def test_a_fork_copies_eight_bit_caches_too(device):
+    _, engine = both(SMALL, device, 10, kv_dtype=torch.float8_e4m3fn)
+    [asked] = requests(SMALL, empty(SMALL, 1), Drawing(seed=3), stop=5)
+    session = engine.open(2, window=1)
+    [slot] = session.add([asked])
+    session.step(60.0)
+    slots = session.fork(slot, [asked.index, asked.index])
+    for each in slots:
+        session.resume(each, SMALL.n_pixels)
+    session.step(60.0)
+    one, other = session.read(slots).tokens
+    assert torch.equal(one, other) and (one >= 0).all()
+    session.close()
 
 
 def test_batches_fit_the_memory_there_is(device):
     _, engine = both(SMALL, device, 11)
-    assert engine.max_batch(job(empty(SMALL, 2), Drawing())) > 1000
+    room = engine.room(guided=False)
+    assert room > 1000 and bucket(room) == room
+
+
+def test_buckets_are_close_to_what_was_asked_for():
+    found = [bucket(n) for n in range(1, 600)]
+    assert found[:9] == [1, 2, 4, 4, 8, 8, 8, 8, 10] and found == sorted(found)
+    assert all(n <= slots < n * 1.34 for n, slots in enumerate(found[2:], 3) if n not in (5,))
+    assert len(set(found)) < 40
 
 
 def test_prepared_passes_can_be_repeated(device):
@@ -189,6 +174,24 @@ def test_prepared_passes_can_be_repeated(device):
         run = engine.prepared_pass(n=2, position=4, window=window)
         run()
         run()
+
+
+@pytest.mark.parametrize("window", [512, 10**8])
+def test_no_window_is_wider_than_helps(device, window):
+    """Of whatever was asked for, Triton is asked for what a program has room for."""
+    config = ImageGPTConfig(n_layer=1, n_head=1, n_embd=16, height=6, width=8, n_colors=5)
+    _, engine = both(config, device, 13)
+    assert engine.open(1, window=window)._tuner.width() == 32
+    engine.prepared_pass(n=1, position=0, window=window)()
+
+
+def test_logits_that_are_not_finite_are_an_error(device):
+    spec = image_gpt.spec(SMALL)
+    _, engine = both(SMALL, device, 20)
+    engine.model.head.gain.fill_(float("nan"))
+    assert spec == engine.spec
+    with pytest.raises(CheckpointError, match="not finite"):
+        fill(engine, requests(SMALL, empty(SMALL, 2), Drawing()))
 
 
 @pytest.mark.parametrize(

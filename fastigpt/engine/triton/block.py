@@ -1,0 +1,61 @@
+"""The formula of a block, once: whole sequences and windows of tokens differ in how queries meet keys, and in nothing
+else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from fastigpt.engine.triton.weights import Model
+from fastigpt.kernels.norm_linear import norm_linear
+
+
+class Attention(Protocol):
+    """How the queries of block i meet keys and values."""
+
+    def projection(self, i: int) -> dict[str, Any]:
+        """Options of the launch that makes q, k and v: where k and v go, if they go straight into a cache."""
+        ...
+
+    def attend(self, i: int, qkv: torch.Tensor, out: torch.Tensor) -> bool:
+        """qkv: what that launch made. out: [rows, width]. Returns whether anybody reads what the block makes of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Work:
+    """Memory of a block's launches for some number of rows. qkv: [rows, 3 · width], or [rows, width] where k and v go
+    straight into a cache. attended: [rows, width]. inner: [rows, n_inner]. scratch: see `norm_linear`."""
+
+    qkv: torch.Tensor
+    attended: torch.Tensor
+    inner: torch.Tensor
+    scratch: torch.Tensor | None
+
+    @classmethod
+    def empty(cls, model: Model, rows: int, *, straight: bool = False, scratch: bool = False) -> Work:
+        width, inner = model.spec.width, model.spec.block.n_inner
+
+        def memory(*shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=model.dtype, device=model.device)
+
+        return cls(
+            memory(rows, width if straight else 3 * width),
+            memory(rows, width),
+            memory(rows, inner),
+            memory(rows * (width + max(3 * width, inner) + inner)) if scratch else None,
+        )
+
+
+def run_block(model: Model, i: int, x: torch.Tensor, work: Work, attention: Attention) -> None:
+    """x: float32 [rows, width], the residual stream, in place."""
+    block = model.blocks[i]
+    shared = {"configs": model.configs, "epsilon": model.epsilon, "scratch": work.scratch}
+    norm_linear(x, block.qkv, work.qkv, gain=block.norm_1, bias=block.qkv_bias, **attention.projection(i), **shared)
+    if not attention.attend(i, work.qkv, work.attended):
+        return
+    norm_linear(work.attended, block.proj, x, bias=block.proj_bias, residual=True, **shared)
+    norm_linear(x, block.fc, work.inner, gain=block.norm_2, bias=block.fc_bias, gelu=True, **shared)
+    norm_linear(work.inner, block.out, x, bias=block.out_bias, residual=True, **shared)

@@ -1,0 +1,65 @@
+"""The plain twin of `sample_head` in PyTorch, canvas by canvas."""
+
+from __future__ import annotations
+
+import torch
+
+from fastigpt.kernels.canvases import Canvases, Head
+from fastigpt.sampling import filter_logits, guide, gumbel_noise
+
+
+def head_logits_reference(x: torch.Tensor, head: Head) -> torch.Tensor:
+    """float32 [rows, tokens]: final norm and head."""
+    x = x.float()
+    x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + head.epsilon) * head.gain.float()
+    return x @ head.weight.float().T
+
+
+def decisions_reference(x: torch.Tensor, head: Head, canvases: Canvases, window: int) -> tuple[torch.Tensor, ...]:
+    """int64 [n, 2 W − 1]: the draw at each position of the windows and behind them, from the last row's logits; and the
+    logits, float32 [n, W, tokens], guided where a canvas is. x: as `sample_head` takes it."""
+    n = len(canvases.index)
+    logits = head_logits_reference(x, head).view(-1, n, window, len(head.weight))
+    mixed, drawings = logits[0], canvases.drawings
+    if len(logits) == 2:
+        guided = guide(logits[0], logits[1], drawings.guidance_scale[:, None, None])
+        mixed = torch.where(canvases.guided[:, None, None] != 0, guided, mixed)
+    position = canvases.position[:, None] + torch.arange(2 * window - 1, device=x.device)
+    seed = drawings.seed_low[:, None], drawings.seed_high[:, None]
+    noise = gumbel_noise(seed, canvases.index[:, None], position, len(head.weight))
+    noise = torch.where(drawings.temperature[:, None, None] > 0, noise, 0.0)
+    scores = filter_logits(mixed, drawings)
+    scores = torch.cat([scores, scores[:, -1:].expand(-1, window - 1, -1)], 1)
+    return (scores + noise).argmax(-1), mixed
+
+
+def sample_head_reference(x: torch.Tensor, inputs: torch.Tensor, head: Head, canvases: Canvases) -> None:
+    """The same in plain PyTorch; x and inputs of canvases that are idle mean nothing."""
+    n, window = inputs.shape
+    state, n_positions = canvases, canvases.canvas.shape[1]
+    decided, logits = decisions_reference(x, head, canvases, window)
+    for b in range(n):
+        start, stop = int(state.position[b]), int(state.end[b])
+        if start >= stop:
+            continue
+        if not bool(torch.isfinite(logits[b]).all()):
+            state.failed[b] = 1
+        positions = start + torch.arange(2 * window - 1, device=x.device)
+        inside = positions < n_positions
+        known = torch.where(inside, state.canvas[b, positions.clamp(max=n_positions - 1)].long(), -1)
+        follow = torch.where(known >= 0, known, decided[b])
+        right = (follow[: window - 1] == inputs[b, 1:]).long().cumprod(0)
+        kept = min(1 + int(right.sum()), stop - start)
+        if state.scored[b]:
+            nats = logits[b].log_softmax(-1).gather(-1, known[:window, None].clamp(min=0))[:, 0]
+            state.log_likelihood[b] += (nats.double() * (known[:window] >= 0))[:kept].sum()
+        state.canvas[b, start : start + kept] = follow[:kept].int()
+        state.pass_starts[b, start] = 1
+        after = start + kept
+        state.position[b] = after
+        for lane in (b, n + b) if state.guided[b] else (b,):
+            state.slots[lane] = after - state.offset[lane] if after < stop else -1
+        if after < n_positions:
+            inputs[b] = follow[kept - 1 : kept - 1 + window].int()
+            at = (after + torch.arange(window, device=x.device)).clamp(max=n_positions - 1)
+            x.view(-1, n, window, x.shape[-1])[:, b] = head.wte[inputs[b].long()].float() + head.wpe[at].float()

@@ -1,0 +1,50 @@
+"""What the engine's tests share: requests of tiny models, and the canvases that come of them."""
+
+from __future__ import annotations
+
+import torch
+from conftest import random_weights
+
+from fastigpt.config import ImageGPTConfig
+from fastigpt.engine import loop
+from fastigpt.engine.reference import ReferenceEngine
+from fastigpt.engine.triton import TritonEngine
+from fastigpt.families import image_gpt
+from fastigpt.job import Request
+from fastigpt.sampling import Drawing
+
+SMALL = ImageGPTConfig(n_layer=1, n_head=2, n_embd=16, height=3, width=3, n_colors=7)
+PROMPTED = ImageGPTConfig(
+    n_layer=2, n_head=1, n_embd=16, n_inner=20, height=2, width=3, n_colors=5, n_words=4, prompt_length=2
+)
+
+
+def both(config, device, seed, biases=True, **options):
+    """The reference and the triton engine with the same weights."""
+    spec = image_gpt.spec(config)
+    weights = image_gpt.canonical(config, random_weights(config, seed=seed, biases=biases))
+    options = {"dtype": torch.float32, **options}
+    return ReferenceEngine(spec, weights), TritonEngine(spec, weights, device=device, **options)
+
+
+def empty(config, n):
+    return torch.full((n, config.n_pixels), -1)
+
+
+def requests(config, tokens, drawing, prompts=None, first_index=2**33, **options):
+    """A request for each row of tokens. drawing: one for all, or one for each; prompts: words for each, or None."""
+    drawings = [drawing] * len(tokens) if isinstance(drawing, Drawing) else drawing
+    unprompted = image_gpt.prefix(config)
+    return [
+        Request(
+            row, first_index + i, each,
+            prefix=unprompted if prompts is None or prompts[i] is None else image_gpt.prefix(config, prompts[i]),
+            negative=None if each.guidance_scale is None else unprompted, **options,
+        )
+        for i, (row, each) in enumerate(zip(tokens, drawings))
+    ]  # fmt: skip
+
+
+def fill(engine, asked, **options):
+    """A Filled of the requests, from the loop."""
+    return loop.run(engine, asked, **{"batch_size": len(asked), **options})[0]
