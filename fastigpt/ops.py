@@ -8,6 +8,7 @@ Inference only: nothing here has a gradient.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch

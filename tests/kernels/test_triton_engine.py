@@ -55,7 +55,7 @@ def test_samples_equal_the_reference(device, window, drawing):
 
 @pytest.mark.parametrize("window", [1, 4])
 def test_known_tokens_stay_and_equal_requests_share_their_prefix(device, window):
-    """Two canvases share a known run of 4, one begins empty, one has nothing to draw, and some later tokens are known."""
+    """Two canvases share a known run of 4, one begins empty, one has nothing to draw, some later tokens are known."""
     reference, engine = both(SMALL, device, 3)
     tokens = empty(SMALL, 4)
     tokens[:2, :4] = random_tokens(SMALL, 1, seed=5)[:, :4]

@@ -52,7 +52,7 @@ class Work:
 def run_block(model: Model, i: int, x: torch.Tensor, work: Work, attention: Attention) -> None:
     """x: float32 [rows, width], the residual stream, in place."""
     block = model.blocks[i]
-    shared = {"configs": model.configs, "epsilon": model.epsilon, "scratch": work.scratch}
+    shared: dict[str, Any] = {"configs": model.configs, "epsilon": model.epsilon, "scratch": work.scratch}
     norm_linear(x, block.qkv, work.qkv, gain=block.norm_1, bias=block.qkv_bias, **attention.projection(i), **shared)
     if not attention.attend(i, work.qkv, work.attended):
         return
