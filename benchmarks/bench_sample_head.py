@@ -15,9 +15,8 @@ from cpu_time import copies_needed, on_cpu, race
 from gpu_time import graph_seconds
 
 import fastigpt.ops as ops
-from fastigpt.engine import Drawing
 from fastigpt.kernels import launch
-from fastigpt.sampling import filter_logits
+from fastigpt.sampling import Drawing, filter_logits
 
 N_COLORS, N_PIXELS = 512, 1024
 

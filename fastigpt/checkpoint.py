@@ -19,12 +19,12 @@ from safetensors.torch import save_file
 from fastigpt import processor, save
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
+from fastigpt.families.tensor_names import HEAD, canonical_names, check_tensors
 from fastigpt.palette import Palette
 from fastigpt.processor import Preprocessing, Processor
 from fastigpt.prompts import Vocabulary
 from fastigpt.save import CheckpointFiles, Stamp
 from fastigpt.tensor_files import SAFETENSORS, in_memory, open_weights
-from fastigpt.tensor_names import HEAD, canonical_names, check_tensors
 from fastigpt.untrusted import exists, read_json, short, shown
 
 CONFIG = "config.json"

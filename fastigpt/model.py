@@ -22,13 +22,13 @@ from fastigpt.engine.arithmetic import finite
 from fastigpt.engine.choose import build
 from fastigpt.errors import CheckpointError
 from fastigpt.families import image_gpt
+from fastigpt.families.tensor_names import HEAD
 from fastigpt.options import DEFAULTS, LoadOptions, ModelOptions, model_options
 from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.palette import Palette
 from fastigpt.processor import Preprocessing
 from fastigpt.prompts import Vocabulary
 from fastigpt.signatures import takes_options
-from fastigpt.tensor_names import HEAD
 
 _SCORING_BATCH = 16  # images scored at a time by nll and features
 
@@ -152,7 +152,8 @@ class ImageGPT(Draws):
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Engines know no names: what is wrong with the weights is told with the model's."""
+        """Engines know no published names: what is wrong with the weights is told with the model's and the
+        checkpoint's."""
         try:
             yield
         except CheckpointError as error:

@@ -3,20 +3,16 @@
 The TypedDicts are the public keywords with their meaning; `Options` is what they are after the check.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 
 from fastigpt.arguments import whole, window_size
 from fastigpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing, checked_drawing, fresh_seed
-
-if TYPE_CHECKING:
-    from fastigpt.model import ImageGPT
 
 LAST_INDEX = 2**63 - 1
 """Image indices of the noise contract are 0 to this."""
@@ -56,7 +52,7 @@ class DrawOptions(TypedDict, total=False):
     batch_size: Annotated[int | None, "Images at a time; None: what fits the memory that is free."]
     window: Annotated[int | str, 'Tokens per pass (fixed-point sampling), or "auto".']
     draft: Annotated[
-        "ImageGPT | str | os.PathLike[str] | None", "A smaller model with the same palette that guesses the windows."
+        Any, "A smaller model with the same palette that guesses the windows: an ImageGPT, a directory or a hub id."
     ]
 
 
@@ -109,7 +105,7 @@ class Options:
     window: int | Literal["auto"]
     batch_size: int | None
     prompt: str | Sequence[str] | None
-    draft: "ImageGPT | str | os.PathLike[str] | None"
+    draft: Any
 
 
 def checked(given: Mapping[str, Any], count: int, config: ImageGPTConfig) -> Options:

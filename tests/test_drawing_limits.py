@@ -16,9 +16,8 @@ from conftest import CACHED, PROMPTED, TINY, random_weights
 
 import fastigpt.ops as ops
 from fastigpt import ImageGPT
-from fastigpt.engine import Drawing
 from fastigpt.prompts import Vocabulary
-from fastigpt.sampling import MAX_GUIDANCE, checked_drawing, filter_logits, guide
+from fastigpt.sampling import MAX_GUIDANCE, Drawing, checked_drawing, filter_logits, guide
 
 VOCABULARY = Vocabulary(("<pad>", "a", "red", "house", "tree"), 3)
 ENGINES = [*CACHED, "reference"]

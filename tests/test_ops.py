@@ -9,8 +9,7 @@ import torch.nn.functional as F
 
 import fastigpt.ops as ops
 from fastigpt import _C
-from fastigpt.engine import Drawing
-from fastigpt.sampling import draw, filter_logits, guide, gumbel_noise
+from fastigpt.sampling import Drawing, draw, filter_logits, guide, gumbel_noise
 
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 

@@ -9,8 +9,16 @@ import torch
 from scipy.stats import chisquare
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from fastigpt.engine import Drawing
-from fastigpt.sampling import checked_drawing, draw, filter_logits, fresh_seed, gumbel_noise, noise_bits, philox4x32
+from fastigpt.sampling import (
+    Drawing,
+    checked_drawing,
+    draw,
+    filter_logits,
+    fresh_seed,
+    gumbel_noise,
+    noise_bits,
+    philox4x32,
+)
 
 M = 0xFFFFFFFF
 # Known answers of Philox4x32-10 from Random123: (counter, key, result).

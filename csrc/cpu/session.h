@@ -36,6 +36,7 @@ struct Sequence {
 struct Slot {
   bool taken = false;
   bool ready = false;   // its caches hold all inputs before `position`
+  bool careful = false;  // the last pass met logits that are not finite, perhaps only because of a wrong guess
   bool proved = false;  // they are known to be finite: a token was drawn after them
   uint64_t index = 0;
   DrawSettings settings;

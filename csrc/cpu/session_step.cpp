@@ -107,8 +107,9 @@ void SessionImpl::pass(const int* which, int count, WindowTuner* tuner) {
   if (!sound) throw std::runtime_error("the model's logits are not finite numbers");
 }
 
-// Keeps the draws up to and including the first that was guessed wrong. Returns whether there were any: logits behind a wrong
-// guess may be what they like, those behind decided tokens must be finite.
+// Keeps the draws up to and including the first that was guessed wrong. Logits behind a wrong guess may be what they like, and
+// its keys and values may spoil those before it in their block: only in a window of one must they be finite. Returns whether
+// they were.
 bool SessionImpl::decide(int which, WindowTuner* tuner) {
   Slot& slot = slots[which];
   int64_t* row = tokens_of(which);
@@ -122,7 +123,8 @@ bool SessionImpl::decide(int which, WindowTuner* tuner) {
     const bool was_known = known(which, at);
     if (drawn[slot.row + j] < 0) {
       finite = false;
-      if (right) sound = right = false;
+      if (right && slot.width == 1) sound = false;
+      right = false;
       guessed[at] = was_known ? int32_t(row[at]) : j > 0 ? guessed[at - 1] : 0;
       continue;
     }
@@ -143,6 +145,7 @@ bool SessionImpl::decide(int which, WindowTuner* tuner) {
   slot.position += keeping;
   kept += keeping;
   slot.proved |= keeping > 0;
+  slot.careful = !finite;
   if (!finite) clear(which, slot.position, scored);
   return sound;
 }
@@ -267,6 +270,7 @@ void SessionImpl::one_pass_of_all(WindowTuner* tuner) {
         slot.width = std::max(std::min(sure - slot.position + 1, slot.width),
                               tuner->width(&kinds[start + slot.position], &known_[start + slot.position], slot.width - 1));
     }
+    if (slot.careful) slot.width = 1;
     ++drawing;
     scored += slot.width;
     if (rows + slot.sequences * slot.width > ws.rows) {

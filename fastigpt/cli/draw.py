@@ -28,7 +28,8 @@ def sample(
 
     A folder and an .npz are written as images are finished, whatever their number; Ctrl-C keeps what is there.
     """
-    from fastigpt.cli.output import check_picture, output
+    from fastigpt.cli.destination import output
+    from fastigpt.cli.output import check_picture
 
     picture = None if heat_map is None else check_picture("--heat-map", heat_map)
     if picture is not None:
@@ -78,7 +79,8 @@ def complete(
 
     Without --rows and --mask the transparent parts of the images are drawn anew.
     """
-    from fastigpt.cli.output import Grid, output
+    from fastigpt.cli.destination import output
+    from fastigpt.cli.output import Grid
 
     if n < 1:
         raise ValueError(f"n must be at least 1, not {n}")

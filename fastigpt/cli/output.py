@@ -6,7 +6,6 @@ interruption, and leaves what there is by then, whole.
 
 from __future__ import annotations
 
-import os
 import sys
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -47,28 +46,6 @@ class Output(ABC):
         """uint8 [m, height, width, 3]: the next images."""
         self._take(pixels)
         self.count += len(pixels)
-
-
-def output(out: str, *, scale: int, columns: int | None = None) -> Output:
-    """What --out names. Raises ValueError or OSError now, not after the work, if it cannot be written."""
-    from fastigpt.cli.archive import Archive
-
-    path = Path(given("--out", out))
-    suffix = path.suffix.lower()
-    to_stdout = path.stem == "-" and (suffix in (".npz", ".png") or out == "-")
-    if to_stdout:
-        if sys.stdout.isatty():
-            raise ValueError(f"--out {out} writes bytes to standard output, which is a terminal: redirect it")
-        return Archive(out, None) if suffix == ".npz" else Grid(out, None, scale, columns)
-    if out.endswith(("/", os.sep)) or path.is_dir():
-        return Folder(out, path)
-    if suffix == ".npz":
-        return Archive(out, path)
-    if suffix in PICTURES:
-        return Grid(out, path, scale, columns)
-    if suffix:
-        raise ValueError(f"--out {out}: write a picture (.png, .jpg, …), an array (.npz) or a folder (no suffix)")
-    return Folder(out, path)
 
 
 class Grid(Output):

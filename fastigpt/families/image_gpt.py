@@ -57,3 +57,20 @@ def canonical(config: ImageGPTConfig, weights: dict[str, torch.Tensor]) -> dict[
             if f"{theirs}{name}.bias" in weights:
                 found[f"{ours}{part}.bias"] = weights[f"{theirs}{name}.bias"]
     return found
+
+
+def published(config: ImageGPTConfig) -> dict[str, str]:
+    """The name that a published checkpoint has for each of canonical()'s tensors, for messages."""
+    found = {
+        "token.embedding": "transformer.wte.weight",
+        "prefix.embedding": "prompt.wte.weight" if config.n_words else "transformer.wte.weight",
+        "positions": "transformer.wpe.weight",
+        "norm": "transformer.ln_f.weight",
+        "head.weight": "lm_head.weight",
+    }
+    for i in range(config.n_layer):
+        theirs, ours = f"transformer.h.{i}.", f"blocks.{i}."
+        found |= {f"{ours}norm_{k}": f"{theirs}ln_{k}.weight" for k in (1, 2)}
+        for name, part in _LINEARS.items():
+            found |= {f"{ours}{part}.{what}": f"{theirs}{name}.{what}" for what in ("weight", "bias")}
+    return found

@@ -20,9 +20,9 @@ from fastigpt.bundled import BUNDLED
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.choose import as_device
 from fastigpt.engine.memory import free_memory
+from fastigpt.families.tensor_names import HEAD
 from fastigpt.files import check_folder_writable, replacing
 from fastigpt.palette import MAX_COLORS, Palette
-from fastigpt.tensor_names import HEAD
 from fastigpt.training.data import N_COLORS, Data, Folder, Scenes, scene_vocabulary
 from fastigpt.training.run import Run, Settings, say, warmup_for
 from fastigpt.training.undisturbed import undisturbed
