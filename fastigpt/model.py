@@ -300,7 +300,9 @@ class ImageGPT:
             raise ValueError("guidance_scale was given without a prompt to follow")
         start = whole("first_index", first_index, 0, 2**63 - count)
         words = prompt_ids(prompt, count, self.vocabulary)
-        prefixes = [image_gpt.prefix(self.config, ids) for ids in (words.tolist() if words is not None else [()] * count)]
+        prefixes = [
+            image_gpt.prefix(self.config, ids) for ids in (words.tolist() if words is not None else [()] * count)
+        ]
         negative = None if guidance_scale is None else image_gpt.prefix(self.config)
         return _Job(
             [

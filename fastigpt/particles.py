@@ -55,9 +55,7 @@ def run(
     """
     if particles == 1:
         return loop.run(engine, requests, batch_size=batch_size, window=window, draft=draft, on_done=on_done)
-    capacity = loop.slots_for(
-        engine, requests, batch_size=batch_size, window=window, draft=draft, of_each=particles
-    )
+    capacity = loop.slots_for(engine, requests, batch_size=batch_size, window=window, draft=draft, of_each=particles)
     found: list[Filled | None] = [None] * len(requests)
     waiting = iter(range(len(requests)))
     running: dict[int, _Result] = {}

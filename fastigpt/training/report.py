@@ -72,4 +72,3 @@ def sample_grid(
     with replacing(path) as temporary:
         picture = Image.fromarray(grid)
         picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST).save(temporary)
-

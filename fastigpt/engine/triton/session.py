@@ -71,6 +71,7 @@ class TritonSession:
         self._canvases: dict[int, _Canvas] = {}
         self._fresh: set[int] = set()  # canvases whose inputs are not made yet
         self._passes: Passes | None = None  # those that were launched last
+        self._ahead = 2 if self._device.type == "cuda" else 1  # launches that may be under way
         self._closed = False
 
     # --- canvases come and go ----------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ class TritonSession:
             if left > 0 and (not started or time.monotonic() < until):
                 width, started = self._tuner.width(), True
                 under_way.append(self._launch(width))
-                if len(under_way) < 2 and self._tuner.known(width):
+                if len(under_way) < self._ahead and self._tuner.known(width):
                     continue
             if not under_way:
                 return [Advance(slot, canvas.decided) for slot, canvas in self._canvases.items()]
