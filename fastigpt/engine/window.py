@@ -112,5 +112,7 @@ class WindowTuner:
 
     def record(self, width: int, seconds: float, kept: float) -> None:
         """One pass of `width` took `seconds` and kept `kept` tokens of each canvas on average."""
-        self._statistics.widths.setdefault(width, _Seen()).add(seconds, kept)
+        seen = self._statistics.widths.get(width) or _Seen()
+        seen.add(seconds, kept)
+        self._statistics.widths[width] = seen  # only now: sessions in other threads choose by what is here
         self._statistics.records += 1

@@ -176,7 +176,7 @@ class TritonSession:
             if self._draft is not None:
                 self._draft.prepare()
             if passes is not self._passes or self._fresh:
-                fresh = torch.zeros(self._batch.n, dtype=torch.bool)
+                fresh = torch.zeros(self._batch.n, dtype=torch.bool, device="cpu")
                 fresh[list(self._fresh)] = True
                 passes.enter(self._passes, fresh.to(self._device))
                 self._passes, self._fresh = passes, set()
@@ -191,7 +191,7 @@ class TritonSession:
                 seconds = time.perf_counter() - began
                 return _Launch(width, passes.at_once, torch.stack([canvases.position, canvases.failed]), seconds, ())
             events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(3))
-            report = torch.empty((2, self._batch.n), dtype=torch.int32, pin_memory=True)
+            report = torch.empty((2, self._batch.n), dtype=torch.int32, device="cpu", pin_memory=True)
             events[0].record()
             run()
             events[1].record()
