@@ -3,9 +3,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <optional>
+#include <utility>
+#include <vector>
 #include <stdexcept>
 
 #include "bindings.h"
@@ -38,14 +41,13 @@ void check_ids(const char* name, const Ids& ids, std::initializer_list<py::ssize
       throw std::invalid_argument(text(name, "must be from " + std::to_string(low) + " to " + std::to_string(high - 1) + ", found " + std::to_string(p[i])));
 }
 
-std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int n_embd, int n_inner, int n_pixels, int columns, int n_colors, int n_words,
-                                     int prompt_length, float epsilon, const std::string& weights, const std::string& cache,
+std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int width, int n_inner, int n_positions, int columns, int n_tokens,
+                                     int n_prefix_tokens, int prefix_length, float epsilon, const std::string& weights, const std::string& cache,
                                      const std::string& isa, int threads) {
-  const ModelShape shape{n_layer, n_head, n_embd, n_inner, n_pixels, n_colors, n_words, prompt_length, epsilon, columns};
-  for (int size : {n_layer, n_head, n_embd, n_inner, n_pixels, columns, n_colors})
+  const ModelShape shape{n_layer, n_head, width, n_inner, n_positions, n_tokens, n_prefix_tokens, prefix_length, epsilon, columns};
+  for (int size : {n_layer, n_head, width, n_inner, n_positions, columns, n_tokens, n_prefix_tokens, prefix_length})
     if (size < 1 || size > (1 << 24)) throw std::invalid_argument("model sizes must be from 1 to 2^24, found " + std::to_string(size));
-  if (n_embd % n_head) throw std::invalid_argument("n_head must divide n_embd");
-  if (n_words < 0 || prompt_length < 0 || prompt_length > (1 << 24)) throw std::invalid_argument("n_words and prompt_length must not be negative");
+  if (width % n_head) throw std::invalid_argument("n_head must divide the width");
   if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must be from 1 to 1024, found " + std::to_string(threads));
   return std::make_shared<CpuModel>(shape, weights, cache, parse_isa(isa), threads);
 }
@@ -59,118 +61,166 @@ void load(CpuModel& model, const std::string& name, const Floats& tensor) {
   model.load(name, data, count);
 }
 
-Floats score(const CpuModel& model, const Ids& tokens, const std::optional<Ids>& prompt, int layer) {
+Floats score(const CpuModel& model, const Ids& tokens, const Ids& prefix, int layer) {
   model.check_complete();
   const ModelShape& shape = model.shape();
-  if (tokens.ndim() != 2 || tokens.shape(1) < 1 || tokens.shape(1) > shape.n_pixels)
-    throw std::invalid_argument("tokens must have the shape [batch, 1 to " + std::to_string(shape.n_pixels) + "]");
+  if (tokens.ndim() != 2 || tokens.shape(1) < 1 || tokens.shape(1) > shape.n_positions)
+    throw std::invalid_argument("tokens must have the shape [batch, 1 to " + std::to_string(shape.n_positions) + "]");
   const py::ssize_t batch = tokens.shape(0), length = tokens.shape(1);
-  check_ids("tokens", tokens, {batch, length}, 0, shape.n_colors);
-  if (prompt) check_ids("prompt", *prompt, {batch, shape.prompt_length}, 0, shape.n_words);
+  check_ids("tokens", tokens, {batch, length}, 0, shape.n_tokens);
+  if (prefix.ndim() != 2 || prefix.shape(1) < 1 || prefix.shape(1) > shape.prefix_length)
+    throw std::invalid_argument("prefix must have the shape [batch, 1 to " + std::to_string(shape.prefix_length) + "]");
+  check_ids("prefix", prefix, {batch, prefix.shape(1)}, 0, shape.n_prefix_tokens);
   if (layer < -1 || layer > shape.n_layer) throw std::invalid_argument("layer must be from 0 to " + std::to_string(shape.n_layer));
-  Floats out({batch, length, py::ssize_t(layer < 0 ? shape.n_colors : shape.n_embd)});
-  const int64_t *ids = tokens.data(), *words = prompt ? prompt->data() : nullptr;
+  Floats out({batch, length, py::ssize_t(layer < 0 ? shape.n_tokens : shape.width)});
+  const int64_t *ids = tokens.data(), *before = prefix.data();
+  const int prefix_length = int(prefix.shape(1));
   float* to = out.mutable_data();
   py::gil_scoped_release release;
-  model.score(ids, int(batch), int(length), words, layer, to);
+  model.score(ids, int(batch), int(length), before, prefix_length, layer, to);
   return out;
 }
 
-// A job together with the model it runs on.
-struct Fill {
-  std::shared_ptr<CpuModel> model, draft;
-  int n;
-  std::unique_ptr<FillJob> job;
+// A request as Python has it; `tokens` stays alive with it.
+struct PyRequest {
+  Ids tokens;
+  CanvasRequest canvas;
 };
 
-std::unique_ptr<Fill> make_fill(std::shared_ptr<CpuModel> model, const Ids& tokens, const Ids& index, const Ids& source,
-                                const std::optional<Ids>& prompt, uint64_t seed, double temperature, int top_k, double top_p,
-                                std::optional<double> guidance_scale, int window, std::shared_ptr<CpuModel> draft) {
+using Prefix = std::vector<int64_t>;
+
+void check_prefix(const char* name, const Prefix& ids, const ModelShape& shape) {
+  if (ids.empty() || ids.size() > size_t(shape.prefix_length))
+    throw std::invalid_argument(text(name, "must have 1 to " + std::to_string(shape.prefix_length) + " ids, not " + std::to_string(ids.size())));
+  for (int64_t id : ids)
+    if (id < 0 || id >= shape.n_prefix_tokens)
+      throw std::invalid_argument(text(name, "must be from 0 to " + std::to_string(shape.n_prefix_tokens - 1) + ", found " + std::to_string(id)));
+}
+
+// A session together with the models it runs on.
+struct PySession {
+  PySession(std::shared_ptr<CpuModel> model, int capacity, int window, std::shared_ptr<CpuModel> draft, Prefix draft_prefix)
+      : model(std::move(model)), draft(std::move(draft)), session(*this->model, capacity, window, this->draft.get(), std::move(draft_prefix)) {}
+  PySession(std::shared_ptr<CpuModel> model, int n, int position, int window) : model(std::move(model)), session(*this->model, n, position, window) {}
+  std::shared_ptr<CpuModel> model, draft;
+  Session session;
+
+  CanvasRequest request(const Ids& tokens, uint64_t index, uint64_t seed, double temperature, int top_k, double top_p, std::optional<double> guidance_scale,
+                        const Prefix& prefix, const Prefix& negative, int stop, bool score) const {
+    const ModelShape& shape = model->shape();
+    check_ids("tokens", tokens, {shape.n_positions}, -1, shape.n_tokens);
+    if (!(temperature >= 0) || !std::isfinite(temperature)) throw std::invalid_argument("temperature must be finite and at least 0");
+    if (top_k < 0) throw std::invalid_argument("top_k must not be negative");
+    if (!(top_p > 0 && top_p <= 1)) throw std::invalid_argument("top_p must be above 0 and at most 1");
+    if (guidance_scale && !std::isfinite(*guidance_scale)) throw std::invalid_argument("guidance_scale must be finite");
+    if (stop < 0 || stop > shape.n_positions) throw std::invalid_argument("stop must be from 0 to " + std::to_string(shape.n_positions));
+    check_prefix("prefix", prefix, shape);
+    if (guidance_scale) check_prefix("negative", negative, shape);
+    if (!guidance_scale && !negative.empty()) throw std::invalid_argument("negative needs a guidance_scale");
+    DrawSettings settings{seed, float(temperature), top_k, top_p, guidance_scale.has_value(), float(guidance_scale.value_or(1.0))};
+    return {tokens.data(), index, settings, prefix, negative, stop, score};
+  }
+  void check_taken(int slot) const {
+    if (slot < 0 || slot >= session.capacity() || !session.taken(slot)) throw std::invalid_argument("slot " + std::to_string(slot) + " holds no canvas");
+  }
+};
+
+std::unique_ptr<PySession> open_session(std::shared_ptr<CpuModel> model, int capacity, int window, std::shared_ptr<CpuModel> draft, Prefix draft_prefix) {
   model->check_complete();
-  const ModelShape& shape = model->shape();
-  if (tokens.ndim() != 2 || tokens.shape(0) < 1 || tokens.shape(0) > (1 << 20)) throw std::invalid_argument("tokens must have the shape [n, " + std::to_string(shape.n_pixels) + "]");
-  const py::ssize_t n = tokens.shape(0);
-  check_ids("tokens", tokens, {n, shape.n_pixels}, -1, shape.n_colors);
-  check_ids("index", index, {n}, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max());
-  check_ids("source", source, {n}, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max());
-  if (prompt) check_ids("prompt", *prompt, {n, shape.prompt_length}, 0, shape.n_words);
-  if (!(temperature >= 0) || !std::isfinite(temperature)) throw std::invalid_argument("temperature must be finite and at least 0");
-  if (top_k < 0) throw std::invalid_argument("top_k must not be negative");
-  if (!(top_p > 0 && top_p <= 1)) throw std::invalid_argument("top_p must be above 0 and at most 1");
-  if (guidance_scale && !std::isfinite(*guidance_scale)) throw std::invalid_argument("guidance_scale must be finite");
-  if (guidance_scale && !prompt) throw std::invalid_argument("guidance_scale needs a prompt");
+  if (capacity < 1 || capacity > (1 << 20)) throw std::invalid_argument("capacity must be from 1 to 2^20, found " + std::to_string(capacity));
   if (window < 0) throw std::invalid_argument("window must not be negative");
   if (draft) {
     draft->check_complete();
-    if (draft->shape().n_pixels != shape.n_pixels || draft->shape().n_colors != shape.n_colors)
-      throw std::invalid_argument("draft must have as many pixels and colours as the model");
+    if (draft->shape().n_positions != model->shape().n_positions || draft->shape().n_tokens != model->shape().n_tokens)
+      throw std::invalid_argument("draft must have as many positions and tokens as the model");
+    check_prefix("draft_prefix", draft_prefix, draft->shape());
   }
-  DrawSettings settings;
-  settings.seed = seed;
-  settings.temperature = float(temperature);
-  settings.top_k = top_k;
-  settings.top_p = top_p;
-  settings.guided = guidance_scale.has_value();
-  settings.guidance_scale = float(guidance_scale.value_or(1.0));
-  const int64_t *ids = tokens.data(), *indices = index.data(), *sources = source.data(), *words = prompt ? prompt->data() : nullptr;
   py::gil_scoped_release release;
-  auto fill = std::make_unique<Fill>();
-  fill->n = int(n);
-  fill->job = std::make_unique<FillJob>(*model, int(n), ids, reinterpret_cast<const uint64_t*>(indices), sources, words, settings, window, draft.get());
-  fill->model = std::move(model);
-  fill->draft = std::move(draft);
-  return fill;
+  return std::make_unique<PySession>(std::move(model), capacity, window, std::move(draft), std::move(draft_prefix));
 }
 
-std::unique_ptr<Fill> make_rehearsal(std::shared_ptr<CpuModel> model, int n, int position, int window) {
+std::unique_ptr<PySession> open_rehearsal(std::shared_ptr<CpuModel> model, int n, int position, int window) {
   model->check_complete();
   if (n < 1 || n > (1 << 20)) throw std::invalid_argument("n must be from 1 to 2^20, found " + std::to_string(n));
-  const int pixels = model->shape().n_pixels;
-  if (position < 0 || position >= pixels) throw std::invalid_argument("position must be from 0 to " + std::to_string(pixels - 1));
+  const int positions = model->shape().n_positions;
+  if (position < 0 || position >= positions) throw std::invalid_argument("position must be from 0 to " + std::to_string(positions - 1));
   if (window < 1) throw std::invalid_argument("window must be at least 1");
   py::gil_scoped_release release;
-  auto fill = std::make_unique<Fill>();
-  fill->n = n;
-  fill->job = std::make_unique<FillJob>(*model, n, position, window);
-  fill->model = std::move(model);
-  return fill;
+  return std::make_unique<PySession>(std::move(model), n, position, window);
+}
+
+py::tuple read(const PySession& s, const std::vector<int>& slots) {
+  const py::ssize_t n = py::ssize_t(slots.size()), positions = s.model->shape().n_positions;
+  Ids tokens({n, positions});
+  py::array_t<bool> starts({n, positions});
+  py::array_t<double> likelihood({n});
+  for (py::ssize_t i = 0; i < n; ++i) {
+    s.check_taken(slots[i]);
+    std::copy_n(s.session.tokens(slots[i]), positions, tokens.mutable_data(i, 0));
+    const uint8_t* from = s.session.pass_starts(slots[i]);
+    std::transform(from, from + positions, starts.mutable_data(i, 0), [](uint8_t x) { return x != 0; });
+    likelihood.mutable_data()[i] = s.session.log_likelihood(slots[i]);
+  }
+  return py::make_tuple(tokens, starts, likelihood);
 }
 
 }  // namespace
 
 void bind_cpu_engine(py::module_& m) {
-  py::class_<CpuModel, std::shared_ptr<CpuModel>>(m, "CpuModel", "An Image GPT packed for one instruction set.")
-      .def(py::init(&make_model), py::kw_only(), py::arg("n_layer"), py::arg("n_head"), py::arg("n_embd"), py::arg("n_inner"),
-           py::arg("n_pixels"), py::arg("columns"), py::arg("n_colors"), py::arg("n_words"), py::arg("prompt_length"), py::arg("epsilon"),
-           py::arg("weights"), py::arg("cache"), py::arg("isa"), py::arg("threads"))
+  py::class_<CpuModel, std::shared_ptr<CpuModel>>(m, "CpuModel", "A token-by-token image model packed for one instruction set.")
+      .def(py::init(&make_model), py::kw_only(), py::arg("n_layer"), py::arg("n_head"), py::arg("width"), py::arg("n_inner"),
+           py::arg("n_positions"), py::arg("columns"), py::arg("n_tokens"), py::arg("n_prefix_tokens"), py::arg("prefix_length"),
+           py::arg("epsilon"), py::arg("weights"), py::arg("cache"), py::arg("isa"), py::arg("threads"))
       .def("load", &load, py::arg("name"), py::arg("tensor").noconvert(), "Takes one tensor, float32.")
       .def("check_complete", &CpuModel::check_complete)
-      .def("score", &score, py::arg("tokens").noconvert(), py::arg("prompt").noconvert(), py::arg("layer"),
-           "Logits float32 [batch, length, n_colors] (layer = −1), or normed hidden states after `layer` blocks.")
+      .def("score", &score, py::arg("tokens").noconvert(), py::arg("prefix").noconvert(), py::arg("layer"),
+           "Logits float32 [batch, length, n_tokens] (layer = −1), or normed hidden states after `layer` blocks.")
       .def_property_readonly("threads", &CpuModel::threads)
       .def_property_readonly("weight_bytes", &CpuModel::weight_bytes)
       .def("cache_bytes", &CpuModel::cache_bytes, py::arg("slots"));
-  py::class_<Fill>(m, "CpuFill", "One wave of canvases being filled.")
-      .def(py::init(&make_fill), py::arg("model"), py::arg("tokens").noconvert(), py::arg("index").noconvert(),
-           py::arg("source").noconvert(), py::arg("prompt").noconvert(), py::kw_only(), py::arg("seed"), py::arg("temperature"),
-           py::arg("top_k"), py::arg("top_p"), py::arg("guidance_scale"), py::arg("window"), py::arg("draft") = nullptr)
-      .def("advance", [](Fill& f, double seconds) { return f.job->advance(seconds); }, py::arg("seconds"),
-           py::call_guard<py::gil_scoped_release>(),
-           "Works for about `seconds`; returns how many leading tokens are final in every image.")
-      .def_static("rehearsal", &make_rehearsal, py::arg("model"), py::kw_only(), py::arg("n"), py::arg("position"), py::arg("window"),
-                  "Images that stand at `position` on caches of made-up contents, for timing passes.")
-      .def("rehearse", [](Fill& f) { f.job->rehearse(); }, py::call_guard<py::gil_scoped_release>(),
-           "Runs one pass of a rehearsal; the images stay where they are.")
-      .def("tokens", [](const Fill& f) {
-        Ids out({py::ssize_t(f.n), py::ssize_t(f.model->shape().n_pixels)});
-        std::copy_n(f.job->tokens(), out.size(), out.mutable_data());
-        return out;
-      })
-      .def("pass_starts", [](const Fill& f) {
-        py::array_t<bool> out({py::ssize_t(f.n), py::ssize_t(f.model->shape().n_pixels)});
-        for (py::ssize_t i = 0; i < out.size(); ++i) out.mutable_data()[i] = f.job->pass_starts()[i] != 0;
-        return out;
-      });
+  py::class_<PyRequest>(m, "CpuRequest", "One canvas, checked.");
+  py::class_<PySession>(m, "CpuSession", "Slots with a canvas each, in the middle of being drawn.")
+      .def(py::init(&open_session), py::arg("model"), py::kw_only(), py::arg("capacity"), py::arg("window"), py::arg("draft"), py::arg("draft_prefix"))
+      .def("request", [](const PySession& s, const Ids& tokens, uint64_t index, uint64_t seed, double temperature, int top_k, double top_p,
+                         std::optional<double> guidance_scale, const Prefix& prefix, const Prefix& negative, int stop, bool score) {
+             return PyRequest{tokens, s.request(tokens, index, seed, temperature, top_k, top_p, guidance_scale, prefix, negative, stop, score)};
+           }, py::arg("tokens").noconvert(), py::kw_only(), py::arg("index"), py::arg("seed"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
+           py::arg("guidance_scale"), py::arg("prefix"), py::arg("negative"), py::arg("stop"), py::arg("score"))
+      .def("add", [](PySession& s, const std::vector<const PyRequest*>& requests) {
+             std::vector<CanvasRequest> canvases;
+             for (const PyRequest* request : requests) canvases.push_back(request->canvas);
+             py::gil_scoped_release release;
+             return s.session.add(canvases);
+           }, py::arg("requests"), "Slots of these canvases.")
+      .def("step", [](PySession& s, double seconds) { s.session.step(seconds); }, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
+           "Draws for about `seconds`, or until a canvas has come as far as it may.")
+      .def("decided", [](const PySession& s) {
+             std::vector<std::pair<int, int>> found;
+             for (int slot = 0; slot < s.session.capacity(); ++slot)
+               if (s.session.taken(slot)) found.emplace_back(slot, s.session.decided(slot));
+             return found;
+           }, "(slot, leading tokens that are final) of every canvas.")
+      .def("read", &read, py::arg("slots"), "tokens, pass_starts, log_likelihood of these slots.")
+      .def("resume", [](PySession& s, int slot, int stop) {
+             s.check_taken(slot);
+             if (stop < 0 || stop > s.model->shape().n_positions) throw std::invalid_argument("stop must be from 0 to " + std::to_string(s.model->shape().n_positions));
+             py::gil_scoped_release release;
+             s.session.resume(slot, stop);
+           }, py::arg("slot"), py::arg("stop"))
+      .def("fork", [](PySession& s, int slot, const std::vector<uint64_t>& indices) {
+             s.check_taken(slot);
+             if (indices.empty()) throw std::invalid_argument("indices must not be empty");
+             py::gil_scoped_release release;
+             return s.session.fork(slot, indices);
+           }, py::arg("slot"), py::arg("indices"))
+      .def("remove", [](PySession& s, int slot) {
+             s.check_taken(slot);
+             s.session.remove(slot);
+           }, py::arg("slot"))
+      .def_static("rehearsal", &open_rehearsal, py::arg("model"), py::kw_only(), py::arg("n"), py::arg("position"), py::arg("window"),
+                  "Canvases that stand at `position` on caches of made-up contents, for timing passes.")
+      .def("rehearse", [](PySession& s) { s.session.rehearse(); }, py::call_guard<py::gil_scoped_release>(),
+           "Runs one pass of a rehearsal; the canvases stay where they are.");
   // The draw alone, for the tests of the noise contract.
   m.def("cpu_draw", [](const Floats& scores, uint64_t seed, const Ids& index, const Ids& position, const std::string& isa) {
     if (scores.ndim() != 2 || scores.shape(1) < 1) throw std::invalid_argument("scores must have the shape [rows, tokens]");

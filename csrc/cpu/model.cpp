@@ -42,8 +42,8 @@ uint16_t round_bf16(float x) {
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
-// weight(i, o) = data[i · out + o], or data[o · in + i] if transposed.
-void pack(PackedLinear& p, const float* data, bool transposed, ThreadPool& pool) {
+// data: [out, in].
+void pack(PackedLinear& p, const float* data, ThreadPool& pool) {
   const Number number = p.view.number;
   const int in = p.view.in, out = p.view.out, panels = p.view.panels();
   const int group = group_size(number), bytes = 4 / group;
@@ -54,7 +54,7 @@ void pack(PackedLinear& p, const float* data, bool transposed, ThreadPool& pool)
     p.view.scale = p.scale.as<float>();
     p.view.column_sum = p.column_sum.as<int32_t>();
   }
-  auto weight = [&](int i, int o) { return transposed ? data[size_t(o) * in + i] : data[size_t(i) * out + o]; };
+  auto weight = [&](int i, int o) { return data[size_t(o) * in + i]; };
   pool.run([&](int thread) {
     for (int panel = panels * thread / pool.size(); panel < panels * (thread + 1) / pool.size(); ++panel) {
       uint8_t* to = p.data + panel * p.view.panel_bytes();
@@ -106,11 +106,11 @@ KvCache::KvCache(const ModelShape& model, Number number, int lanes, int slots)
 Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, Number weights, CacheShape cache, int rows, int slots,
                      int threads)
     : rows(rows), thread(threads), tickets(new std::atomic<int>[shape.n_layer]()) {
-  const size_t d = round_up(shape.n_embd, 32), f = round_up(shape.n_inner, 32), n = size_t(rows);
+  const size_t d = round_up(shape.width, 32), f = round_up(shape.n_inner, 32), n = size_t(rows);
   x_stride = d;
-  qkv_stride = round_up(3 * size_t(shape.n_embd), 32);
+  qkv_stride = round_up(3 * size_t(shape.width), 32);
   inner_stride = f;
-  logits_stride = round_up(shape.n_colors, 64);
+  logits_stride = round_up(shape.n_tokens, 64);
   const size_t widest = std::max(d, f);
   x = Buffer(n * x_stride * 4);
   qkv = Buffer(n * qkv_stride * 4);
@@ -142,9 +142,9 @@ Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, Number wei
 
 ModelImpl::ModelImpl(const ModelShape& shape, Number weights, Number cache, Isa isa, int threads)
     : shape(shape), weights(weights), cache(cache), kernels(kernels_for(isa)), pool(threads), layers(shape.n_layer) {
-  if (weights == Number::i8 && std::max(shape.n_embd, shape.n_inner) > 65000)
+  if (weights == Number::i8 && std::max(shape.width, shape.n_inner) > 65000)
     throw std::invalid_argument("int8 layers read at most 65000 inputs: their sums are 32 bits");
-  const int d = shape.n_embd, f = shape.n_inner;
+  const int d = shape.width, f = shape.n_inner;
   size_t bytes = 0;
   auto shape_linear = [&](PackedLinear& p, int in, int out, Number number) {
     p.view.number = number;
@@ -156,12 +156,12 @@ ModelImpl::ModelImpl(const ModelShape& shape, Number weights, Number cache, Isa 
   };
   for (auto& w : layers) {
     shape_linear(w.qkv, d, 3 * d, weights);
-    shape_linear(w.attn_out, d, d, weights);
-    shape_linear(w.mlp_in, d, f, weights);
-    shape_linear(w.mlp_out, f, d, weights);
+    shape_linear(w.proj, d, d, weights);
+    shape_linear(w.fc, d, f, weights);
+    shape_linear(w.out, f, d, weights);
   }
   // 1/300 of the weights, and nothing after it averages its errors out: int8 models keep a bfloat16 head.
-  shape_linear(head, d, shape.n_colors, weights == Number::i8 ? Number::bf16 : weights);
+  shape_linear(head, d, shape.n_tokens, weights == Number::i8 ? Number::bf16 : weights);
   // One piece of memory, in the order a pass reads it, so that it lies in huge pages.
   linear_memory = Buffer(bytes);
   uint8_t* at = linear_memory.as<>();
@@ -169,15 +169,9 @@ ModelImpl::ModelImpl(const ModelShape& shape, Number weights, Number cache, Isa 
     p.view.data = p.data = at;
     at += round_up(p.view.panels() * p.view.panel_bytes(), 64);
   };
-  for (auto& w : layers) place(w.qkv), place(w.attn_out), place(w.mlp_in), place(w.mlp_out);
+  for (auto& w : layers) place(w.qkv), place(w.proj), place(w.fc), place(w.out);
   place(head);
 }
-
-Input ModelImpl::word(int64_t id, int slot) const {
-  return {prompt_wte.as<float>() + id * width(), prompt_wpe.as<float>() + slot * width()};
-}
-
-Input ModelImpl::pixel(int64_t id, int at) const { return {wte.as<float>() + id * width(), wpe.as<float>() + at * width()}; }
 
 WindowStatistics ModelImpl::window_statistics(int sequences) const {
   std::lock_guard<std::mutex> lock(statistics_mutex_);
@@ -204,11 +198,11 @@ Rows ModelImpl::norm(const Pass& pass, int thread, const float* gain, Number num
   if (number == Number::i8) {
     float* floats = ws.thread[thread].floats.as<float>();
     for (int r = first; r < last; ++r, x += ws.x_stride) {
-      kernels.norm_floats(x, ws.x_stride, gain, shape.epsilon, 1, shape.n_embd, floats, ws.x_stride);
-      kernels.quantize_rows(floats, ws.x_stride, 1, shape.n_embd, out.from(r));
+      kernels.norm_floats(x, ws.x_stride, gain, shape.epsilon, 1, shape.width, floats, ws.x_stride);
+      kernels.quantize_rows(floats, ws.x_stride, 1, shape.width, out.from(r));
     }
   } else {
-    kernels.norm(x, ws.x_stride, gain, shape.epsilon, last - first, shape.n_embd, number, out.from(first));
+    kernels.norm(x, ws.x_stride, gain, shape.epsilon, last - first, shape.width, number, out.from(first));
   }
   if (!alone) pool.barrier();
   return out;
@@ -237,7 +231,7 @@ void ModelImpl::linear(const PackedLinear& layer, Rows in, const Pass& pass, int
 // The keys and values that this thread has computed go into the caches before the threads meet. int8: a head's last thread has
 // not seen all of it, so attention() does this.
 void ModelImpl::put_keys_and_values(const Pass& pass, int layer, int thread) const {
-  const int threads = pool.size(), panels = layers[layer].qkv.view.panels(), d = shape.head_dim(), width = shape.n_embd;
+  const int threads = pool.size(), panels = layers[layer].qkv.view.panels(), d = shape.head_dim(), width = shape.width;
   const int first = int(int64_t(panels) * thread / threads) * kPanel;
   const int last = std::min(int(int64_t(panels) * (thread + 1) / threads) * kPanel, 3 * width);
   for (int column = std::max(first, width); column < last;) {
@@ -287,8 +281,8 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
     if (cache == Number::i8)
       for (int i = 0; i < job.count; ++i) {
         const float* q = job.q + i * ws.qkv_stride;
-        kernels.put_key(job.shape, job.own, job.slot + i - job.begin, q + shape.n_embd, 0, d);
-        kernels.put_value(job.shape, job.own, job.slot + i - job.begin, q + 2 * shape.n_embd, 0, d);
+        kernels.put_key(job.shape, job.own, job.slot + i - job.begin, q + shape.width, 0, d);
+        kernels.put_value(job.shape, job.own, job.slot + i - job.begin, q + 2 * shape.width, 0, d);
       }
     kernels.attend(job);
   };
@@ -314,7 +308,7 @@ void ModelImpl::run(const Pass& pass, int thread) const {
   const size_t d = ws.x_stride;
   for (int r = rows * thread / threads; r < rows * (thread + 1) / threads; ++r) {
     float* x = ws.x.as<float>() + r * d;
-    for (size_t i = 0; i < d; ++i) x[i] = pass.inputs[r].word[i] + pass.inputs[r].position[i];
+    for (size_t i = 0; i < d; ++i) x[i] = pass.inputs[r].embedding[i] + pass.inputs[r].position[i];
   }
   pool.barrier();
   PHASE(-1);
@@ -324,41 +318,41 @@ void ModelImpl::run(const Pass& pass, int thread) const {
   const LinearOut to_inner{Sink::gelu, ws.inner.as<float>(), ws.inner_stride, ws.inner_out, weights};
   for (int i = 0; i < pass.n_layer; ++i) {
     const LayerWeights& w = layers[i];
-    Rows h = norm(pass, thread, w.ln_1.as<float>(), weights);
+    Rows h = norm(pass, thread, w.norm_1.as<float>(), weights);
     PHASE(0);
-    linear(w.qkv, h, pass, thread, to_qkv, &w.attn_out);
+    linear(w.qkv, h, pass, thread, to_qkv, &w.proj);
     if (cache != Number::i8) put_keys_and_values(pass, i, thread);
     pool.barrier();
     PHASE(1);
     attention(pass, i, thread);
     pool.barrier();
     PHASE(2);
-    h = i8 ? quantize(pass, thread, ws.attn.as<float>(), ws.x_stride, shape.n_embd) : ws.attn_out;
-    linear(w.attn_out, h, pass, thread, to_x, &w.mlp_in);
+    h = i8 ? quantize(pass, thread, ws.attn.as<float>(), ws.x_stride, shape.width) : ws.attn_out;
+    linear(w.proj, h, pass, thread, to_x, &w.fc);
     pool.barrier();
     PHASE(3);
-    h = norm(pass, thread, w.ln_2.as<float>(), weights);
+    h = norm(pass, thread, w.norm_2.as<float>(), weights);
     PHASE(0);
-    linear(w.mlp_in, h, pass, thread, to_inner, &w.mlp_out);
+    linear(w.fc, h, pass, thread, to_inner, &w.out);
     pool.barrier();
     PHASE(4);
     h = i8 ? quantize(pass, thread, ws.inner.as<float>(), ws.inner_stride, shape.n_inner) : ws.inner_out;
-    linear(w.mlp_out, h, pass, thread, to_x, i + 1 < pass.n_layer ? &layers[i + 1].qkv : &head);
+    linear(w.out, h, pass, thread, to_x, i + 1 < pass.n_layer ? &layers[i + 1].qkv : &head);
     pool.barrier();
     PHASE(5);
   }
   if (pass.logits) {
-    const Rows h = norm(pass, thread, ln_f.as<float>(), head.view.number);
+    const Rows h = norm(pass, thread, last_norm.as<float>(), head.view.number);
     linear(head, h, pass, thread, {Sink::store, ws.logits.as<float>(), ws.logits_stride, {}, weights}, &layers[0].qkv);
     pool.barrier();
     PHASE(6);
   }
   if (pass.hidden) {
-    const float* gain = pass.n_layer == shape.n_layer ? ln_f.as<float>() : layers[pass.n_layer].ln_1.as<float>();
+    const float* gain = pass.n_layer == shape.n_layer ? last_norm.as<float>() : layers[pass.n_layer].norm_1.as<float>();
     float* floats = ws.thread[thread].floats.as<float>();
     for (int r = rows * thread / threads; r < rows * (thread + 1) / threads; ++r) {
-      kernels.norm_floats(ws.x.as<float>() + r * d, d, gain, shape.epsilon, 1, shape.n_embd, floats, d);
-      std::memcpy(pass.hidden + size_t(r) * shape.n_embd, floats, shape.n_embd * sizeof(float));
+      kernels.norm_floats(ws.x.as<float>() + r * d, d, gain, shape.epsilon, 1, shape.width, floats, d);
+      std::memcpy(pass.hidden + size_t(r) * shape.width, floats, shape.width * sizeof(float));
     }
   }
 }
@@ -375,50 +369,39 @@ int CpuModel::threads() const { return impl_->pool.size(); }
 
 void CpuModel::load(const std::string& name, const float* data, size_t count) {
   ModelImpl& m = *impl_;
-  const int d = m.shape.n_embd, f = m.shape.n_inner;
+  const ModelShape& s = m.shape;
   auto expect = [&](size_t wanted) {
     if (count != wanted)
       throw std::invalid_argument(name + " holds " + std::to_string(count) + " numbers, expected " + std::to_string(wanted));
   };
-  auto rows = [&](Buffer& to, int n) {
-    expect(size_t(n) * d);
-    to = pad_rows(data, n, d);
+  auto rows = [&](Buffer& to, int n, int width) {
+    expect(size_t(n) * width);
+    to = pad_rows(data, n, width);
   };
-  if (name == "transformer.wte.weight") return rows(m.wte, m.shape.n_colors + 1);
-  if (name == "transformer.wpe.weight") return rows(m.wpe, m.shape.n_pixels);
-  if (name == "transformer.ln_f.weight") return rows(m.ln_f, 1);
-  if (name == "prompt.wte.weight" && m.shape.n_words) return rows(m.prompt_wte, m.shape.n_words);
-  if (name == "prompt.wpe.weight" && m.shape.n_words) return rows(m.prompt_wpe, m.shape.prompt_length);
-  if (name == "lm_head.weight") {
-    expect(size_t(m.shape.n_colors) * d);
-    return pack(m.head, data, true, m.pool);
-  }
-  const std::string prefix = "transformer.h.";
-  const size_t dot = name.find('.', prefix.size());
-  int layer = -1;
-  if (name.compare(0, prefix.size(), prefix) == 0 && dot != std::string::npos && dot - prefix.size() <= 6) {
-    layer = 0;
-    for (size_t i = prefix.size(); i < dot; ++i) layer = name[i] >= '0' && name[i] <= '9' && layer >= 0 ? layer * 10 + name[i] - '0' : -1;
-  }
-  if (layer < 0 || layer >= m.shape.n_layer) throw std::invalid_argument("the model has no tensor " + name);
-  LayerWeights& w = m.layers[layer];
-  const std::string part = name.substr(dot + 1);
-  struct Known { const char* name; PackedLinear* to; int in, out; };
-  for (const Known& k : {Known{"attn.c_attn", &w.qkv, d, 3 * d}, Known{"attn.c_proj", &w.attn_out, d, d},
-                         Known{"mlp.c_fc", &w.mlp_in, d, f}, Known{"mlp.c_proj", &w.mlp_out, f, d}}) {
-    if (part == std::string(k.name) + ".weight") {
-      expect(size_t(k.in) * k.out);
-      return pack(*k.to, data, false, m.pool);
+  auto linear = [&](PackedLinear& to, const std::string& part) {
+    if (part == "weight") {
+      expect(size_t(to.view.in) * to.view.out);
+      return pack(to, data, m.pool);
     }
-    if (part == std::string(k.name) + ".bias") {
-      expect(k.out);
-      k.to->bias = pad_rows(data, 1, k.out);
-      k.to->view.bias = k.to->bias.as<float>();
-      return;
-    }
+    rows(to.bias, 1, to.view.out);
+    to.view.bias = to.bias.as<float>();
+  };
+  if (name == "prefix.embedding") return rows(m.prefix_embedding, s.n_prefix_tokens, s.width);
+  if (name == "token.embedding") return rows(m.token_embedding, s.n_tokens, s.width);
+  if (name == "positions") return rows(m.positions, s.context(), s.width);
+  if (name == "norm") return rows(m.last_norm, 1, s.width);
+  if (name == "head.weight") return linear(m.head, "weight");
+  for (int i = 0; i < s.n_layer; ++i) {
+    const std::string block = "blocks." + std::to_string(i) + ".";
+    if (name.compare(0, block.size(), block) != 0) continue;
+    LayerWeights& w = m.layers[i];
+    const std::string part = name.substr(block.size());
+    if (part == "norm_1") return rows(w.norm_1, 1, s.width);
+    if (part == "norm_2") return rows(w.norm_2, 1, s.width);
+    for (auto& [known, to] : {std::pair<const char*, PackedLinear*>{"qkv.", &w.qkv}, {"proj.", &w.proj}, {"fc.", &w.fc}, {"out.", &w.out}})
+      for (const char* what : {"weight", "bias"})
+        if (part == std::string(known) + what) return linear(*to, what);
   }
-  if (part == "ln_1.weight") return rows(w.ln_1, 1);
-  if (part == "ln_2.weight") return rows(w.ln_2, 1);
   throw std::invalid_argument("the model has no tensor " + name);
 }
 
@@ -427,21 +410,20 @@ void CpuModel::check_complete() const {
   auto need = [](bool there, const std::string& name) {
     if (!there) throw std::invalid_argument(name + " is missing");
   };
-  need(bool(m.wte), "transformer.wte.weight");
-  need(bool(m.wpe), "transformer.wpe.weight");
-  need(bool(m.ln_f), "transformer.ln_f.weight");
-  need(m.head.loaded, "lm_head.weight");
-  if (m.shape.n_words) need(bool(m.prompt_wte), "prompt.wte.weight");
-  if (m.shape.n_words) need(bool(m.prompt_wpe), "prompt.wpe.weight");
+  need(bool(m.prefix_embedding), "prefix.embedding");
+  need(bool(m.token_embedding), "token.embedding");
+  need(bool(m.positions), "positions");
+  need(bool(m.last_norm), "norm");
+  need(m.head.loaded, "head.weight");
   for (int i = 0; i < m.shape.n_layer; ++i) {
-    const std::string block = "transformer.h." + std::to_string(i) + ".";
+    const std::string block = "blocks." + std::to_string(i) + ".";
     const LayerWeights& w = m.layers[i];
-    need(bool(w.ln_1), block + "ln_1.weight");
-    need(bool(w.ln_2), block + "ln_2.weight");
-    need(w.qkv.loaded, block + "attn.c_attn.weight");
-    need(w.attn_out.loaded, block + "attn.c_proj.weight");
-    need(w.mlp_in.loaded, block + "mlp.c_fc.weight");
-    need(w.mlp_out.loaded, block + "mlp.c_proj.weight");
+    need(bool(w.norm_1), block + "norm_1");
+    need(bool(w.norm_2), block + "norm_2");
+    need(w.qkv.loaded, block + "qkv.weight");
+    need(w.proj.loaded, block + "proj.weight");
+    need(w.fc.loaded, block + "fc.weight");
+    need(w.out.loaded, block + "out.weight");
   }
 }
 
@@ -453,15 +435,15 @@ size_t CpuModel::cache_bytes(int slots) const {
   return round_up(cache.head_bytes(int(round_up(slots, kKeyBlock))), 64) * s.n_head * s.n_layer;
 }
 
-void CpuModel::score(const int64_t* tokens, int batch, int length, const int64_t* prompt, int layer, float* out) const {
+void CpuModel::score(const int64_t* tokens, int batch, int length, const int64_t* prefix, int prefix_length, int layer, float* out) const {
   constexpr int kRows = 256;  // tokens in a pass
   const ModelImpl& m = *impl_;
-  const int words = prompt ? m.shape.prompt_length : 0, slots = words + length;
+  const int before = prefix_length - 1, slots = before + length;  // the last of the prefix scores the first token
   const int together = std::max(1, std::min(batch, kRows / slots));
   Workspace ws(m.shape, m.kernels, m.weights, m.cache_shape(), std::min(kRows, together * slots), slots, m.pool.size());
   const KvCache kv(m.shape, m.cache, together, slots);
-  const int per_row = layer < 0 ? m.shape.n_colors : m.shape.n_embd;
-  std::vector<float> hidden(layer < 0 ? 0 : size_t(ws.rows) * m.shape.n_embd);
+  const int per_row = layer < 0 ? m.shape.n_tokens : m.shape.width;
+  std::vector<float> hidden(layer < 0 ? 0 : size_t(ws.rows) * m.shape.width);
   Pass pass{&ws, {}, {}, {}, layer < 0 ? m.shape.n_layer : layer, layer < 0, layer < 0 ? nullptr : hidden.data()};
   for (int first = 0; first < batch; first += together) {
     const int count = std::min(together, batch - first);
@@ -473,15 +455,15 @@ void CpuModel::score(const int64_t* tokens, int batch, int length, const int64_t
         const int64_t* row = tokens + size_t(first + b) * length;
         pass.add({&kv, b, nullptr, 0, 0, slot, width});
         for (int s = slot; s < slot + width; ++s)
-          pass.inputs.push_back(s < words ? m.word(prompt[size_t(first + b) * words + s], s)
-                                          : m.pixel(s == words ? m.shape.n_colors : row[s - words - 1], s - words));
+          pass.inputs.push_back(s <= before ? m.prefix(prefix[size_t(first + b) * prefix_length + s], s, prefix_length)
+                                            : m.token(row[s - before - 1], s - before));
       }
       m.forward(pass);
       for (int b = 0; b < count; ++b)
-        for (int s = std::max(slot, words); s < slot + width; ++s) {
+        for (int s = std::max(slot, before); s < slot + width; ++s) {
           const int r = b * width + s - slot;
           const float* from = layer < 0 ? ws.logits.as<float>() + r * ws.logits_stride : hidden.data() + size_t(r) * per_row;
-          std::memcpy(out + (size_t(first + b) * length + s - words) * per_row, from, per_row * sizeof(float));
+          std::memcpy(out + (size_t(first + b) * length + s - before) * per_row, from, per_row * sizeof(float));
         }
     }
   }

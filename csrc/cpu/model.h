@@ -25,8 +25,8 @@ struct PackedLinear {
 };
 
 struct LayerWeights {
-  Buffer ln_1, ln_2;
-  PackedLinear qkv, attn_out, mlp_in, mlp_out;
+  Buffer norm_1, norm_2;
+  PackedLinear qkv, proj, fc, out;
 };
 
 // Keys and values of `lanes` sequences of `slots` slots (a multiple of 16), [layer][lane][head].
@@ -52,8 +52,8 @@ struct Stretch {
 };
 
 struct Input {
-  const float* word;      // embedding row
-  const float* position;  // position row
+  const float* embedding;  // row
+  const float* position;   // row
 };
 
 // Activations for up to `rows` tokens, and the scratch of each thread.
@@ -84,7 +84,7 @@ struct Pass {
   std::vector<int> first_row;  // of each stretch
   int n_layer;
   bool logits;                // then ws->logits
-  float* hidden = nullptr;    // or the normed hidden states after n_layer blocks, [rows, n_embd]
+  float* hidden = nullptr;    // or the normed hidden states after n_layer blocks, [rows, width]
 
   void clear() { stretches.clear(), inputs.clear(), first_row.clear(); }
   int rows() const { return int(inputs.size()); }
@@ -97,14 +97,19 @@ struct ModelImpl {
   Number weights, cache;
   const Kernels& kernels;
   mutable ThreadPool pool;
-  Buffer wte, wpe, prompt_wte, prompt_wpe, ln_f;
+  Buffer prefix_embedding, token_embedding, positions, last_norm;
   PackedLinear head;
   Buffer linear_memory;
   std::vector<LayerWeights> layers;
-  size_t width() const { return round_up(shape.n_embd, 32); }  // of a padded row
+  size_t width() const { return round_up(shape.width, 32); }  // of a padded row
 
-  Input word(int64_t id, int slot) const;    // prompt
-  Input pixel(int64_t id, int at) const;     // start token: n_colors at 0
+  // Element `at` of a prefix of `length`, and the input that scores canvas position `at` ≥ 1.
+  Input prefix(int64_t id, int at, int length) const {
+    return {prefix_embedding.as<float>() + id * width(), positions.as<float>() + (at + shape.prefix_length - length) * width()};
+  }
+  Input token(int64_t id, int at) const {
+    return {token_embedding.as<float>() + id * width(), positions.as<float>() + (at + shape.prefix_length - 1) * width()};
+  }
   CacheShape cache_shape() const { return {cache, shape.head_dim()}; }
 
   // What jobs with so many sequences have found out about windows.

@@ -47,25 +47,26 @@ int main(int argc, char** argv) {
   int layers, heads, width;
   if (std::sscanf(argv[1], "%d,%d,%d", &layers, &heads, &width) != 3) return 2;
   const int n = std::atoi(argv[2]), window = std::atoi(argv[3]);
-  const ModelShape shape{layers, heads, width, 4 * width, 1024, 512, 0, 0, 1e-5f};
+  const ModelShape shape{layers, heads, width, 4 * width, 1024, 512, 1, 1, 1e-5f};
   CpuModel model(shape, argv[4], argv[5], parse_isa(argv[6]), std::atoi(argv[7]));
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, 0.02f);
   std::vector<float> noise(4 * width * width + 1024 * width);
   for (auto& x : noise) x = normal(random);
   auto load = [&](const std::string& name, size_t count) { model.load(name, noise.data(), count); };
-  load("transformer.wte.weight", 513 * width);
-  load("transformer.wpe.weight", 1024 * width);
-  load("transformer.ln_f.weight", width);
-  load("lm_head.weight", 512 * width);
+  load("prefix.embedding", width);
+  load("token.embedding", 512 * width);
+  load("positions", 1024 * width);
+  load("norm", width);
+  load("head.weight", 512 * width);
   for (int i = 0; i < layers; ++i) {
-    const std::string block = "transformer.h." + std::to_string(i) + ".";
-    load(block + "ln_1.weight", width);
-    load(block + "ln_2.weight", width);
-    load(block + "attn.c_attn.weight", 3 * width * width);
-    load(block + "attn.c_proj.weight", width * width);
-    load(block + "mlp.c_fc.weight", 4 * width * width);
-    load(block + "mlp.c_proj.weight", 4 * width * width);
+    const std::string block = "blocks." + std::to_string(i) + ".";
+    load(block + "norm_1", width);
+    load(block + "norm_2", width);
+    load(block + "qkv.weight", 3 * width * width);
+    load(block + "proj.weight", width * width);
+    load(block + "fc.weight", 4 * width * width);
+    load(block + "out.weight", 4 * width * width);
   }
   const ModelImpl& m = *model.impl_;
   const int rows = n * window;
@@ -83,7 +84,7 @@ int main(int argc, char** argv) {
     pass.clear();
     for (int i = 0; i < n; ++i) {
       pass.add({&kv, i, nullptr, 0, 0, position, window});
-      for (int j = 0; j < window; ++j) pass.inputs.push_back(m.pixel((i * 7 + j) % 512, position + j));
+      for (int j = 0; j < window; ++j) pass.inputs.push_back(m.token((i * 7 + j) % 512, position + j));
     }
     for (int i = 0; i < 3; ++i) m.forward(pass);
     const auto start = Clock::now();

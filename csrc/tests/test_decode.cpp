@@ -32,100 +32,151 @@ static std::vector<float> noise(size_t n, float scale, float mean = 0) {
 static std::unique_ptr<CpuModel> make(const ModelShape& s, const char* weights, const char* cache, Isa isa, int threads) {
   rng.seed(7);
   auto model = std::make_unique<CpuModel>(s, weights, cache, isa, threads);
-  const int d = s.n_embd, f = s.n_inner;
+  const int d = s.width, f = s.n_inner;
   auto load = [&](const std::string& name, size_t n, float scale, float mean = 0) {
     const auto x = noise(n, scale, mean);  // exactly as long as the tensor: reading past its end is seen
     model->load(name, x.data(), n);
   };
-  load("transformer.wte.weight", size_t(s.n_colors + 1) * d, 0.5f);
-  load("transformer.wpe.weight", size_t(s.n_pixels) * d, 0.5f);
-  load("transformer.ln_f.weight", d, 0.1f, 1);
-  load("lm_head.weight", size_t(s.n_colors) * d, 2 / std::sqrt(float(d)));
-  if (s.n_words) load("prompt.wte.weight", size_t(s.n_words) * d, 0.5f);
-  if (s.n_words) load("prompt.wpe.weight", size_t(s.prompt_length) * d, 0.5f);
+  load("prefix.embedding", size_t(s.n_prefix_tokens) * d, 0.5f);
+  load("token.embedding", size_t(s.n_tokens) * d, 0.5f);
+  load("positions", size_t(s.context()) * d, 0.5f);
+  load("norm", d, 0.1f, 1);
+  load("head.weight", size_t(s.n_tokens) * d, 2 / std::sqrt(float(d)));
   for (int i = 0; i < s.n_layer; ++i) {
-    const std::string b = "transformer.h." + std::to_string(i) + ".";
-    load(b + "ln_1.weight", d, 0.1f, 1);
-    load(b + "ln_2.weight", d, 0.1f, 1);
-    load(b + "attn.c_attn.weight", size_t(3) * d * d, 1 / std::sqrt(float(d)));
-    load(b + "attn.c_attn.bias", size_t(3) * d, 0.1f);
-    load(b + "attn.c_proj.weight", size_t(d) * d, 1 / std::sqrt(float(d)));
-    load(b + "mlp.c_fc.weight", size_t(d) * f, 1 / std::sqrt(float(d)));
-    load(b + "mlp.c_fc.bias", f, 0.1f);
-    load(b + "mlp.c_proj.weight", size_t(d) * f, 1 / std::sqrt(float(f)));
+    const std::string b = "blocks." + std::to_string(i) + ".";
+    load(b + "norm_1", d, 0.1f, 1);
+    load(b + "norm_2", d, 0.1f, 1);
+    load(b + "qkv.weight", size_t(3) * d * d, 1 / std::sqrt(float(d)));
+    load(b + "qkv.bias", size_t(3) * d, 0.1f);
+    load(b + "proj.weight", size_t(d) * d, 1 / std::sqrt(float(d)));
+    load(b + "fc.weight", size_t(d) * f, 1 / std::sqrt(float(d)));
+    load(b + "fc.bias", f, 0.1f);
+    load(b + "out.weight", size_t(d) * f, 1 / std::sqrt(float(f)));
   }
   model->check_complete();
   return model;
 }
 
-static std::vector<int64_t> fill(const CpuModel& m, const std::vector<int64_t>& tokens, int n, bool shared, const std::vector<int64_t>& prompt,
-                                 const DrawSettings& draw, int window) {
-  std::vector<uint64_t> index(n);
-  std::vector<int64_t> source(n);
-  for (int i = 0; i < n; ++i) index[i] = 3 + i, source[i] = shared ? 0 : i;
-  FillJob job(m, n, tokens.data(), index.data(), source.data(), prompt.empty() ? nullptr : prompt.data(), draw, window);
-  while (job.advance(0) < m.shape().n_pixels) {
-  }
-  const std::vector<int64_t> out(job.tokens(), job.tokens() + tokens.size());
+using Canvas = std::vector<int64_t>;
+
+static CanvasRequest request(const ModelShape& s, const Canvas& tokens, uint64_t index, const DrawSettings& draw, const std::vector<int64_t>& prefix) {
+  const std::vector<int64_t> without{s.n_prefix_tokens - 1};
+  return {tokens.data(), index, draw, prefix, draw.guided ? without : std::vector<int64_t>{}, s.n_positions, false};
+}
+
+static Canvas canvas_of(const Session& session, int slot, const Canvas& given, const ModelShape& s) {
+  const Canvas out(session.tokens(slot), session.tokens(slot) + s.n_positions);
   for (size_t i = 0; i < out.size(); ++i) {
-    assert(out[i] >= 0 && out[i] < m.shape().n_colors);
-    assert(tokens[i] < 0 || tokens[i] == out[i]);
+    assert(out[i] >= 0 && out[i] < s.n_tokens);
+    assert(given[i] < 0 || given[i] == out[i]);
   }
   return out;
 }
 
+static Canvas alone(const CpuModel& m, const CanvasRequest& wanted, const Canvas& given, int window) {
+  Session session(m, 1, window, nullptr, {});
+  const int slot = session.add({wanted})[0];
+  while (session.decided(slot) < m.shape().n_positions) session.step(0);
+  return canvas_of(session, slot, given, m.shape());
+}
+
+// Canvases that come when others are half done, and leave when they are full; some are given up on the way.
+static std::vector<Canvas> crowded(const CpuModel& m, const std::vector<CanvasRequest>& wanted, const std::vector<Canvas>& given, int capacity, int window,
+                                   bool together, const CpuModel* draft) {
+  const ModelShape& s = m.shape();
+  Session session(m, capacity, window, draft, {draft ? draft->shape().n_prefix_tokens - 1 : 0});
+  std::vector<Canvas> done(wanted.size());
+  std::vector<int> who(capacity, -1);
+  size_t next = 0, left = wanted.size();
+  for (int round = 0; left > 0; ++round) {
+    while (next < wanted.size() && session.free_slots() > 0 && (round % 2 == 0 || together)) {
+      std::vector<CanvasRequest> some{wanted[next]};
+      while (together && next + some.size() < wanted.size() && int(some.size()) < session.free_slots()) some.push_back(wanted[next + some.size()]);
+      if (round % 3 == 1) session.remove(session.add({wanted[next]})[0]);
+      for (int slot : session.add(some)) who[slot] = int(next++);
+    }
+    session.step(0);
+    for (int slot = 0; slot < capacity; ++slot) {
+      if (!session.taken(slot) || session.decided(slot) < s.n_positions) continue;
+      done[who[slot]] = canvas_of(session, slot, given[who[slot]], s);
+      session.remove(slot);
+      --left;
+    }
+  }
+  return done;
+}
+
 static void check(const ModelShape& s, const char* weights, const char* cache, Isa isa, bool thorough) {
   const auto one = make(s, weights, cache, isa, 1), two = make(s, weights, cache, isa, 2);
-  const int n = 3;
-  std::vector<int64_t> known(size_t(n) * s.n_pixels), prompt;
-  for (auto& t : known) t = int64_t(rng() % s.n_colors);
-  if (s.n_words) {
-    prompt.resize(size_t(n) * s.prompt_length, 1);
-    for (int i = 0; i < s.prompt_length; ++i) prompt[i] = prompt[s.prompt_length + i] = int64_t(rng() % s.n_words);
-  }
-  const int64_t* words = prompt.empty() ? nullptr : prompt.data();
+  const int n = 3, L = s.prefix_length;
+  std::vector<int64_t> known(size_t(n) * s.n_positions), prefix(size_t(n) * L);
+  for (auto& t : known) t = int64_t(rng() % s.n_tokens);
+  for (int i = 0; i < L; ++i) prefix[i] = prefix[L + i] = prefix[2 * L + i] = int64_t(rng() % s.n_prefix_tokens);
 
   // Scores: together and alone, whole and cut short. Outputs are poisoned first.
-  std::vector<float> all(known.size() * s.n_colors, NAN), alone(size_t(s.n_pixels) * s.n_colors, NAN);
-  one->score(known.data(), n, s.n_pixels, words, -1, all.data());
+  std::vector<float> all(known.size() * s.n_tokens, NAN), some(size_t(s.n_positions) * s.n_tokens, NAN);
+  one->score(known.data(), n, s.n_positions, prefix.data(), L, -1, all.data());
   for (float x : all) assert(std::isfinite(x));
-  const int shorter = std::max(1, s.n_pixels - 1);
-  two->score(known.data() + size_t(2) * s.n_pixels, 1, shorter, words ? words + 2 * s.prompt_length : nullptr, -1, alone.data());
-  assert(!std::memcmp(alone.data(), all.data() + size_t(2) * s.n_pixels * s.n_colors, size_t(shorter) * s.n_colors * 4));
+  const int shorter = std::max(1, s.n_positions - 1);
+  two->score(known.data() + size_t(2) * s.n_positions, 1, shorter, prefix.data(), L, -1, some.data());
+  assert(!std::memcmp(some.data(), all.data() + size_t(2) * s.n_positions * s.n_tokens, size_t(shorter) * s.n_tokens * 4));
   for (int layer = 0; layer <= s.n_layer; layer += s.n_layer) {
-    std::vector<float> hidden(known.size() * s.n_embd, NAN);
-    two->score(known.data(), n, s.n_pixels, words, layer, hidden.data());
+    std::vector<float> hidden(known.size() * s.width, NAN);
+    two->score(known.data(), n, s.n_positions, prefix.data(), 1, layer, hidden.data());
     for (float x : hidden) assert(std::isfinite(x));
   }
 
-  // Canvases: a shared start, holes, a known end.
-  std::vector<int64_t> tokens = known;
-  for (int i = 0; i < n; ++i)
-    for (int p = 0; p < s.n_pixels; ++p) {
-      int64_t& t = tokens[size_t(i) * s.n_pixels + p];
-      if (p < s.n_pixels / 3)
-        t = known[p];
-      else if (i == 0 || (p % 5 != 2 && p < s.n_pixels - i))
-        t = -1;
+  // Canvases: a start that some share, holes, a known end; prefixes long and short; every way to draw.
+  const int count = thorough ? 12 : 5;
+  std::vector<Canvas> given;
+  std::vector<CanvasRequest> wanted;
+  std::vector<Canvas> want;
+  given.reserve(count);
+  for (int i = 0; i < count; ++i) {
+    Canvas tokens(known.begin() + (i % n) * s.n_positions, known.begin() + (i % n + 1) * s.n_positions);
+    for (int p = 0; p < s.n_positions; ++p) {
+      if (p < s.n_positions / 3 && i % 4 != 3)
+        tokens[p] = known[p];
+      else if (i % 3 == 0 || (p % 5 != 2 && p < s.n_positions - i % 3))
+        tokens[p] = -1;
     }
-  if (words) std::copy_n(prompt.begin(), s.prompt_length, prompt.begin() + 2 * s.prompt_length);
-  for (int setting = 0; setting < (words ? 4 : 3); setting += thorough ? 1 : 3) {
+    given.push_back(std::move(tokens));
     DrawSettings draw;
-    draw.seed = 0x123456789abcdef0ull + setting;
-    if (setting == 1) draw.temperature = 0.7f, draw.top_k = 5, draw.top_p = 0.9;
-    if (setting == 2) draw.temperature = 0;
-    if (setting == 3) draw.guided = true, draw.guidance_scale = 2;
-    const auto want = fill(*one, tokens, n, false, prompt, draw, 1);
-    for (int window : thorough ? std::vector<int>{1, 2, 300, 0} : std::vector<int>{9}) assert(fill(*two, tokens, n, window % 2 == 0, prompt, draw, window) == want);
+    draw.seed = 0x123456789abcdef0ull + i;
+    if (i % 4 == 1) draw.temperature = 0.7f, draw.top_k = 5, draw.top_p = 0.9;
+    if (i % 4 == 2) draw.temperature = 0;
+    if (i % 4 == 3) draw.guided = true, draw.guidance_scale = 2;
+    const std::vector<int64_t> longest(prefix.begin(), prefix.begin() + L), start{s.n_prefix_tokens - 1};
+    wanted.push_back(request(s, given[i], 3 + i, draw, i % 5 == 4 ? start : longest));
+    want.push_back(alone(*one, wanted[i], given[i], 1));
+  }
+  for (int window : thorough ? std::vector<int>{1, 2, 300, 0} : std::vector<int>{9})
+    for (bool together : {false, true}) assert(crowded(*two, wanted, given, 3, window, together, nullptr) == want);
+  if (!thorough) return;
+  for (int window : {3, 0}) assert(crowded(*two, wanted, given, 4, window, true, one.get()) == want);
+
+  // A fork goes on as the canvas would have gone on with another index; a stop is a pause.
+  for (int i = 0; i < 4; ++i) {
+    Session session(*two, 3, 4, nullptr, {});
+    CanvasRequest first = wanted[i];
+    first.stop = s.n_positions / 2;
+    first.score = i % 2;
+    const int slot = session.add({first})[0];
+    while (session.decided(slot) < first.stop) session.step(0);
+    const auto forks = session.fork(slot, {wanted[i].index, 77, wanted[i].index});
+    for (int fork : forks) session.resume(fork, s.n_positions);
+    for (int fork : forks)
+      while (session.decided(fork) < s.n_positions) session.step(0);
+    assert(canvas_of(session, forks[0], given[i], s) == want[i] && canvas_of(session, forks[2], given[i], s) == want[i]);
+    Canvas half(session.tokens(forks[1]), session.tokens(forks[1]) + first.stop);
+    assert(std::equal(half.begin(), half.end(), want[i].begin()));
+    assert(session.log_likelihood(forks[0]) == session.log_likelihood(forks[2]) && (session.log_likelihood(forks[0]) < 0) == (i == 1));  // the only one of known tokens behind
   }
 
   // Two threads of the caller on one model.
-  if (!thorough) return;
-  DrawSettings draw;
-  const auto want = fill(*two, tokens, n, true, prompt, draw, 3);
-  std::vector<int64_t> first, second;
-  std::thread other([&] { first = fill(*two, tokens, n, true, prompt, draw, 3); });
-  second = fill(*two, tokens, n, false, prompt, draw, 1);
+  std::vector<Canvas> first, second;
+  std::thread other([&] { first = crowded(*two, wanted, given, 3, 3, true, nullptr); });
+  second = crowded(*two, wanted, given, 2, 1, false, nullptr);
   other.join();
   assert(first == want && second == want);
 }
@@ -261,11 +312,11 @@ int main() {
   check_tuner();
   check_guesser();
   const ModelShape shapes[] = {
-      {2, 3, 15, 7, 29, 7, 5, 19, 1e-5f, 6},  // head_dim 5, nothing a multiple of anything, a prompt longer than a key block
-      {1, 1, 40, 33, 21, 100, 0, 0, 1e-5f},   // head_dim 40
-      {1, 2, 192, 200, 35, 65, 3, 2, 1e-5f},  // head_dim 96
-      {1, 1, 128, 64, 18, 512, 0, 0, 1e-5f},  // head_dim 128
-      {1, 1, 1, 1, 1, 1, 0, 0, 1e-5f},        // the smallest there is
+      {2, 3, 15, 7, 29, 7, 6, 20, 1e-5f, 6},  // head_dim 5, nothing a multiple of anything, a prefix longer than a key block
+      {1, 1, 40, 33, 21, 100, 1, 1, 1e-5f},   // head_dim 40
+      {1, 2, 192, 200, 35, 65, 4, 3, 1e-5f},  // head_dim 96
+      {1, 1, 128, 64, 18, 512, 1, 1, 1e-5f},  // head_dim 128
+      {1, 1, 1, 1, 1, 1, 1, 1, 1e-5f},        // the smallest there is
   };
   const char* kinds[][2] = {{"f32", "f32"}, {"bf16", "bf16"}, {"i8", "i8"}, {"bf16", "i8"}};
   for (Isa isa : supported_isas()) {

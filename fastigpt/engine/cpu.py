@@ -1,25 +1,26 @@
-"""The CPU engine: csrc/cpu behind the Engine protocol.
+"""The CPU engine: csrc/ behind the Engine protocol.
 
-Python checks arguments, hands arrays over and reports rows; a whole pass (all layers, filters, draws, the next guesses)
-and many passes run in one call, without the GIL. Results are bitwise independent of batch, window, prefix sharing and
-threads.
+Python checks arguments and hands arrays over; a whole pass (all layers, filters, draws, the next guesses) and many
+passes run in one call, without the GIL. Results are bitwise independent of neighbours, slots, window, prefix sharing
+and threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from fastigpt import _C
-from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Filled, Job, OnRow
+from fastigpt.engine import Advance, Engine, Window, check_window
 from fastigpt.engine.memory import free_memory
+from fastigpt.errors import CheckpointError
+from fastigpt.job import Filled, Request
+from fastigpt.spec import ModelSpec
 
 _NUMBERS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
-_SLICE = 0.05  # seconds in C++ before Python looks for signals and finished rows
-_MEMORY_SHARE = 0.8  # of the free memory, for the cache of a wave
+_MEMORY_SHARE = 0.8  # of the free memory, for the caches of a session
 
 
 def default_dtypes(isa: str) -> tuple[torch.dtype, torch.dtype, str]:
@@ -36,7 +37,7 @@ def default_dtypes(isa: str) -> tuple[torch.dtype, torch.dtype, str]:
 
 
 class CpuEngine:
-    """`weights`: CPU tensors named and shaped as config.tensor_shapes() says, and any of config.bias_shapes().
+    """`weights`: CPU tensors named and shaped as spec.weight_shapes() says, and any of spec.bias_shapes().
 
     dtype: torch.float32, bfloat16 or int8 (weights per output channel and activations per row; embeddings, norms and
     biases stay float32, the head bfloat16). kv_dtype: the same three (int8: a scale for each token and head). isa:
@@ -47,7 +48,7 @@ class CpuEngine:
 
     def __init__(
         self,
-        config: ImageGPTConfig,
+        spec: ModelSpec,
         weights: dict[str, torch.Tensor],
         *,
         dtype: torch.dtype | str | None = None,
@@ -59,7 +60,7 @@ class CpuEngine:
             raise ValueError(f"isa must be auto or one of {', '.join(_C.supported_isas())}, not {isa!r}")
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
             raise ValueError(f"threads must be None or a positive int, not {threads!r}")
-        self.config, self.device = config, torch.device("cpu")
+        self.spec, self.device = spec, torch.device("cpu")
         self.isa = _C.supported_isas()[-1] if isa == "auto" else isa
         best_dtype, best_kv, self._reason = default_dtypes(self.isa)
         self.dtype = _dtype("dtype", dtype, best_dtype)
@@ -67,30 +68,30 @@ class CpuEngine:
         if dtype is not None:
             self._reason = "asked for"
         self._model = _C.CpuModel(
-            n_layer=config.n_layer,
-            n_head=config.n_head,
-            n_embd=config.n_embd,
-            n_inner=config.inner,
-            n_pixels=config.n_pixels,
-            columns=config.width,
-            n_colors=config.n_colors,
-            n_words=config.n_words,
-            prompt_length=config.prompt_length,
-            epsilon=config.layer_norm_epsilon,
+            n_layer=spec.n_layer,
+            n_head=spec.block.n_head,
+            width=spec.width,
+            n_inner=spec.block.n_inner,
+            n_positions=spec.n_positions,
+            columns=spec.columns,
+            n_tokens=spec.n_tokens,
+            n_prefix_tokens=spec.n_prefix_tokens,
+            prefix_length=spec.prefix_length,
+            epsilon=spec.block.norm_epsilon,
             weights=_NUMBERS[self.dtype],
             cache=_NUMBERS[self.kv_dtype],
             isa=self.isa,
             threads=threads or torch.get_num_threads(),
         )
         self.threads: int = self._model.threads
-        shapes = config.tensor_shapes()
+        shapes = spec.weight_shapes()
         missing = sorted(shapes.keys() - weights.keys())
         if missing:
             raise ValueError(f"weights lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
-        shapes |= config.bias_shapes()
+        shapes |= spec.bias_shapes()
         for name, tensor in weights.items():
             if name not in shapes:
-                raise ValueError(f"weights hold {name}, which the configuration does not know")
+                raise ValueError(f"weights hold {name}, which the spec does not know")
             if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
                 raise TypeError(f"{name} must be a floating-point tensor, not {getattr(tensor, 'dtype', type(tensor))}")
             if tuple(tensor.shape) != shapes[name]:
@@ -109,58 +110,92 @@ class CpuEngine:
             "weight_bytes": self._model.weight_bytes,
         }
 
-    def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        return self._score(tokens, prompt, -1)
+    def logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        return self._score(tokens, prefix, -1)
 
-    def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        if not 0 <= layer <= self.config.n_layer:
-            raise ValueError(f"layer must be from 0 to {self.config.n_layer}, not {layer}")
-        return self._score(tokens, prompt, layer)
+    def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
+        if not 0 <= layer <= self.spec.n_layer:
+            raise ValueError(f"layer must be from 0 to {self.spec.n_layer}, not {layer}")
+        return self._score(tokens, prefix, layer)
 
-    def _score(self, tokens: torch.Tensor, prompt: torch.Tensor | None, layer: int) -> torch.Tensor:
-        words = None if prompt is None else _ids("prompt", prompt)
-        return torch.from_numpy(self._model.score(_ids("tokens", tokens), words, layer))
+    def _score(self, tokens: torch.Tensor, prefix: torch.Tensor | None, layer: int) -> torch.Tensor:
+        if prefix is None:
+            prefix = torch.tensor([self.spec.unconditional]).expand(len(tokens), -1)
+        return torch.from_numpy(self._model.score(_ids("tokens", tokens), _ids("prefix", prefix), layer))
 
-    def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
-        drawing, width = job.drawing, self.config.width
-        if job.window != "auto" and (not isinstance(job.window, int) or job.window < 1):
-            raise ValueError(f'window must be "auto" or a positive int, not {job.window!r}')
-        if job.draft is not None and not isinstance(job.draft, CpuEngine):
-            raise ValueError(f"the cpu engine takes drafts from cpu engines, not from {job.draft.name}")
-        fill = _C.CpuFill(
-            self._model,
-            _ids("tokens", job.tokens),
-            _ids("index", job.index),
-            _ids("source", job.source),
-            None if job.prompt is None else _ids("prompt", job.prompt),
-            seed=drawing.seed,
-            temperature=drawing.temperature,
-            top_k=drawing.top_k or 0,
-            top_p=1.0 if drawing.top_p is None else drawing.top_p,
-            guidance_scale=drawing.guidance_scale,
-            window=0 if job.window == "auto" else job.window,
-            draft=None if job.draft is None else job.draft._model,
-        )
-        row = 0
-        while row < self.config.height:
-            # Between slices the interpreter handles signals, so Ctrl-C ends the job here.
-            rows_done = fill.advance(_SLICE) // width
-            if on_row is not None and rows_done > row:
-                tokens = torch.from_numpy(fill.tokens())
-                for r in range(row, rows_done):
-                    on_row(range(len(tokens)), r, tokens[:, r * width : (r + 1) * width].clone())
-            row = rows_done
-        return Filled(torch.from_numpy(fill.tokens()), torch.from_numpy(fill.pass_starts()))
+    def open(self, capacity: int, *, window: Window = "auto", draft: Engine | None = None) -> CpuSession:
+        return CpuSession(self, capacity, check_window(window, self.spec), _drafting(draft))
+
+    def room(self, *, guided: bool, window: Window = "auto", draft: Engine | None = None) -> int:
+        engines = [self, *([] if draft is None else [_drafting(draft)])]
+        cache = (2 if guided else 1) * sum(e._model.cache_bytes(e.spec.context) for e in engines if e is not None)
+        return max(1, int(_MEMORY_SHARE * free_memory(self.device) / cache))
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
-        rehearsal = _C.CpuFill.rehearsal(self._model, n=n, position=position, window=window)
+        rehearsal = _C.CpuSession.rehearsal(self._model, n=n, position=position, window=window)
         return rehearsal.rehearse
 
-    def max_batch(self, job: Job) -> int:
-        lanes = 1 if job.drawing.guidance_scale is None else 2
-        engines = [self] if job.draft is None else [self, cast(CpuEngine, job.draft)]
-        cache = lanes * sum(e._model.cache_bytes(e.config.context) for e in engines)
-        return max(1, int(_MEMORY_SHARE * free_memory(self.device) / cache))
+
+class CpuSession:
+    """csrc/cpu/session.h. Keys and values lie in memory that is reserved at once and touched as it is needed."""
+
+    def __init__(self, engine: CpuEngine, capacity: int, window: int | None, draft: CpuEngine | None) -> None:
+        self.capacity, self._spec = capacity, engine.spec
+        self._session = _C.CpuSession(
+            engine._model,
+            capacity=capacity,
+            window=window or 0,
+            draft=None if draft is None else draft._model,
+            draft_prefix=[] if draft is None else list(draft.spec.unconditional),
+        )
+
+    def add(self, requests: Sequence[Request]) -> list[int]:
+        return self._session.add([self._checked(request) for request in requests])
+
+    def _checked(self, request: Request) -> object:
+        drawing = request.drawing
+        return self._session.request(
+            _ids("tokens", request.tokens),
+            index=request.index,
+            seed=drawing.seed,
+            temperature=drawing.temperature,
+            top_k=min(drawing.top_k or 0, self._spec.n_tokens),
+            top_p=1.0 if drawing.top_p is None else drawing.top_p,
+            guidance_scale=drawing.guidance_scale,
+            prefix=list(request.prefix),
+            negative=list(request.negative or ()),
+            stop=self._spec.n_positions if request.stop is None else request.stop,
+            score=request.score,
+        )
+
+    def step(self, seconds: float) -> list[Advance]:
+        try:
+            self._session.step(seconds)
+        except RuntimeError as error:
+            raise CheckpointError(str(error)) from None
+        return [Advance(slot, decided) for slot, decided in self._session.decided()]
+
+    def read(self, slots: Sequence[int]) -> Filled:
+        tokens, pass_starts, log_likelihood = self._session.read(list(slots))
+        return Filled(*(torch.from_numpy(found) for found in (tokens, pass_starts, log_likelihood)))
+
+    def resume(self, slot: int, stop: int) -> None:
+        self._session.resume(slot, stop)
+
+    def fork(self, slot: int, indices: Sequence[int]) -> list[int]:
+        return self._session.fork(slot, list(indices))
+
+    def remove(self, slot: int) -> None:
+        self._session.remove(slot)
+
+    def close(self) -> None:
+        del self._session
+
+
+def _drafting(draft: Engine | None) -> CpuEngine | None:
+    if draft is not None and not isinstance(draft, CpuEngine):
+        raise ValueError(f"the cpu engine takes drafts from cpu engines, not from {draft.name}")
+    return draft
 
 
 def _dtype(name: str, wish: torch.dtype | str | None, best: torch.dtype) -> torch.dtype:
@@ -177,7 +212,7 @@ def _cache_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.bfloat16
 
 
-def _ids(name: str, ids: torch.Tensor):  # type: ignore[no-untyped-def]
+def _ids(name: str, ids: torch.Tensor) -> np.ndarray:
     if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, not {getattr(ids, 'dtype', type(ids).__name__)}")
     return ids.detach().cpu().contiguous().numpy()

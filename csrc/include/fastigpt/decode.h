@@ -1,7 +1,8 @@
-// Image GPT on a CPU: weights packed for one instruction set, scoring, and the loop that fills canvases. Knows pointers and
-// sizes only; the caller has checked tokens, prompts and settings (every pointer's extent is stated here).
+// A token-by-token image model on a CPU: weights packed for one instruction set, scoring, and sessions in which canvases are
+// drawn. Knows pointers and sizes only; the caller has checked tokens, prefixes and settings (every pointer's extent is stated
+// here).
 //
-// Bitwise promise: logits and tokens do not depend on how many images run together, on the window, on how a prefix was
+// Bitwise promise: logits and tokens do not depend on which canvases run together, on slots, on the window, on how a prefix was
 // cut or shared, or on the number of threads.
 #pragma once
 #include <cstdint>
@@ -13,16 +14,17 @@
 
 namespace fastigpt {
 
+// As fastigpt/spec.py has it; positions are learned.
 struct ModelShape {
-  int n_layer, n_head, n_embd, n_inner, n_pixels, n_colors, n_words, prompt_length;
+  int n_layer, n_head, width, n_inner, n_positions, n_tokens, n_prefix_tokens, prefix_length;
   float epsilon;
-  int columns = 0;  // pixels in a row, which guesses make use of; 0: not known
-  int head_dim() const { return n_embd / n_head; }
-  int context() const { return prompt_length + n_pixels; }
+  int columns = 0;  // of the canvas, which guesses make use of; 0: not known
+  int head_dim() const { return width / n_head; }
+  int context() const { return prefix_length + n_positions - 1; }
 };
 
 struct ModelImpl;
-struct FillImpl;
+struct SessionImpl;
 
 class CpuModel {
  public:
@@ -31,22 +33,23 @@ class CpuModel {
   ~CpuModel();
   CpuModel(const CpuModel&) = delete;
 
-  // Takes one tensor under its Hugging Face name, float32, `count` numbers. Throws std::invalid_argument for a name or size
-  // the shape does not have. Biases may be left out.
+  // Takes one tensor under its name in spec.py, float32, `count` numbers; linear weights are [out, in]. Throws
+  // std::invalid_argument for a name or size the shape does not have. Biases may be left out.
   void load(const std::string& name, const float* data, size_t count);
   void check_complete() const;  // throws std::invalid_argument naming a tensor that was not loaded
 
-  // tokens [batch, length] in [0, n_colors), prompt [batch, prompt_length] in [0, n_words) or null.
-  // layer < 0: out = logits [batch, length, n_colors]; else the normed hidden state [batch, length, n_embd] after `layer` blocks.
-  void score(const int64_t* tokens, int batch, int length, const int64_t* prompt, int layer, float* out) const;
+  // tokens [batch, length] in [0, n_tokens), prefix [batch, prefix_length] in [0, n_prefix_tokens), 1 to shape().prefix_length
+  // of them. layer < 0: out = logits [batch, length, n_tokens]; else the normed hidden state [batch, length, width] after `layer`
+  // blocks.
+  void score(const int64_t* tokens, int batch, int length, const int64_t* prefix, int prefix_length, int layer, float* out) const;
 
   const ModelShape& shape() const;
   int threads() const;
   size_t weight_bytes() const;
-  size_t cache_bytes(int slots) const;  // of one image with `slots` inputs, all layers
+  size_t cache_bytes(int slots) const;  // of one sequence with `slots` inputs, all layers
 
  private:
-  friend class FillJob;
+  friend class Session;
   std::unique_ptr<ModelImpl> impl_;
 };
 
@@ -59,28 +62,49 @@ struct DrawSettings {
   float guidance_scale = 1;
 };
 
-// One wave of canvases; see fastigpt/engine/__init__.py, Job.
-class FillJob {
- public:
-  // tokens [n, n_pixels] in [−1, n_colors); index, source [n]; prompt [n, prompt_length] or null. window ≥ 1, or 0: chosen
-  // from measured times. draft: a smaller model with as many pixels and colours that guesses the windows, or null. The
-  // models must outlive the job.
-  FillJob(const CpuModel& model, int n, const int64_t* tokens, const uint64_t* index, const int64_t* source, const int64_t* prompt,
-          const DrawSettings& settings, int window, const CpuModel* draft = nullptr);
-  // n images that stand at `position` < n_pixels, on caches of made-up contents: for timing passes with rehearse().
-  FillJob(const CpuModel& model, int n, int position, int window);
-  ~FillJob();
-  FillJob(const FillJob&) = delete;
+// One canvas; see fastigpt/job.py.
+struct CanvasRequest {
+  const int64_t* tokens;  // [n_positions] in [−1, n_tokens)
+  uint64_t index;
+  DrawSettings settings;
+  std::vector<int64_t> prefix, negative;  // negative: if settings.guided
+  int stop;                               // n_positions: all
+  bool score;
+};
 
-  // Works for about `seconds`, at least one pass. Returns how many leading tokens are final in every image. Throws
-  // std::runtime_error if the model's logits are not numbers.
-  int advance(double seconds);
-  void rehearse();                    // one pass; the images stay where they are
-  const int64_t* tokens() const;      // [n, n_pixels]
-  const uint8_t* pass_starts() const;  // [n, n_pixels]
+// Slots with one canvas each; see fastigpt/engine/__init__.py. Not safe to share between threads; sessions of one model are.
+class Session {
+ public:
+  // window ≥ 1, or 0: chosen from measured times. draft: a smaller model with as many positions and tokens that guesses the
+  // windows, or null; draft_prefix: what it reads where its prefixes are not the model's. The models must outlive the session.
+  Session(const CpuModel& model, int capacity, int window, const CpuModel* draft, std::vector<int64_t> draft_prefix);
+  // Every slot taken, at `position` < n_positions, on caches of made-up contents: for timing passes with rehearse().
+  Session(const CpuModel& model, int capacity, int position, int window);
+  ~Session();
+  Session(const Session&) = delete;
+
+  int capacity() const;
+  int free_slots() const;
+  // Slots of these canvases. Throws std::invalid_argument if there are too few. What is read before the first unknown token
+  // is read now; what canvases have in common is read and stored once.
+  std::vector<int> add(const std::vector<CanvasRequest>& requests);
+  void remove(int slot);
+  void resume(int slot, int stop);
+  // Canvases with this one's past that go on with the noise of these indices; the first keeps the slot.
+  std::vector<int> fork(int slot, const std::vector<uint64_t>& indices);
+  // Draws for about `seconds`, at least one pass, or until a canvas has come as far as it may. Throws std::runtime_error if the
+  // model's logits are not numbers.
+  void step(double seconds);
+  void rehearse();  // one pass; the canvases stay where they are
+
+  bool taken(int slot) const;
+  int decided(int slot) const;                  // leading tokens that are final
+  const int64_t* tokens(int slot) const;        // [n_positions], −1 = not decided
+  const uint8_t* pass_starts(int slot) const;   // [n_positions]
+  double log_likelihood(int slot) const;
 
  private:
-  std::unique_ptr<FillImpl> impl_;
+  std::unique_ptr<SessionImpl> impl_;
 };
 
 }  // namespace fastigpt
