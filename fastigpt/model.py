@@ -157,7 +157,9 @@ class ImageGPT(Draws):
         try:
             yield
         except CheckpointError as error:
-            raise type(error)(f"{self.name or 'model'}: {error}") from None
+            tensor, space, rest = str(error).partition(" ")
+            told = image_gpt.published(self.config).get(tensor, tensor) + space + rest
+            raise type(error)(f"{self.name or 'model'}: {told}") from None
 
     def _require_head(self) -> None:
         if HEAD not in self.weights:

@@ -8,6 +8,7 @@ import torch
 from conftest import CACHED, PROMPTED, TINY, random_tokens, random_weights
 
 from fastigpt import CheckpointError, ImageGPT
+from fastigpt.families import image_gpt
 from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.prompts import Vocabulary
 
@@ -99,18 +100,23 @@ def test_a_logit_beyond_float32_of_a_float64_model_is_not_handed_out():
 @pytest.mark.parametrize("config", [TINY, PROMPTED], ids=["tiny", "prompted"])
 def test_what_is_proved_cannot_overflow_does_not(config):
     """Weights of any sizes: where the bound says yes, following a sequence in float64 finds nothing."""
-    assert cannot_overflow(config, random_weights(config, biases=True))
-    assert cannot_overflow(config, random_weights(config, biases=True, scale=30))
+    spec = image_gpt.spec(config)
+
+    def weights_of(**options):
+        return image_gpt.canonical(config, random_weights(config, biases=True, **options))
+
+    assert cannot_overflow(spec, weights_of())
+    assert cannot_overflow(spec, weights_of(scale=30))
     generator = torch.Generator().manual_seed(0)
     tokens = random_tokens(config, 2)
     proved = overflowing = 0
     for _ in range(80):
         weights = {
             name: tensor * 10.0 ** float(torch.empty(()).uniform_(-4, 10, generator=generator))
-            for name, tensor in random_weights(config, biases=True).items()
+            for name, tensor in weights_of().items()
         }
-        watch = OverflowWatch(config, weights)
-        if cannot_overflow(config, weights):
+        watch = OverflowWatch(spec, weights)
+        if cannot_overflow(spec, weights):
             proved += 1
             watch.check(tokens)
         else:

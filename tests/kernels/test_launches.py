@@ -18,11 +18,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Drawing, Job
 from fastigpt.engine.triton import TritonEngine
-from fastigpt.engine.triton_session import Session, Shape
+from fastigpt.engine.triton.batch import Batch
+from fastigpt.engine.triton.graphs import launching
+from fastigpt.families import image_gpt
+from fastigpt.job import Request
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import causal_attention
+from fastigpt.sampling import Drawing
 
 if launch.interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
@@ -72,17 +75,23 @@ def compiling(monkeypatch):
     return start
 
 
-def one_pass(config, n, window, known=0, drawing=None, **options):
-    """The launches of a job's start and of one pass of it."""
-    engine = TritonEngine(config, random_weights(config), device="cpu", **options)
+def one_pass(config, n, window, known=0, drawing=None, score=False, **options):
+    """The launches of a session's start and of one pass of it: n canvases of which half share what they know."""
+    drawing = drawing or Drawing()
+    weights = image_gpt.canonical(config, random_weights(config))
+    model = TritonEngine(image_gpt.spec(config), weights, device="cpu", **options).model
     tokens = torch.full((n, config.n_pixels), -1)
     tokens[:, :known] = 1
-    index = torch.arange(n)
-    asked = Job(tokens, index, torch.zeros_like(index), None, drawing or Drawing(), window)
-    with torch.inference_mode():
-        session = Session(engine, Shape.of(config, asked))
-        session.begin(asked)
-        session._switch(None, window).one_pass()
+    tokens[n // 2 :, :known] = torch.arange(n - n // 2)[:, None]
+    prefix = image_gpt.prefix(config)
+    negative = None if drawing.guidance_scale is None else prefix
+    asked = [Request(row, i, drawing, prefix, negative, score=score) for i, row in enumerate(tokens)]
+    with launching(model.device):
+        batch = Batch(model, n)
+        batch.place(range(n), asked, [config.n_pixels] * n)
+        batch.passes_of(window).enter(None, torch.ones(n, dtype=torch.bool))
+        batch.passes_of(window).one_pass(batch.kind)
+    return batch
 
 
 def shape(n_embd, n_head):
@@ -93,9 +102,16 @@ def test_small_models_compile(compiling):
     """Head dim 8, less than a matrix product takes, an odd width, one image: what is 1 becomes a constant."""
     fake = compiling(90)
     one_pass(shape(24, 3), 1, 1, known=3, dtype=torch.bfloat16, configs="sm90")
-    assert {"_norm_linear", "_decode_attention", "_prefix_attention", "_append_kv", "_sample_head"} <= set(
-        fake.launched
-    )
+    assert {"_norm_linear", "_decode_attention", "_append_kv", "_sample_head"} <= set(fake.launched)
+
+
+def test_shared_prefixes_and_large_vocabularies_compile(compiling):
+    """With filters more tokens than a program holds take a launch of their own."""
+    fake = compiling(90)
+    config = ImageGPTConfig(n_layer=2, n_head=2, n_embd=32, height=8, width=16, n_colors=16384)
+    drawing = Drawing(top_k=2000, top_p=0.9, guidance_scale=2.0)
+    batch = one_pass(config, 4, 2, 100, drawing, score=True, dtype=torch.bfloat16, configs="sm90")
+    assert batch.shared and {"_prefix_attention", "choose_rows"} <= set(fake.launched)
 
 
 def test_many_short_sequences_are_a_grid(compiling):
@@ -105,7 +121,7 @@ def test_many_short_sequences_are_a_grid(compiling):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n, window, known", [(1, 1, 0), (1, 8, 16), (64, 1, 0), (16, 32, 16)])
+@pytest.mark.parametrize("n, window, known", [(1, 1, 0), (1, 8, 16), (64, 1, 0), (16, 32, 63)])
 @pytest.mark.parametrize("n_embd, n_head", [(512, 8), (1536, 16)])
 @pytest.mark.parametrize("arch, configs, dtype", [(90, "sm90", torch.bfloat16), (86, "default", torch.float32)])
 def test_presets_compile(compiling, arch, configs, dtype, n_embd, n_head, n, window, known):
@@ -118,7 +134,7 @@ def test_presets_compile(compiling, arch, configs, dtype, n_embd, n_head, n, win
 def test_eight_bit_caches_and_filters_compile(compiling, kv_dtype):
     compiling(90)
     drawing = Drawing(top_k=5, top_p=0.5, guidance_scale=2.0)
-    one_pass(shape(512, 8), 2, 8, 16, drawing, dtype=torch.bfloat16, kv_dtype=kv_dtype, configs="sm90")
+    one_pass(shape(512, 8), 4, 8, 63, drawing, dtype=torch.bfloat16, kv_dtype=kv_dtype, configs="sm90")
 
 
 def test_what_does_not_fit_is_refused(compiling):

@@ -21,9 +21,7 @@ from fastigpt.kernels.online_softmax import part_scratch
 from fastigpt.kernels.prefix_attention import Prefix, make_prefix
 from fastigpt.kernels.sample_head import Scratch, make_scratch, sample_head
 
-AT_ONCE = (
-    8  # tokens per canvas that a launch scores at least: a graph of so many passes of one token, or of one wide one
-)
+AT_ONCE = 8  # tokens per canvas that a graph scores at least: so many passes of one token, or one wide pass
 
 Guess = Callable[["Passes"], None]
 """Replaces the guesses among the inputs of a pass."""
@@ -83,8 +81,8 @@ class Passes:
 
     @property
     def at_once(self) -> int:
-        """Passes of one launch."""
-        return max(1, AT_ONCE // self.width)
+        """Passes of one launch. Where nothing is replayed, more than one would only do too much at the end."""
+        return max(1, AT_ONCE // self.width) if self.x.device.type == "cuda" else 1
 
     def enter(self, old: Passes | None, fresh: torch.Tensor) -> None:
         """Makes inputs and hidden states for where the canvases are. The guesses of a canvas are those of `old`, or, if

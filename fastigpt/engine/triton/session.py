@@ -71,6 +71,7 @@ class TritonSession:
         self._canvases: dict[int, _Canvas] = {}
         self._fresh: set[int] = set()  # canvases whose inputs are not made yet
         self._passes: Passes | None = None  # those that were launched last
+        self._ahead = 2 if self._device.type == "cuda" else 1  # launches that may be under way
         self._closed = False
 
     # --- canvases come and go ----------------------------------------------------------------------------------------
@@ -163,7 +164,7 @@ class TritonSession:
             if left > 0 and (not started or time.monotonic() < until):
                 width, started = self._tuner.width(), True
                 under_way.append(self._launch(width))
-                if len(under_way) < 2 and self._tuner.known(width):
+                if len(under_way) < self._ahead and self._tuner.known(width):
                     continue
             if not under_way:
                 return [Advance(slot, canvas.decided) for slot, canvas in self._canvases.items()]
@@ -175,7 +176,7 @@ class TritonSession:
             if self._draft is not None:
                 self._draft.prepare()
             if passes is not self._passes or self._fresh:
-                fresh = torch.zeros(self._batch.n, dtype=torch.bool)
+                fresh = torch.zeros(self._batch.n, dtype=torch.bool, device="cpu")
                 fresh[list(self._fresh)] = True
                 passes.enter(self._passes, fresh.to(self._device))
                 self._passes, self._fresh = passes, set()
@@ -190,7 +191,7 @@ class TritonSession:
                 seconds = time.perf_counter() - began
                 return _Launch(width, passes.at_once, torch.stack([canvases.position, canvases.failed]), seconds, ())
             events = tuple(torch.cuda.Event(enable_timing=True) for _ in range(3))
-            report = torch.empty((2, self._batch.n), dtype=torch.int32, pin_memory=True)
+            report = torch.empty((2, self._batch.n), dtype=torch.int32, device="cpu", pin_memory=True)
             events[0].record()
             run()
             events[1].record()
