@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt.arguments import int64_tensor, output_kind, token_array, whole
+from fastigpt.arguments import flag, int64_tensor, output_kind, token_array, whole
 from fastigpt.engine import loop
 from fastigpt.engine.loop import OnRow
 from fastigpt.filling import Fills
@@ -294,6 +294,7 @@ class Draws(Fills):
             end = whole("max_length", max_length, given.shape[1] + 1, config.n_pixels + 1)
         if max_new_tokens is not None:
             end = given.shape[1] + whole("max_new_tokens", max_new_tokens, 1, config.n_pixels + 1 - given.shape[1])
+        do_sample = flag("do_sample", do_sample)
         if not do_sample and copies > 1:
             raise ValueError(f"num_return_sequences is {copies}, but without do_sample all would be the same")
         if options.get("seed") is None:

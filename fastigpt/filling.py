@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt.arguments import prompt_ids, whole
+from fastigpt.arguments import flag, prompt_ids, whole
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine, loop
 from fastigpt.engine.loop import OnRow
@@ -67,6 +67,8 @@ class Fills(ABC):
         """What `sample`, `complete` and `fill` do with canvases whose unknown tokens are −1. given: their options.
         stop: tokens from there on are left as they are."""
         count, config = len(canvases), self.config
+        return_stats = flag("return_stats", return_stats)
+        progress = None if given.get("progress") is None else flag("progress", given["progress"])
         if kind != "tokens":
             self._palette()
         particles = whole("particles", given.get("particles", 1), 1, MOST)
@@ -83,7 +85,7 @@ class Fills(ABC):
         starts = torch.empty(shape if return_stats else (0,), dtype=torch.bool, device="cpu")
         how = self._how(options)
         seconds, together = 0.0, 1
-        with image_bar(count, given.get("progress"), config.height) as bar:
+        with image_bar(count, progress, config.height) as bar:
             for part, requests in parts_of_job:
 
                 def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:

@@ -28,6 +28,7 @@ from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.palette import Palette
 from fastigpt.processor import Preprocessing
 from fastigpt.prompts import Vocabulary
+from fastigpt.scalars import shown
 from fastigpt.signatures import takes_options
 
 _SCORING_BATCH = 16  # images scored at a time by nll and features
@@ -312,8 +313,8 @@ class ImageGPT(Draws):
         """float32 [n, n_embd] (pool="mean") or [n, H·W, n_embd] (pool=None): the normed hidden state after `layer`
         blocks (0 to n_layer; None: the middle one), as in the paper's linear probes."""
         depth = self.config.n_layer // 2 if layer is None else whole("layer", layer, 0, self.config.n_layer)
-        if pool not in ("mean", None):
-            raise ValueError(f'pool must be "mean" or None, not {pool!r}')
+        if not (pool is None or (isinstance(pool, str) and pool == "mean")):
+            raise ValueError(f'pool must be "mean" or None, not {shown(pool)}')
         if is_int64(images_or_tokens):
             tokens = token_array("tokens", images_or_tokens, self.config, whole_canvas=True)
         else:

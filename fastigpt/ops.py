@@ -548,7 +548,7 @@ def _sample_plain(
     if drawing.temperature == 0:
         return scores.argmax(-1)
     ids = (index.contiguous().numpy(), position.contiguous().numpy())
-    tokens = torch.from_numpy(_C.cpu_draw(scores.contiguous().numpy(), drawing.seed, *ids, "auto"))
+    tokens = torch.from_numpy(_C.cpu_draw(scores.detach().contiguous().numpy(), drawing.seed, *ids, "auto"))
     if bool((tokens < 0).any()):
         raise ValueError("hidden, gain and weight must give finite logits")
     return tokens

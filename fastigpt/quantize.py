@@ -61,8 +61,8 @@ def nearest_centroid(
     Raises TypeError for a dtype or a kind of array it does not take, ValueError for shapes that do not fit, devices
     that differ, no centroids, or (CPU) values that are not finite and (CPU, cosine) centroids of length zero.
     """
-    if metric not in ("l2", "cosine"):
-        raise ValueError(f'metric must be "l2" or "cosine", not {metric!r}')
+    if not isinstance(metric, str) or metric not in ("l2", "cosine"):
+        raise ValueError(f'metric must be "l2" or "cosine", not {shown(metric)}')
     n_threads = check_threads(threads)
     x, book = describe("points", points), describe("centroids", centroids)
     if len(x.shape) == 0 or x.shape[-1] == 0:

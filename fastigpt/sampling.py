@@ -184,6 +184,8 @@ def fresh_seed() -> int:
 
 def seed_of(generator: torch.Generator) -> int:
     """A seed from a generator of the caller's."""
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator, not {shown(generator)}")
     return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=generator.device))
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from fastigpt.errors import CheckpointError
+from fastigpt.scalars import shown as shown_value
 
 JSON_LIMIT = 16 << 20  # bytes; 65,536 colours take 7 MB
 
 
 def short(value: object, limit: int = 80) -> str:
-    """repr for error messages: values come from files and may be as long as they like."""
+    """repr for error messages: values come from files and may be as long as they like, tensors may have no memory."""
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return shown_value(value)
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an int of more than 4,300 digits, lists in lists in lists

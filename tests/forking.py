@@ -22,6 +22,7 @@ import fastigpt
 import fastigpt.ops as ops
 from fastigpt import _C, ImageGPT, ImageGPTConfig, Palette
 from fastigpt.engine.cpu import CpuEngine
+from fastigpt.families import image_gpt
 
 PATIENCE = 120  # seconds: nothing here takes one
 CONFIG = ImageGPTConfig(n_layer=2, n_head=2, n_embd=32, height=4, width=4, n_colors=33)
@@ -41,8 +42,8 @@ HIDDEN, GAIN, WEIGHT = (
 INDEX = torch.arange(40)
 
 model = ImageGPT.from_config(CONFIG, seed=1, backend="cpu")
-model.engine = CpuEngine(CONFIG, model.weights, threads=3)
-palette = Palette(CLUSTERS)
+model.engine = CpuEngine(image_gpt.spec(CONFIG), image_gpt.canonical(CONFIG, model.weights), threads=3)
+palette = Palette(CLUSTERS, value_range=(-1, 1))
 
 
 def draw(of: ImageGPT = model) -> object:
@@ -51,7 +52,7 @@ def draw(of: ImageGPT = model) -> object:
 
 def made_anew() -> object:
     found = ImageGPT.from_config(CONFIG, seed=1, backend="cpu")
-    found.engine = CpuEngine(CONFIG, found.weights, threads=3)
+    found.engine = CpuEngine(image_gpt.spec(CONFIG), image_gpt.canonical(CONFIG, found.weights), threads=3)
     return draw(found)
 
 
@@ -170,8 +171,8 @@ situation("grandchildren", child(grandchild, expected))
 situation("many children", all(child(draw, EXPECTED["sample"]) for _ in range(20)))
 situation("objects dropped", child(dropped, end=sys.exit))
 situation("while other threads use everything", while_busy(list(USES.values()), everything, expected, 10))
-building = [lambda: Palette(CLUSTERS).encode(PIXELS[:1]), lambda: palette.encode(PIXELS[:1])]
-palette = Palette(CLUSTERS)  # its table is not there yet
+building = [lambda: Palette(CLUSTERS, value_range=(-1, 1)).encode(PIXELS[:1]), lambda: palette.encode(PIXELS[:1])]
+palette = Palette(CLUSTERS, value_range=(-1, 1))  # its table is not there yet
 situation("a table half built", while_busy(building, USES["Palette.encode"], EXPECTED["Palette.encode"], 3))
 situation("streams", streams())
 situation("the parent afterwards", everything() == expected)

@@ -172,7 +172,7 @@ BAD = [True, np.True_, torch.tensor(True), "1", b"1", 1j, np.complex64(1), torch
 
 
 @pytest.mark.parametrize("name", ["seed", "top_k", "temperature", "top_p", "guidance_scale"])
-@pytest.mark.parametrize("value", BAD, ids=lambda value: f"{type(value).__name__} {value}"[:30])
+@pytest.mark.parametrize("value", BAD, ids=lambda value: type(value).__name__)
 def test_what_is_no_number_is_named(name, value):
     for call in (checked_drawing, lambda **options: ops.sample_head(*head(), **options)):
         with pytest.raises(TypeError, match=f"^{name} must be"):

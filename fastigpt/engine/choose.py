@@ -9,6 +9,7 @@ import torch
 
 from fastigpt.engine import Engine
 from fastigpt.kernels import launch
+from fastigpt.scalars import shown
 from fastigpt.spec import ModelSpec
 
 # Fastest first of those that run on a device: cpu runs on CPUs only, and triton there only in its interpreter.
@@ -35,7 +36,7 @@ def as_device(device: torch.device | str | None) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', not {device!r}") from None
+        raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', not {shown(device)}") from None
     if found.type == "cpu":
         return torch.device("cpu")
     module: Any = getattr(torch, found.type, None)  # torch.cuda, torch.xpu, torch.mps; the meta device has none
@@ -49,8 +50,8 @@ def as_device(device: torch.device | str | None) -> torch.device:
 def as_dtype(dtype: torch.dtype | str | None, name: str = "dtype") -> torch.dtype | None:
     if dtype is None or isinstance(dtype, torch.dtype):
         return dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"{name} must be one of {', '.join(DTYPES)} or a torch.dtype, not {dtype!r}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"{name} must be one of {', '.join(DTYPES)} or a torch.dtype, not {shown(dtype)}")
     return DTYPES[dtype]
 
 
@@ -82,10 +83,12 @@ def build(
     Raises ValueError if the backend that was named can't run; only "auto" chooses.
     """
     place, number, cache = as_device(device), as_dtype(dtype), as_dtype(kv_dtype, "kv_dtype")
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a string, not {shown(backend)}")
     if backend == "auto":
         backend = choose(place)
     elif backend not in BACKENDS:
-        raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}, not {backend!r}")
+        raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}, not {shown(backend)}")
     reason = why_unavailable(backend, place)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot run on {place}: {reason}")

@@ -147,7 +147,7 @@ def palette(case: Case) -> None:
     if case.random() < 0.4:
         clusters = tensor(case, torch.as_tensor(clusters))
     case.say(clusters)
-    made = fastigpt.Palette(clusters)
+    made = fastigpt.Palette(clusters, value_range=(-1, 1))
     images = torch.randint(0, 256, (2, 4, 4, 3), dtype=torch.uint8)
     given = twisted(case, {"images": images, "tokens": torch.randint(0, made.n_colors, (2, 4, 4))}, most=2)
     if case.random() < 0.3:
