@@ -301,7 +301,7 @@ class ImageGPT:
             source=waves.sources(tokens, words),
             prompt=words,
             drawing=drawing,
-            window=window_size(window),
+            window=window_size(window, self.config.n_pixels),
             draft=None if draft is None else self._drafting(draft),
         )
         return job, None if batch_size is None else whole("batch_size", batch_size, 1)
