@@ -26,12 +26,13 @@ def whole(name: str, value: Any, minimum: int, maximum: int | None = None) -> in
     return number
 
 
-def window_size(window: int | str) -> int | Literal["auto"]:
+def window_size(window: int | str, pixels: int) -> int | Literal["auto"]:
+    """A window wider than the canvas is as wide as the canvas: engines need memory for all of it."""
     if isinstance(window, str):
         if window != "auto":
             raise ValueError(f'window must be "auto" or an int of at least 1, not {window!r}')
         return "auto"
-    return whole("window", window, 1)
+    return min(whole("window", window, 1), pixels)
 
 
 def output_kind(output_type: str) -> str:

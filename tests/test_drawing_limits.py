@@ -48,6 +48,7 @@ def test_the_smallest_temperatures_are_greedy_in_every_engine(models, temperatur
 
 @pytest.mark.parametrize("options", [
     {"temperature": 1e30}, {"temperature": 3.4e38}, {"temperature": 3.4e38, "top_k": 3}, {"top_k": 2**31},
+    {"window": 3_000_000_000}, {"window": 2**70},
     {"top_k": 2**70}, {"top_p": 5e-324}, {"top_p": 1 - 1e-16}, {"first_index": 2**63 - 2},
     {"prompt": "a tree", "guidance_scale": 1e30}, {"prompt": "a tree", "guidance_scale": 5e-324},
     {"prompt": "a tree", "guidance_scale": MAX_GUIDANCE, "temperature": 3.4e38},

@@ -105,7 +105,8 @@ def _decode(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, first: to
     slots = (first[:, None] + torch.arange(window, device=q.device, dtype=torch.int32)).long()
     at = slots[:, None, :, None].expand(batch, n_head, window, head_dim)
     k, v = (x.gather(2, at).transpose(1, 2).contiguous() for x in (keys, values))
-    return torch.ops.fastigpt.decode_attention(_rows(q), k, v, keys.contiguous(), values.contiguous(), first)
+    caches = (x.resolve_neg().contiguous() for x in (keys, values))  # what is to be changed must not be lazily negated
+    return torch.ops.fastigpt.decode_attention(_rows(q), k, v, *caches, first)
 
 
 def _rows(q: torch.Tensor) -> torch.Tensor:

@@ -167,3 +167,19 @@ def test_other_kinds_of_attention_are_refused(options, word):
     model.set_attn_implementation("fastigpt")
     with torch.no_grad(), pytest.raises(ValueError, match=word):
         model(ids(1, 9))
+
+
+@pytest.mark.parametrize("window", [1, 3, 20])
+def test_lazily_negated_views_count_as_the_numbers_that_torch_shows(window):
+    module, slot = torch.nn.Module(), torch.full((2, 1, 1, 24), 24 - window, dtype=torch.int32)
+    query, key, value = torch.randn(2, 3, window, 8), torch.randn(2, 3, 24, 8), torch.randn(2, 3, 24, 8)
+    lazily = [torch.complex(torch.zeros_like(x), -x).conj().imag for x in (query, key, value)]
+    assert all(x.is_neg() for x in lazily)
+    assert torch.equal(attention(module, *lazily, slot)[0], attention(module, query, key, value, slot)[0])
+
+
+def test_attention_compiles_as_one_graph():
+    module, slot = torch.nn.Module(), torch.full((2, 1, 1, 24), 23, dtype=torch.int32)
+    arguments = (module, torch.randn(2, 3, 1, 8), torch.randn(2, 3, 24, 8), torch.randn(2, 3, 24, 8), slot)
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments)[0], attention(*arguments)[0])
