@@ -14,6 +14,7 @@ from fastigpt import _C
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 def test_no_sanitizer_complains(tmp_path: Path) -> None:
     program = tmp_path / "test_decode"
@@ -27,6 +28,7 @@ def test_no_sanitizer_complains(tmp_path: Path) -> None:
 ARM_COMPILER, ARM_EMULATOR = "aarch64-linux-gnu-g++", "qemu-aarch64"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which(ARM_COMPILER) is None or shutil.which(ARM_EMULATOR) is None,
     reason=f"needs {ARM_COMPILER} and {ARM_EMULATOR}",

@@ -168,6 +168,7 @@ def test_the_distribution_is_the_exact_conditional():
     assert plain > 0.35 and plain > 2 * few and few > many and many < 0.03
 
 
+@pytest.mark.slow
 def test_known_cells_after_a_hole_in_scenes_are_likelier_with_candidates():
     """The cells that candidates are weighed by, on average; the whole image gains too, but not in so few."""
     model = fastigpt.load()

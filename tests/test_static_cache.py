@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "baselines"))
 from static_cache import StaticCacheModel, StaticCachePeer
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_greedy_tokens_equal_the_reference(compiled):
     weights = random_weights(TINY, seed=3, biases=True)
     tokens = torch.full((2, TINY.n_pixels), -1)

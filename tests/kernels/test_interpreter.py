@@ -1,4 +1,4 @@
-"""Runs the kernel tests of this folder in Triton's interpreter, in two processes of their own at once."""
+"""Runs the kernel tests of this folder in Triton's interpreter, in processes of their own."""
 
 import os
 import subprocess
@@ -18,31 +18,19 @@ GROUPS = (
 )
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    running = []
-    for group in GROUPS:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *group]
-        log = tmp_path_factory.mktemp("interpreter") / "log.txt"
-        command.append(f"--junitxml={log.with_suffix('.xml')}")
-        with log.open("w") as file:
-            process = subprocess.Popen(command, cwd=FOLDER, env=environment, stdout=file, stderr=subprocess.STDOUT)
-        running.append((process, log))
-    yield running
-    for process, _ in running:
-        process.kill()
-
-
 @pytest.mark.parametrize("group", range(len(GROUPS)))
-def test_kernels_equal_their_twins_in_the_interpreter(runs, group, show):
-    process, log = runs[group]
-    returncode = process.wait()
-    output = log.read_text()
-    print(output[-6000:])
-    assert returncode == 0
-    assert " passed" in output and "skipped" not in output
-    cases = ElementTree.parse(log.with_suffix(".xml")).findall(".//testcase")
+def test_kernels_equal_their_twins_in_the_interpreter(group, tmp_path, show):
+    xml = tmp_path / "results.xml"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", f"--junitxml={xml}"]
+    run = subprocess.run(
+        [*command, *GROUPS[group]], cwd=FOLDER, env=environment, capture_output=True, text=True, check=False
+    )
+    print(run.stdout[-6000:], run.stderr[-2000:])
+    assert run.returncode == 0
+    assert " passed" in run.stdout and "skipped" not in run.stdout
+    cases = ElementTree.parse(xml).findall(".//testcase")
     lines = [f"{'in the interpreter, beside its plain twin':46} cases  seconds"]
     for file in GROUPS[group]:
         own = [case for case in cases if Path(file).stem in case.attrib["classname"].split(".")]
