@@ -18,11 +18,11 @@ from fastigpt.families import image_gpt
 from fastigpt.quantize import check_threads
 
 POINTS, CENTROIDS = np.zeros((4, 3), np.float32), np.eye(3, dtype=np.float32)
+PARTS = image_gpt.spec(TINY), image_gpt.canonical(TINY, random_weights(TINY))
+PALETTE = fastigpt.Palette(CENTROIDS, value_range=(0, 1))
 ASKING = {
     "nearest_centroid": lambda threads: fastigpt.nearest_centroid(POINTS, CENTROIDS, threads=threads),
-    "Palette.encode": lambda threads: fastigpt.Palette(CENTROIDS, value_range=(0, 1)).encode(
-        POINTS.astype(np.uint8), threads=threads
-    ),
+    "Palette.encode": lambda threads: PALETTE.encode(POINTS.astype(np.uint8), threads=threads),
     "CpuEngine": lambda threads: CpuEngine(
         image_gpt.spec(TINY), image_gpt.canonical(TINY, random_weights(TINY)), threads=threads
     ),
@@ -43,10 +43,7 @@ def test_impossible_numbers_of_threads_are_refused_by_name(name: str, threads: A
 
 def test_numbers_of_threads_may_be_numpys() -> None:
     assert check_threads(np.int64(3)) == 3 and check_threads(None) == 0
-    assert (
-        CpuEngine(image_gpt.spec(TINY), image_gpt.canonical(TINY, random_weights(TINY)), threads=np.int32(2)).threads
-        == 2
-    )  # type: ignore[arg-type]
+    assert CpuEngine(*PARTS, threads=np.int32(2)).threads == 2  # type: ignore[arg-type]
 
 
 IN_A_NEW_PROCESS = """
@@ -66,11 +63,12 @@ points, centroids = rng.standard_normal((40_000, 3)).astype("f4"), rng.standard_
 pixels, clusters = rng.integers(0, 256, (100, 1000, 3), dtype="u1"), rng.uniform(-1, 1, (9, 3))
 
 def uses(threads):
-    model.engine = CpuEngine(image_gpt.spec(model.config), image_gpt.canonical(model.config, model.weights), threads=threads)
+    parts = image_gpt.spec(model.config), image_gpt.canonical(model.config, model.weights)
+    model.engine = CpuEngine(*parts, threads=threads)
     return [
         model.sample(4, seed=3, output_type="tokens", progress=False).tolist(),
         fastigpt.nearest_centroid(points, centroids, threads=threads).tolist(),
-        fastigpt.Palette(clusters, value_range=(0, 1)).encode(pixels, threads=threads).tolist(),
+        fastigpt.Palette(clusters, value_range=(-1, 1)).encode(pixels, threads=threads).tolist(),
         len(_C.read_bandwidth(1 << 20, threads, 2)),
     ]
 
