@@ -125,11 +125,10 @@ def checked(given: Mapping[str, Any], count: int, config: ImageGPTConfig) -> Opt
         raise ValueError("guidance_scale was given without a prompt to follow")
     if drawing.top_k is not None:  # more than there are forbid nothing
         drawing = replace(drawing, top_k=min(drawing.top_k, config.n_colors))
-    window = window_size(option["window"])
     return Options(
         drawing=drawing,
         first_index=whole("first_index", option["first_index"], 0, LAST_INDEX - count + 1),
-        window=window if window == "auto" else min(window, config.n_pixels),
+        window=window_size(option["window"], config.n_pixels),
         batch_size=None if batch_size is None else whole("batch_size", batch_size, 1),
         prompt=prompt,
         draft=option.get("draft"),
