@@ -76,7 +76,20 @@ def _prefix_attention(
         allowed = ok[None, :] & stored[:, None]
         at_d = at[:, None] * HEAD_DIM + d[None, :]
         m, l, acc = attend_block(
-            queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, m, l, acc, scale, SCALED
+            queries,
+            k + at_d,
+            v + at_d,
+            k_scale + at,
+            v_scale + at,
+            inside,
+            allowed,
+            ok,
+            m,
+            l,
+            acc,
+            scale,
+            SCALED,
+            False,
         )
     part = (split.to(tl.int64) * rows_total + row) * HEADS + head
     tl.store(part_m + part, m, mask=stored)

@@ -73,6 +73,26 @@ def test_window_past_the_end_of_the_cache_reads_nothing_there(generator, device)
     assert got.isfinite().all()
 
 
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8])
+def test_keys_that_a_query_may_not_look_at_may_be_anything(generator, device, cache_dtype):
+    """What a wrong guess leads to may overflow; the queries before it know nothing of it, those behind it do."""
+    n, window, head_dim = 2, 4, 16
+    q = draw(generator, device, n, window, 1, head_dim)
+    k, v = (draw(generator, device, n, 1, 40, head_dim) for _ in range(2))
+    slots = torch.tensor([30, 3], dtype=torch.int32, device=device)
+    scales, values = {}, (v,)
+    if cache_dtype == torch.int8:
+        (k, k_scale), (v, v_scale) = (quantize_kv_reference(x, cache_dtype) for x in (k, v))
+        scales, values = {"k_scale": k_scale, "v_scale": v_scale}, (v_scale,)
+    expected = decode_attention_reference(q, k, v, slots, **scales)
+    for lane, first in enumerate(slots.tolist()):
+        for x in values:
+            x[lane, 0, first + 2] = float("inf")
+    got = decode_attention(q, k, v, slots, configs=config(splits=2), **scales)
+    close(got[:, :2], expected[:, :2], torch.float32)
+    assert not got[:, 2:].isfinite().any(-1).any()
+
+
 @pytest.mark.parametrize("window", [1, 4])
 def test_queries_may_be_part_of_a_fused_qkv(generator, device, window):
     n, heads, head_dim = 7, 2, 64

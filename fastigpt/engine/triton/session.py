@@ -207,8 +207,6 @@ class TritonSession:
             launch.events[2].synchronize()
             seconds = launch.events[0].elapsed_time(launch.events[1]) / 1e3
         position, failed = launch.report.tolist()
-        if any(failed[slot] for slot in self._canvases):
-            raise CheckpointError("the model's logits are not finite numbers")
         kept: list[int] = []
         ended: list[int] = []
         for slot, canvas in self._canvases.items():
@@ -219,3 +217,5 @@ class TritonSession:
         if counted:
             average = sum(counted) / len(counted) / launch.passes
             self._tuner.record(launch.width, seconds / launch.passes, average)
+        if any(failed[slot] for slot in self._canvases):
+            raise CheckpointError("the model's logits are not finite numbers")
