@@ -99,17 +99,17 @@ class Batch:
         except BaseException:
             self.free(slots)
             raise
-        self._write(
-            slots, canvas=tokens.int(), pass_starts=torch.zeros(tokens.shape, dtype=torch.int8),
-            position=leading.int(), end=torch.tensor(ends, dtype=torch.int32),
-            index=torch.tensor([request.index for request in requests]),
-            guided=torch.tensor([int(request.negative is not None) for request in requests], dtype=torch.int32),
-            scored=torch.tensor([int(request.score) for request in requests], dtype=torch.int32),
-            log_likelihood=torch.zeros(len(slots), dtype=torch.float64),
-            failed=torch.zeros(len(slots), dtype=torch.int32),
-        )  # fmt: skip
-        at = self._device(slots)
-        self.seats.canvases.drawings.put(at, Drawings([request.drawing for request in requests]))
+        canvases, at = self.seats.canvases, self._device(slots)
+        for name, rows in (
+            ("canvas", tokens.int().to(at.device)), ("position", leading.int().to(at.device)),
+            ("end", self._device(ends).int()), ("index", self._device([request.index for request in requests])),
+            ("guided", self._device([request.negative is not None for request in requests]).int()),
+            ("scored", self._device([request.score for request in requests]).int()),
+        ):  # fmt: skip
+            getattr(canvases, name)[at] = rows
+        for x in (canvases.pass_starts, canvases.log_likelihood, canvases.failed):
+            x[at] = 0
+        canvases.drawings.put(at, Drawings([request.drawing for request in requests]))
         self.steps |= steps
         self.settle()
 
@@ -191,11 +191,6 @@ class Batch:
         canvases, at = self.seats.canvases, self._device(slots)
         canvases.position[at] = canvases.end[at] = 0
         self.settle()
-
-    def _write(self, slots: Sequence[int], **rows: torch.Tensor) -> None:
-        at = self._device(slots)
-        for name, values in rows.items():
-            getattr(self.seats.canvases, name)[at] = values.to(self.model.device)
 
     def settle(self) -> None:
         """Where every lane's cache goes on."""

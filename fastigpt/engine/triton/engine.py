@@ -64,7 +64,7 @@ class TritonEngine:
 
     def _score(self, tokens: torch.Tensor, prefix: torch.Tensor | None, n_layer: int) -> torch.Tensor:
         if prefix is None:
-            prefix = torch.tensor([self.spec.unconditional]).expand(len(tokens), -1)
+            prefix = torch.tensor([self.spec.unconditional], device=self.device).expand(len(tokens), -1)
         return sequence.score(self.model, tokens, prefix, n_layer)
 
     def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
