@@ -61,6 +61,7 @@ class Batch:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # for captures alone
         self._sources = [-1] * (2 * n)  # the shared prefix of every lane
         self._offset = [0] * (2 * n)
+        self._guided = [False] * n
         self.restart()
 
     def restart(self) -> None:
@@ -72,6 +73,11 @@ class Batch:
     def guided(self) -> bool:
         """Whether there are lanes for negative prefixes."""
         return self.seats.cache.lanes > self.n
+
+    @property
+    def guidance_bytes(self) -> float:
+        """What the lanes for negative prefixes will take, if there are none yet."""
+        return 0 if self.guided else self.n * _capacity(self.model) * token_bytes(self.model)
 
     @property
     def kind(self) -> Kind:
@@ -92,6 +98,7 @@ class Batch:
         for slot, request, count in zip(slots, requests, leading.tolist()):
             if count < self.model.spec.n_positions:
                 known[slot] = Known(request.prefix, request.tokens[:count])
+                self._guided[slot] = request.negative is not None
                 if request.negative is not None:
                     known[self.n + slot] = Known(request.negative, request.tokens[:count])
         try:
@@ -163,8 +170,7 @@ class Batch:
             if len(x) == self.n:  # what is by lane follows
                 x[to] = x[slot].clone()
         canvases.index[everybody] = torch.tensor(indices, device=self.model.device)
-        lanes = (0, self.n) if self.guided else (0,)
-        for first in lanes:
+        for first in (0, self.n) if self._guided[slot] else (0,):
             mine, theirs = first + slot, [first + other for other in others]
             for lane in theirs:
                 self._offset[lane], self._sources[lane] = self._offset[mine], self._sources[mine]
@@ -174,6 +180,8 @@ class Batch:
             at = self._device(theirs)
             canvases.offset[at] = self._offset[mine]
             self.seats.first_input[at] = self.seats.first_input[mine].clone()
+        for other in others:
+            self._guided[other] = self._guided[slot]
         self.settle()
 
     def stop_at(self, slot: int, end: int) -> None:

@@ -85,6 +85,8 @@ class TritonSession:
             unknown = (request.tokens < 0).nonzero().flatten()
             first, last = (int(unknown[0]), int(unknown[-1]) + 1) if len(unknown) else (len(request.tokens),) * 2
             added.append(_Canvas(request, first, last))
+        if any(request.negative is not None for request in requests):
+            self._pool.make_room(sum(batch.guidance_bytes for batch in self._batches()))
         with launching(self._device):
             self._batch.place(slots, requests, [canvas.end for canvas in added])
             if self._draft is not None:
