@@ -286,27 +286,35 @@ def memcheck(out: Path, rows: Rows) -> None:
     rows.finish()
 
 
-def random_weights(config, device):
+def random_weights(spec, device):
     """Weights of the right sizes, made on the device; what is drawn from them is noise, and the time the same."""
     import torch
 
-    shapes = config.tensor_shapes()
     return {
         name: torch.ones(shape, device=device)
-        if "ln_" in name
+        if len(shape) == 1
         else torch.randn(shape, device=device).mul_(0.02).bfloat16()
-        for name, shape in shapes.items()
+        for name, shape in spec.weight_shapes().items()
     }
 
 
-def job(config, n, window=1, tokens=None, source=None, seed=0, temperature=1.0):
+def requests(spec, n, tokens=None, seed=0, temperature=1.0):
+    """n canvases, empty or as given, that know nothing else."""
     import torch
 
-    from fastigpt.engine import Drawing, Job
+    from fastigpt.job import Request
+    from fastigpt.sampling import Drawing
 
-    tokens = torch.full((n, config.n_pixels), -1) if tokens is None else tokens
-    source = torch.zeros(n, dtype=torch.int64) if source is None else source
-    return Job(tokens, torch.arange(n), source, None, Drawing(seed=seed, temperature=temperature), window)
+    tokens = torch.full((n, spec.n_positions), -1) if tokens is None else tokens
+    drawing = Drawing(seed=seed, temperature=temperature)
+    return [Request(row, i, drawing, spec.unconditional) for i, row in enumerate(tokens)]
+
+
+def fill(engine, asked, window=1):
+    """The canvases, all drawn side by side."""
+    from fastigpt.engine import loop
+
+    return loop.run(engine, asked, batch_size=len(asked), window=window)[0]
 
 
 def timed(work: Callable[[], object], warm: bool = True) -> float:
@@ -341,39 +349,43 @@ def engine(out: Path, rows: Rows) -> None:
     from fastigpt import ImageGPTConfig
     from fastigpt.bench.floor import kv_bytes_per_token
     from fastigpt.engine.choose import build as build_engine
+    from fastigpt.families import image_gpt
 
     limits, device = Results(out).machine(), torch.device("cuda")
 
-    def make(config, weights, **options):
-        return build_engine(config, weights, backend="triton", device=device, dtype=torch.bfloat16, **options)
+    def make(spec, weights, **options):
+        return build_engine(spec, weights, backend="triton", device=device, dtype=torch.bfloat16, **options)
 
-    def whole(name: str, made, n: int) -> None:
-        work = job(made.config, n)
-        seconds = timed(lambda: made.fill(work))
-        floor = floor_seconds(made.config, n, kv_bytes_per_token(made.config, made.kv_dtype), limits["bandwidth"])
+    def whole(name: str, config, made, n: int) -> None:
+        work = requests(made.spec, n)
+        seconds = timed(lambda: fill(made, work))
+        floor = floor_seconds(config, n, kv_bytes_per_token(config, made.kv_dtype), limits["bandwidth"])
         cache = str(made.kv_dtype).removeprefix("torch.")
         rows.add(work=f"{name} n={n} {cache} cache", seconds=seconds, images_per_second=n / seconds, floor=floor,
                  share_of_floor=floor / seconds)  # fmt: skip
 
     def completion(made) -> None:
-        config, known = made.config, 16 * made.config.width
-        tokens = torch.full((64, config.n_pixels), -1)
-        tokens[:, :known] = torch.randint(0, config.n_colors, (1, known))
-        shared = timed(partial(made.fill, job(config, 64, tokens=tokens)))
-        alone = timed(partial(made.fill, job(config, 64, tokens=tokens, source=torch.arange(64))))
+        spec, known = made.spec, 16 * made.spec.columns
+        tokens = torch.full((64, spec.n_positions), -1)
+        tokens[:, :known] = torch.randint(0, spec.n_tokens, (64, known))
+        alone = timed(partial(fill, made, requests(spec, 64, tokens)))
+        tokens[:, :known] = tokens[:1, :known]
+        shared = timed(partial(fill, made, requests(spec, 64, tokens)))
         rows.add(work="completion, 16 rows known, 64 results", seconds=shared, without_sharing=alone,
                  speed_up=alone / shared)  # fmt: skip
 
     def preset(name: str, sizes: tuple[int, ...]) -> None:
         config = ImageGPTConfig.preset(name)
-        weights = random_weights(config, device)
-        made = make(config, weights)
+        spec = image_gpt.spec(config)
+        weights = random_weights(spec, device)
+        made = make(spec, weights)
         for n in sizes:
-            rows.attempt(f"{name} n={n}", partial(whole, name, made, n))
+            rows.attempt(f"{name} n={n}", partial(whole, name, config, made, n))
         if name == "small":
             rows.attempt("completion", partial(completion, made))
             for kv_dtype in eight_bit_caches():
-                rows.attempt(f"{kv_dtype} cache", lambda: whole(name, make(config, weights, kv_dtype=kv_dtype), 512))  # noqa: B023
+                eight_bit = partial(make, spec, weights, kv_dtype=kv_dtype)
+                rows.attempt(f"{kv_dtype} cache", lambda: whole(name, config, eight_bit(), 512))  # noqa: B023
 
     for name, sizes in PRESETS:
         rows.attempt(name, partial(preset, name, sizes))
@@ -401,7 +413,7 @@ def accuracy(rows: Rows) -> None:
     reference = fastigpt.load(device="cuda", dtype="float32", backend="reference").engine
     for kv_dtype in (torch.bfloat16, *eight_bit_caches()):
         engine = fastigpt.load(device="cuda", dtype="bfloat16", kv_dtype=kv_dtype, backend="triton").engine
-        tokens = engine.fill(job(engine.config, 16, temperature=0.0)).tokens
+        tokens = fill(engine, requests(engine.spec, 16, temperature=0.0)).tokens
         truth = reference.logits(tokens).double().cpu()
         lost = truth.max(-1).values - truth.gather(-1, tokens[..., None])[..., 0]
         figures = {"nats_lost_by_greedy": float(lost.mean()), "most_lost": float(lost.max())}
@@ -417,18 +429,20 @@ def windows(rows: Rows) -> None:
     """Fixed-point sampling of the bundled model, and that the fixed configuration makes it exact."""
     import fastigpt
     from fastigpt.engine.triton import TritonEngine
+    from fastigpt.families import image_gpt
 
     model = fastigpt.load(device="cuda", backend="triton")
-    fixed = TritonEngine(model.config, model.weights, device="cuda", configs="fixed")
-    one, eight = (fixed.fill(job(fixed.config, 16, window=window, seed=7)).tokens for window in (1, 8))
+    spec = model.engine.spec
+    fixed = TritonEngine(spec, image_gpt.canonical(model.config, model.weights), device="cuda", configs="fixed")
+    one, eight = (fill(fixed, requests(spec, 16, seed=7), window).tokens for window in (1, 8))
     rows.add(work="fixed configuration, window=8", identical_images=float((one == eight).all(1).double().mean()))
     for n in BUNDLED:
         figures = {}
         for window in (1, 8, "auto"):
-            work = job(model.config, n, window=window, seed=7)
-            model.engine.fill(work)
+            work = requests(spec, n, seed=7)
+            fill(model.engine, work, window)
             begun = time.perf_counter()
-            filled = model.engine.fill(work)
+            filled = fill(model.engine, work, window)
             figures[window] = (time.perf_counter() - begun, filled)
             rows.add(
                 work=f"bundled model n={n} window={window}", seconds=figures[window][0],
@@ -445,6 +459,7 @@ def compile_engine(share: int, shares: int) -> None:
     from fastigpt import ImageGPTConfig
     from fastigpt.engine.triton import TritonEngine
     from fastigpt.engine.window import WIDTHS
+    from fastigpt.families import image_gpt
     from fastigpt.kernels import launch
 
     family = launch.family(torch.device("cuda"))
@@ -452,16 +467,18 @@ def compile_engine(share: int, shares: int) -> None:
     bundled = replace(fastigpt.load(device="cpu", backend="reference").config, n_layer=2)
 
     def make(config, kv_dtype=torch.bfloat16, configs=family):
-        weights = random_weights(config, torch.device("cuda"))
-        return TritonEngine(config, weights, device="cuda", dtype=torch.bfloat16, kv_dtype=kv_dtype, configs=configs)
+        spec = image_gpt.spec(config)
+        weights = random_weights(spec, torch.device("cuda"))
+        return TritonEngine(spec, weights, device="cuda", dtype=torch.bfloat16, kv_dtype=kv_dtype, configs=configs)
 
     def a_pass(n: int, window: int, *how) -> None:
         make(*how).prepared_pass(n=n, position=1, window=window)()
 
-    def completion(sources: int, config) -> None:
+    def completion(prefixes: int, config) -> None:
         tokens = torch.full((64, config.n_pixels), -1)
-        tokens[:, : -config.width] = 0
-        make(config).fill(job(config, 64, tokens=tokens, source=torch.arange(64) * sources // 64))
+        tokens[:, : -config.width] = (torch.arange(64) * prefixes // 64)[:, None]
+        made = make(config)
+        fill(made, requests(made.spec, 64, tokens))
 
     def scores(config) -> None:
         make(config).logits(torch.zeros((16, config.n_pixels), dtype=torch.int64))
@@ -470,7 +487,7 @@ def compile_engine(share: int, shares: int) -> None:
         partial(a_pass, n, 1, config) for name, config in presets.items() for n in dict(PRESETS)[name]
     ]
     todo += [partial(a_pass, 512, 1, presets["small"], kv_dtype) for kv_dtype in eight_bit_caches()]
-    todo += [partial(completion, sources, presets["small"]) for sources in (1, 64)]
+    todo += [partial(completion, prefixes, presets["small"]) for prefixes in (1, 64)]
     todo += [partial(a_pass, n, width, bundled) for n in BUNDLED for width in WIDTHS]
     todo += [partial(a_pass, 16, 1, bundled, kv_dtype) for kv_dtype in (torch.bfloat16, *eight_bit_caches())]
     todo += [partial(a_pass, 16, window, bundled, torch.bfloat16, "fixed") for window in (1, 8)]
@@ -487,6 +504,7 @@ def peers(out: Path, rows: Rows) -> None:
 
     from fastigpt import ImageGPTConfig
     from fastigpt.bench.peers import TransformersPeer
+    from fastigpt.families import image_gpt
 
     device, config = torch.device("cuda"), ImageGPTConfig.preset("small")
     begun = time.monotonic()
@@ -494,7 +512,8 @@ def peers(out: Path, rows: Rows) -> None:
     def room(seconds: float) -> bool:
         return time.monotonic() - begun + seconds < STAGES["peers"] - 10
 
-    weights = random_weights(config, device)
+    spec = image_gpt.spec(config)
+    weights = random_weights(spec, device)
     theirs = TransformersPeer(config, device, torch.bfloat16).model
 
     def generate(n: int, length: int) -> None:
@@ -506,7 +525,7 @@ def peers(out: Path, rows: Rows) -> None:
         rows.add(work=f"transformers small n={n}", seconds=timed(lambda: generate(n, config.n_pixels), warm=False))
 
     def static_cache(n: int) -> None:
-        model = StaticCacheModel(config, weights, n, device=device, dtype=torch.bfloat16)
+        model = StaticCacheModel(spec, weights, n, device=device, dtype=torch.bfloat16)
         compile_seconds = timed(partial(model.sample, 16), warm=False)
         seconds = timed(model.sample, warm=False)
         rows.add(work=f"static cache, torch.compile, small n={n}", seconds=seconds, compile_seconds=compile_seconds)

@@ -6,6 +6,7 @@ pytest benchmarks/bench_sample_head.py --benchmark-only -s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -18,38 +19,36 @@ import fastigpt.ops as ops
 from fastigpt.kernels import launch
 from fastigpt.sampling import Drawing, filter_logits
 
-N_COLORS, N_PIXELS = 512, 1024
+N_COLORS, N_POSITIONS = 512, 1024
 
 
-def one(n: int, window: int, drawing: Drawing, configs: launch.Table, width: int = 512):
+def one(n: int, window: int, drawing: Drawing, configs: launch.Table, n_tokens: int, width: int = 512):
     """A call that draws and moves nothing on."""
-    from fastigpt.kernels.sample_head import Head, State, make_scratch, sample_head, set_drawing
+    from fastigpt.kernels.canvases import Canvases, Head, Steps, repeated
+    from fastigpt.kernels.sample_head import make_scratch, sample_head
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device="cuda").bfloat16()
 
-    def zeros(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-        return torch.zeros(shape, dtype=dtype, device="cuda")
-
     gain, index = torch.ones(width, device="cuda"), torch.arange(n, device="cuda")
-    head = Head(gain, normal(N_COLORS, width), normal(N_COLORS + 1, width), normal(N_PIXELS, width), 1e-5)
-    integers, numbers = zeros(2, dtype=torch.int64), zeros(3, dtype=torch.float32)
-    starts = zeros(n, N_PIXELS, dtype=torch.int8)
-    state = State(zeros(n, N_PIXELS) - 1, starts, zeros(n), zeros(n), zeros(n), index, integers, numbers)
-    set_drawing(state.integers, state.numbers, drawing, N_COLORS)
+    head = Head(gain, normal(n_tokens, width), normal(n_tokens, width), normal(N_POSITIONS, width), 1e-5)
+    idle = Canvases.idle(n, N_POSITIONS, "cuda")
+    canvases = replace(idle, end=idle.end + N_POSITIONS, index=index, drawings=repeated(drawing, n, "cuda"))
+    steps = Steps.of([drawing], n_tokens)
     x = torch.randn(n * window, width, device="cuda")
-    scratch = make_scratch(n, window, N_COLORS, x.device)
-    inputs = zeros(n, window)
-    return partial(sample_head, x, inputs, head, state, scratch, drawing, configs=configs, advance=False)
+    scratch = make_scratch(n, window, head, steps, configs)
+    inputs = torch.zeros((n, window), dtype=torch.int32, device="cuda")
+    return partial(sample_head, x, inputs, head, canvases, scratch, steps, configs=configs, advance=False)
 
 
 def measure(bandwidth: float) -> list[dict[str, object]]:
     configs = launch.table(launch.family(torch.device("cuda")))
     rows: list[dict[str, object]] = []
-    for n, window in ((1, 1), (1, 16), (64, 1), (64, 8), (512, 1)):
+    sizes = [(n, window, N_COLORS) for n, window in ((1, 1), (1, 16), (64, 1), (64, 8), (512, 1))]
+    for n, window, tokens in (*sizes, (1, 1, 16384), (64, 1, 16384)):
         for name, drawing in (("", Drawing()), (" top_k top_p", Drawing(top_k=100, top_p=0.9))):
-            seconds = graph_seconds([one(n, window, drawing, configs)])
-            rows.append({"work": f"sample_head n={n} W={window}{name}", "microseconds": seconds * 1e6})
+            seconds = graph_seconds([one(n, window, drawing, configs, tokens)])
+            rows.append({"work": f"sample_head {tokens} n={n} W={window}{name}", "microseconds": seconds * 1e6})
     return rows
 
 

@@ -29,6 +29,7 @@ from triton.runtime.errors import OutOfResources, PTXASError
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.triton import TritonEngine
+from fastigpt.families import image_gpt
 from fastigpt.kernels import launch
 
 Row = dict[str, Any]
@@ -143,11 +144,11 @@ def tune(seconds: float, keep: Callable[[launch.Table], None] = lambda table: No
 
 def step_seconds(table: launch.Table, overlap: bool) -> float:
     """Seconds of a pass of one image through four layers of the small preset, half way down."""
-    config = replace(ImageGPTConfig.preset("small"), n_layer=4)
-    weights = {name: torch.randn(shape, device="cuda") / 50 for name, shape in config.tensor_shapes().items()}
-    engine = TritonEngine(config, weights, device="cuda")
-    engine.configs = {**table, "overlap": [{"launches": overlap}]}
-    run = engine.prepared_pass(n=1, position=config.n_pixels // 2)
+    spec = image_gpt.spec(replace(ImageGPTConfig.preset("small"), n_layer=4))
+    weights = {name: torch.randn(shape, device="cuda") / 50 for name, shape in spec.weight_shapes().items()}
+    configs = {**table, "overlap": [{"launches": overlap}]}
+    engine = TritonEngine(spec, weights, device="cuda", configs=configs)
+    run = engine.prepared_pass(n=1, position=spec.n_positions // 2)
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     for _ in range(5):

@@ -53,10 +53,11 @@ def nats_of_known(
 @triton.jit
 def _advance(
     block, n, n_positions, canvas, pass_starts, position, end, inputs, slots, offset, guided, scored, log_likelihood,
-    nats, chosen,
+    failed, nats, chosen, broken,
     W: tl.constexpr, BLOCK_W: tl.constexpr, CANVASES: tl.constexpr, GUIDED: tl.constexpr, SCORE: tl.constexpr,
 ):  # fmt: skip
-    # Keeps the draws up to and including the first that was guessed wrong, and moves the window behind them.
+    # Keeps the draws up to and including the first that was guessed wrong, and moves the window behind them. None is
+    # kept from logits that are not finite; those that a wrong guess led to do no harm.
     i = block * CANVASES + tl.arange(0, CANVASES)
     j = tl.arange(0, BLOCK_W)
     before = tl.load(position + i, mask=i < n, other=0)
@@ -67,6 +68,11 @@ def _advance(
     guess = tl.load(inputs + i[:, None] * W + j[None, :] + 1, mask=mine & (j < W - 1)[None, :], other=-1)
     wrong = tl.where(drawn == guess, W - 1, tl.minimum(j, W - 1)[None, :] + tl.zeros_like(drawn))
     kept = tl.where(live, tl.minimum(tl.min(wrong, axis=1) + 1, stop - before), 0)
+    spoilt = tl.load(broken + i[:, None] * BLOCK_W + j[None, :], mask=mine, other=0, cache_modifier=".cg") != 0
+    tl.store(broken + i[:, None] * BLOCK_W + j[None, :], tl.zeros([CANVASES, BLOCK_W], tl.int32), mask=mine)
+    first_spoilt = tl.min(tl.where(spoilt, j[None, :], BLOCK_W), axis=1)
+    tl.store(failed + i, 1, mask=live & (first_spoilt < kept))
+    kept = tl.minimum(kept, first_spoilt)
     after = before + kept
     more = after < stop
     place = i.to(tl.int64) * n_positions + before
@@ -83,7 +89,7 @@ def _advance(
         found = tl.load(nats + i[:, None] * BLOCK_W + j[None, :], mask=passed, other=0.0)
         so_far = tl.load(log_likelihood + i, mask=live, other=0.0)
         tl.store(log_likelihood + i, so_far + tl.sum(found.to(tl.float64), axis=1), mask=live)
-    again = mine & (after < n_positions)[:, None]
+    again = mine & ((kept > 0) & (after < n_positions))[:, None]
     following = chosen + i[:, None] * (2 * BLOCK_W) + (kept - 1)[:, None] + j[None, :]
     tl.store(
         inputs + i[:, None] * W + j[None, :], tl.load(following, mask=again, other=0, cache_modifier=".cg"), mask=again
@@ -117,7 +123,7 @@ def _embed(
 @triton.jit
 def move_on(
     block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset, guided, scored,
-    log_likelihood, nats, chosen,
+    log_likelihood, failed, nats, chosen, broken,
     WIDTH: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr, CANVASES: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr, GUIDED: tl.constexpr, SCORE: tl.constexpr,
 ):  # fmt: skip
@@ -125,7 +131,7 @@ def move_on(
     tl.debug_barrier()
     _advance(
         block, n, n_positions, canvas, pass_starts, position, end, inputs, slots, offset, guided, scored,
-        log_likelihood, nats, chosen, W, BLOCK_W, CANVASES, GUIDED, SCORE,
+        log_likelihood, failed, nats, chosen, broken, W, BLOCK_W, CANVASES, GUIDED, SCORE,
     )  # fmt: skip
     tl.debug_barrier()
     _embed(

@@ -66,8 +66,8 @@ class Canvases:
     first that is not decided. end: int32 [n], where drawing ends for now: a canvas is idle when its position is there.
     slots: int32 [2 n], where the cache takes the input that scores `position`, −1 = idle. offset: int32 [2 n], slot =
     position − offset. index: int64 [n], image index of the noise contract. guided, scored: int32 [n], 0 or 1.
-    log_likelihood: float64 [n], nats of known tokens of scored canvases. failed: int32 [n], 1 where logits were not
-    finite.
+    log_likelihood: float64 [n], nats of known tokens of scored canvases. failed: int32 [n], 1 where the logits at
+    `position` were not finite.
     """
 
     canvas: torch.Tensor

@@ -57,7 +57,8 @@ def guess_filtered(
 @triton.jit
 def choose_rows(
     x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset, top_k, top_p, guided, scored,
-    log_likelihood, scores, noise, part_max, part_sum, known_logit, nats, chosen, arrivals, n, n_positions,
+    log_likelihood, failed, scores, noise, part_max, part_sum, known_logit, nats, chosen, broken, arrivals, n,
+    n_positions,
     WIDTH: tl.constexpr, TOKENS: tl.constexpr, V: tl.constexpr, BLOCK_V: tl.constexpr, W: tl.constexpr,
     BLOCK_W: tl.constexpr, CANVASES: tl.constexpr, BLOCK_R: tl.constexpr, CHUNK: tl.constexpr, TILES: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, GUIDED: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
@@ -94,6 +95,6 @@ def choose_rows(
         if ADVANCE:
             move_on(
                 block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset,
-                guided, scored, log_likelihood, nats, chosen, WIDTH, W, BLOCK_W, CANVASES, BLOCK_R, BLOCK_E, GUIDED,
-                SCORE,
+                guided, scored, log_likelihood, failed, nats, chosen, broken, WIDTH, W, BLOCK_W, CANVASES, BLOCK_R,
+                BLOCK_E, GUIDED, SCORE,
             )  # fmt: skip

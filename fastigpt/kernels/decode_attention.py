@@ -132,15 +132,21 @@ def _decode_attention(
         m = tl.full([BLOCK_W], float("-inf"), tl.float32)
         l = tl.zeros([BLOCK_W], tl.float32)
         acc = tl.zeros([BLOCK_W, BLOCK_D], tl.float32)
-        for s0 in tl.range(start, end, BLOCK_S, num_stages=STAGES):
-            ok = s0 + s < end
-            at = base + s0 + s
-            inside = ok[:, None] & in_head[None, :]
-            allowed = ok[None, :] & ((s0 + s)[None, :] <= (first + w)[:, None])
-            at_d = at[:, None] * HEAD_DIM + d[None, :]
-            m, l, acc = attend_block(
-                queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, m, l, acc, scale, SCALED
-            )
+        # Keys before the window every query may look at; then those that some may not.
+        before = tl.maximum(start, tl.minimum(end, (first + 1) // BLOCK_S * BLOCK_S))
+        for own in tl.static_range(2):
+            from_key = start if own == 0 else before
+            to_key = before if own == 0 else end
+            for s0 in tl.range(from_key, to_key, BLOCK_S, num_stages=STAGES):
+                ok = s0 + s < end
+                at = base + s0 + s
+                inside = ok[:, None] & in_head[None, :]
+                allowed = ok[None, :] & ((s0 + s)[None, :] <= (first + w)[:, None])
+                at_d = at[:, None] * HEAD_DIM + d[None, :]
+                m, l, acc = attend_block(
+                    queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, m, l, acc, scale,
+                    SCALED, own == 1,
+                )  # fmt: skip
 
     part = row * HEADS + head
     if PREFIX_SPLITS > 0:

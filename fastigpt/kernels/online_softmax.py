@@ -28,6 +28,14 @@ def merge(m_a, l_a, acc_a, m_b, l_b, acc_b):
 
 
 @triton.jit
+def guard(v):
+    # Values [S, D], and which of them are not finite, with zeros in their place: a query that may not look there gives
+    # them the weight 0, and 0 times infinity is not 0. Whoever may look there is told by its scores.
+    broken = tl.min((tl.abs(v.to(tl.float32)) < float("inf")).to(tl.int32), axis=1) == 0
+    return tl.where(broken[:, None], 0.0, v).to(v.dtype), broken
+
+
+@triton.jit
 def attend_block(
     q,  # [BLOCK_W, BLOCK_D]
     keys,  # pointers [BLOCK_S, BLOCK_D]
@@ -42,6 +50,7 @@ def attend_block(
     acc,
     scale,
     SCALED: tl.constexpr,
+    GUARDED: tl.constexpr,  # whether there may be keys that some queries may not look at
 ):
     # One block of keys and values into the running softmax of BLOCK_W queries.
     k = tl.load(keys, mask=inside, other=0.0).to(q.dtype)
@@ -50,12 +59,21 @@ def attend_block(
     if SCALED:
         scores *= tl.load(key_scales, mask=ok, other=0.0)[None, :]
     scores = tl.where(allowed, scores, float("-inf"))
+    if SCALED:
+        value_scale = tl.load(value_scales, mask=ok, other=0.0)
+        if GUARDED:
+            broken = ~(tl.abs(value_scale) < float("inf"))
+            value_scale = tl.where(broken, 0.0, value_scale)
+            scores = tl.where(allowed & broken[None, :], float("nan"), scores)
+    if GUARDED:
+        v, broken = guard(v)
+        scores = tl.where(allowed & broken[None, :], float("nan"), scores)
     m_new = tl.maximum(m, tl.max(scores, axis=1))
     p = tl.exp2(scores - finite(m_new)[:, None])
     alpha = tl.exp2(m - finite(m_new))
     l = l * alpha + tl.sum(p, axis=1)
     if SCALED:
-        p *= tl.load(value_scales, mask=ok, other=0.0)[None, :]
+        p *= value_scale[None, :]
     acc = tl.dot(p.to(q.dtype), v, acc * alpha[:, None], input_precision="ieee")
     return m_new, l, acc
 

@@ -77,8 +77,24 @@ def _prefix_attention(
         allowed = ok[None, :] & stored[:, None]
         at_d = at[:, None] * HEAD_DIM + d[None, :]
         m, l, acc = attend_block(
-            queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, m, l, acc, scale, SCALED
+            queries,
+            k + at_d,
+            v + at_d,
+            k_scale + at,
+            v_scale + at,
+            inside,
+            allowed,
+            ok,
+            m,
+            l,
+            acc,
+            scale,
+            SCALED,
+            False,
         )
+    # Read again, past the cache, so that no register holds it during the loop.
+    lane = tl.load(order + (first + r) // window, mask=stored, other=0, cache_modifier=".cg")
+    row = lane.to(tl.int64) * window + (first + r) % window
     part = (split.to(tl.int64) * rows_total + row) * HEADS + head
     tl.store(part_m + part, m, mask=stored)
     tl.store(part_l + part, l, mask=stored)
@@ -118,11 +134,11 @@ class Prefix:
         """Lane b reads the prefix of source[b] from now on, −1: none. Nothing that was launched or captured changes but
         by the data it finds."""
         blocks, order = plan_prefix(source, window, self.block_m)
-        filled = torch.zeros(self.blocks.shape, dtype=torch.int32)
-        filled[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32).view(-1, 3)
+        filled = torch.zeros(self.blocks.shape, dtype=torch.int32, device="cpu")
+        filled[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32, device="cpu").view(-1, 3)
         self.blocks.copy_(filled)
-        self.order[: len(order)].copy_(torch.tensor(order, dtype=torch.int32))
-        self.source.copy_(torch.tensor(source, dtype=torch.int32))
+        self.order[: len(order)].copy_(torch.tensor(order, dtype=torch.int32, device="cpu"))
+        self.source.copy_(torch.tensor(source, dtype=torch.int32, device="cpu"))
 
 
 def plan_prefix(source: Sequence[int], window: int, block_m: int) -> tuple[list[tuple[int, int, int]], list[int]]:

@@ -106,7 +106,7 @@ def _sample_head(
     guided,  # int32 [n]
     scored,  # int32 [n]
     log_likelihood,  # float64 [n]
-    failed,  # int32 [n]: becomes 1 where logits are not finite
+    failed,  # int32 [n]: becomes 1 where logits that decide a token are not finite
     scores,  # float32 scratch [rows_total, V], if filtered; rows_total = n_blocks * BLOCK_R
     noise,  # float32 scratch [2, rows_total, V], if filtered
     part_score,  # float32 scratch [2, rows_total, TILES], if not: of the window, then of the positions behind it
@@ -116,6 +116,7 @@ def _sample_head(
     known_logit,  # float32 scratch [rows_total], if SCORE
     nats,  # float32 scratch [n, BLOCK_W], if SCORE
     chosen,  # int32 scratch [n, 2 * BLOCK_W]: tokens of the window, then of the positions behind it
+    broken,  # int32 [n, BLOCK_W], zero before and after: rows whose logits are not finite
     arrivals,  # int32 [n_blocks], zero before and after
     n,
     n_positions,
@@ -158,8 +159,8 @@ def _sample_head(
         mixed = without + tl.load(scale + b)[:, None] * (logits - without)
         logits = tl.where((tl.load(guided + b) != 0)[:, None], mixed, logits)
     finite = tl.abs(logits) < float("inf")
-    broken = tl.min((finite | ~real).to(tl.int32), axis=1) == 0
-    tl.store(failed + b, 1, mask=ok & (start < tl.load(end + b)) & broken)
+    spoilt = tl.min((finite | ~real).to(tl.int32), axis=1) == 0
+    tl.store(broken + b * BLOCK_W + j, 1, mask=ok & (start < tl.load(end + b)) & spoilt)
     logits = tl.where(finite, logits, 0.0)  # whatever is drawn is then a token
     if SCORE:
         masked = tl.where(real, logits, float("-inf"))
@@ -229,8 +230,8 @@ def _sample_head(
             if ADVANCE:
                 move_on(
                     block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset,
-                    guided, scored, log_likelihood, nats, chosen, WIDTH, W, BLOCK_W, CANVASES, BLOCK_R, BLOCK_E, GUIDED,
-                    SCORE,
+                    guided, scored, log_likelihood, failed, nats, chosen, broken, WIDTH, W, BLOCK_W, CANVASES, BLOCK_R,
+                    BLOCK_E, GUIDED, SCORE,
                 )  # fmt: skip
 
 
@@ -247,6 +248,7 @@ class Scratch:
     known_logit: torch.Tensor | None
     nats: torch.Tensor | None
     chosen: torch.Tensor
+    broken: torch.Tensor
     arrivals: torch.Tensor
 
 
@@ -283,6 +285,7 @@ def make_scratch(n: int, window: int, head: Head, steps: Steps, configs: Table) 
         known_logit=memory(steps.score, total),
         nats=memory(steps.score, n, block_w),
         chosen=torch.empty((n, 2 * block_w), dtype=torch.int32, device=device),
+        broken=torch.zeros((n, block_w), dtype=torch.int32, device=device),
         arrivals=torch.zeros(blocks, dtype=torch.int32, device=device),
     )
 
@@ -338,13 +341,14 @@ def sample_head(
         x, head.gain, head.weight, head.wte, head.wpe, c.canvas, c.pass_starts, c.position, c.end, inputs, c.slots,
         c.offset, c.index, drawings.seed_low, drawings.seed_high, drawings.temperature, drawings.top_k, drawings.top_p,
         drawings.guidance_scale, c.guided, c.scored, c.log_likelihood, c.failed, s.scores, s.noise, s.part_score,
-        s.part_token, s.part_max, s.part_sum, s.known_logit, s.nats, s.chosen, s.arrivals, n, n_positions,
+        s.part_token, s.part_max, s.part_sum, s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions,
         head.epsilon, BLOCK_C=block_c, BLOCK_K=min(config["block_k"], max(16, triton.next_power_of_2(width))),
         CHOOSE=not apart, **shared,
     )  # fmt: skip
     if apart:
         choose_rows[(blocks, rows // chunk)](
             x, head.wte, head.wpe, c.canvas, c.pass_starts, c.position, c.end, inputs, c.slots, c.offset,
-            drawings.top_k, drawings.top_p, c.guided, c.scored, c.log_likelihood, s.scores, s.noise, s.part_max,
-            s.part_sum, s.known_logit, s.nats, s.chosen, s.arrivals, n, n_positions, TILES=padded // block_c, **shared,
+            drawings.top_k, drawings.top_p, c.guided, c.scored, c.log_likelihood, c.failed, s.scores, s.noise,
+            s.part_max, s.part_sum, s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions,
+            TILES=padded // block_c, **shared,
         )  # fmt: skip

@@ -42,14 +42,15 @@ def sample_head_reference(x: torch.Tensor, inputs: torch.Tensor, head: Head, can
         start, stop = int(state.position[b]), int(state.end[b])
         if start >= stop:
             continue
-        if not bool(torch.isfinite(logits[b]).all()):
-            state.failed[b] = 1
         positions = start + torch.arange(2 * window - 1, device=x.device)
         inside = positions < n_positions
         known = torch.where(inside, state.canvas[b, positions.clamp(max=n_positions - 1)].long(), -1)
         follow = torch.where(known >= 0, known, decided[b])
         right = (follow[: window - 1] == inputs[b, 1:]).long().cumprod(0)
         kept = min(1 + int(right.sum()), stop - start)
+        finite = int(torch.isfinite(logits[b]).all(-1).long().cumprod(0).sum())
+        if finite < kept:
+            state.failed[b], kept = 1, finite
         if state.scored[b]:
             nats = logits[b].log_softmax(-1).gather(-1, known[:window, None].clamp(min=0))[:, 0]
             state.log_likelihood[b] += (nats.double() * (known[:window] >= 0))[:kept].sum()
@@ -59,7 +60,7 @@ def sample_head_reference(x: torch.Tensor, inputs: torch.Tensor, head: Head, can
         state.position[b] = after
         for lane in (b, n + b) if state.guided[b] else (b,):
             state.slots[lane] = after - state.offset[lane] if after < stop else -1
-        if after < n_positions:
+        if kept > 0 and after < n_positions:
             inputs[b] = follow[kept - 1 : kept - 1 + window].int()
             at = (after + torch.arange(window, device=x.device)).clamp(max=n_positions - 1)
             x.view(-1, n, window, x.shape[-1])[:, b] = head.wte[inputs[b].long()].float() + head.wpe[at].float()

@@ -52,7 +52,7 @@ def argument_types(function, constants, half, cache):
     state = {"pass_starts": "*i8", "index": "*i64", "seed_low": "*i64", "seed_high": "*i64", "top_k": "*i64",
              "top_p": "*fp64", "log_likelihood": "*fp64"}  # fmt: skip
     int32 = {"canvas", "position", "end", "inputs", "slots", "offset", "chosen", "arrivals", "blocks", "lengths",
-             "order", "source", "lanes", "guided", "scored", "failed", "part_token"}  # fmt: skip
+             "order", "source", "lanes", "guided", "scored", "failed", "part_token", "broken"}  # fmt: skip
     float32 = {
         "part_m",
         "part_l",

@@ -8,6 +8,7 @@ pytest.importorskip("triton")
 
 from fastigpt.kernels.decode_attention import decode_attention, decode_attention_reference
 from fastigpt.kernels.kv_cache import quantize_kv_reference
+from fastigpt.kernels.launch import table
 from fastigpt.kernels.prefix_attention import make_prefix, plan_prefix
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
@@ -71,6 +72,26 @@ def test_window_past_the_end_of_the_cache_reads_nothing_there(generator, device)
     got = decode_attention(q, k, v, slots, configs=config())
     close(got[:, :2], decode_attention_reference(q, k, v, slots)[:, :2], torch.float32)
     assert got.isfinite().all()
+
+
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.int8])
+def test_keys_that_a_query_may_not_look_at_may_be_anything(generator, device, cache_dtype):
+    """What a wrong guess leads to may overflow; the queries before it know nothing of it, those behind it do."""
+    n, window, head_dim = 2, 4, 16
+    q = draw(generator, device, n, window, 1, head_dim)
+    k, v = (draw(generator, device, n, 1, 40, head_dim) for _ in range(2))
+    slots = torch.tensor([30, 3], dtype=torch.int32, device=device)
+    scales, values = {}, (v,)
+    if cache_dtype == torch.int8:
+        (k, k_scale), (v, v_scale) = (quantize_kv_reference(x, cache_dtype) for x in (k, v))
+        scales, values = {"k_scale": k_scale, "v_scale": v_scale}, (v_scale,)
+    expected = decode_attention_reference(q, k, v, slots, **scales)
+    for lane, first in enumerate(slots.tolist()):
+        for x in values:
+            x[lane, 0, first + 2] = float("inf")
+    got = decode_attention(q, k, v, slots, configs=config(splits=2), **scales)
+    close(got[:, :2], expected[:, :2], torch.float32)
+    assert not got[:, 2:].isfinite().any(-1).any()
 
 
 @pytest.mark.parametrize("window", [1, 4])
@@ -137,10 +158,16 @@ def test_result_of_an_image_does_not_depend_on_its_neighbours_or_the_window(gene
     k, v = (draw(generator, device, 3, 2, 40, 64) for _ in range(2))
     q = draw(generator, device, 3, 4, 2, 64)
     slots = torch.tensor([3, 30, 11], dtype=torch.int32, device=device)
-    fixed = config(splits=2, dot=True)
+    assert all(
+        row["splits"] == 1 for kind in ("", "_1") for row in table("fixed")[f"decode_attention{kind}"]
+    )  # else where the keys are split would depend on the window
+    fixed = config(splits=1, dot=True)
     together = decode_attention(q, k, v, slots, configs=fixed)
     alone = decode_attention(q[1:2], k[1:2], v[1:2], slots[1:2], configs=fixed)
     assert torch.equal(together[1:2], alone)
+    for j in range(q.shape[1]):
+        one = decode_attention(q[:, j : j + 1].contiguous(), k, v, slots + j, configs=fixed)
+        assert torch.equal(one, together[:, j : j + 1])
 
 
 @pytest.mark.parametrize("window", [1, 4])

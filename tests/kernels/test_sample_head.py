@@ -22,7 +22,7 @@ from fastigpt.sampling import Drawing, Drawings, draw, gumbel_noise
 
 def configs(block_c=16, block_v=512):
     row = {"block_c": block_c, "block_v": block_v, "block_k": 16, "warps": 4}
-    return {**table("default"), "sample_head": [row]}
+    return {**table("default"), "sample_head": [row], "sample_head_float32": [row]}
 
 
 CONFIGS = configs()
@@ -71,13 +71,13 @@ def attempt(generator, device, n, window, drawings, n_tokens=37, width=24, n_pos
     return head, state, normal(lanes * window, width), integers(0, n_tokens, n, window).int()
 
 
-def run_both(head, state, x, inputs, steps, table=CONFIGS):
+def run_both(head, state, x, inputs, steps, table=CONFIGS, guesses=True):
     n, window = inputs.shape
     # Half of the guesses are made right, so that windows of every length are kept.
     peek = copy.deepcopy((x, inputs, state))
     sample_head_reference(*peek[:2], head, peek[2])
     drawn = peek[2].canvas
-    for b in range(0, n, 2):
+    for b in range(0, n, 2) if guesses else ():
         for j in range(1, window):
             position = int(state.position[b]) + j - 1
             if position < drawn.shape[1] and drawn[b, position] >= 0:
@@ -90,7 +90,7 @@ def run_both(head, state, x, inputs, steps, table=CONFIGS):
     scratch.chosen.fill_(-7)
     sample_head(x, inputs, head, state, scratch, steps, configs=table)
     sample_head_reference(*twin[:2], head, twin[2])
-    assert not scratch.arrivals.any()
+    assert not scratch.arrivals.any() and not scratch.broken.any()
     return twin
 
 
@@ -181,7 +181,22 @@ def test_logits_that_are_not_finite_are_reported(generator, device):
     x[3] = float("inf")
     sample_head(x, inputs, head, state, make_scratch(4, 1, head, Steps(), CONFIGS), Steps(), configs=CONFIGS)
     assert state.failed.tolist() == [0, 1, 0, 1]  # the third has nothing to draw
+    assert state.position.tolist() == [4, 4, 20, 5]
     assert ((state.canvas >= -1) & (state.canvas < 37)).all()
+
+
+def test_logits_that_only_a_wrong_guess_led_to_do_no_harm(generator, device):
+    """Rows behind it may be anything; where all guesses before are right, the canvas stops there."""
+    head, state, x, inputs = make(generator, device, 2, 4, Drawing(seed=4), start=[3, 3])
+    state.canvas.fill_(-1)
+    peek = copy.deepcopy((x, inputs, state))
+    sample_head_reference(*peek[:2], head, peek[2])
+    x.view(2, 4, -1)[:, 1] = float("inf")  # the row behind the first guess
+    inputs[0, 1] = (peek[2].canvas[0, 3] + 1) % 37
+    inputs[1, 1] = peek[2].canvas[1, 3]
+    twin = run_both(head, state, x, inputs, Steps(), guesses=False)
+    assert state.failed.tolist() == twin[2].failed.tolist() == [0, 1] and state.position.tolist() == [4, 4]
+    assert torch.equal(state.canvas, twin[2].canvas) and (state.canvas[:, 4:] == -1).all()
 
 
 def test_windows_wider_than_a_chunk_of_rows(generator, device):

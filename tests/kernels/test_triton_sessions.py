@@ -9,14 +9,18 @@ import weakref
 
 import pytest
 import torch
-from conftest import random_tokens
+from conftest import random_tokens, random_weights
 from drawn import PROMPTED, SMALL, both, empty, fill, requests
 from either_way import device, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
+from fastigpt.engine.reference import ReferenceEngine
+from fastigpt.engine.triton import TritonEngine
 from fastigpt.engine.triton import batch as batches
 from fastigpt.engine.triton.passes import Passes
+from fastigpt.errors import CheckpointError
+from fastigpt.families import image_gpt
 from fastigpt.sampling import Drawing
 
 WAIT = 120.0  # seconds after which a thread that should have gone on has stopped for ever
@@ -301,3 +305,28 @@ def test_an_error_in_a_callback_leaves_the_engine_usable(device):
         fill(engine, asked, on_row=fail)
     assert torch.equal(fill(engine, asked).tokens, fill(reference, asked).tokens)
     assert len(engine._pool._idle) == 1
+
+
+def test_guesses_that_lead_to_no_finite_logits_do_no_harm(device):
+    """A draft that always guesses the one token whose embedding is infinite, and which the model never draws."""
+    spec, weights = image_gpt.spec(SMALL), image_gpt.canonical(SMALL, random_weights(SMALL, seed=21))
+    weights = {name: x.clone() for name, x in weights.items()}
+    weights["token.embedding"][6, 0], weights["head.weight"][6] = float("inf"), 0
+    stubborn = {name: torch.zeros_like(x) for name, x in weights.items()}
+    stubborn["norm"], stubborn["positions"] = torch.ones_like(weights["norm"]), torch.ones_like(weights["positions"])
+    stubborn["head.weight"][6] = 1
+    reference = ReferenceEngine(spec, weights)
+    engine, draft = (TritonEngine(spec, each, device=device, dtype=torch.float32) for each in (weights, stubborn))
+    asked = requests(SMALL, empty(SMALL, 2), Drawing(temperature=0.0))
+    filled = fill(engine, asked, window=3, draft=draft)
+    assert torch.equal(filled.tokens, fill(reference, asked).tokens) and filled.pass_starts.all()
+    spoilt = empty(SMALL, 2)
+    spoilt[1, 1] = 6
+    session = engine.open(2, window=1)
+    slots = session.add(requests(SMALL, spoilt, Drawing(temperature=0.0)))
+    for _ in range(2):  # until it is removed
+        with pytest.raises(CheckpointError, match="not finite"):
+            finish(session, {slots[1]: SMALL.n_pixels})
+    session.remove(slots[1])
+    finish(session, {slots[0]: SMALL.n_pixels})
+    assert torch.equal(session.read(slots[:1]).tokens, filled.tokens[:1])

@@ -61,6 +61,7 @@ class Batch:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # for captures alone
         self._sources = [-1] * (2 * n)  # the shared prefix of every lane
         self._offset = [0] * (2 * n)
+        self._guided = [False] * n
         self.restart()
 
     def restart(self) -> None:
@@ -72,6 +73,11 @@ class Batch:
     def guided(self) -> bool:
         """Whether there are lanes for negative prefixes."""
         return self.seats.cache.lanes > self.n
+
+    @property
+    def guidance_bytes(self) -> float:
+        """What the lanes for negative prefixes will take, if there are none yet."""
+        return 0 if self.guided else self.n * _capacity(self.model) * token_bytes(self.model)
 
     @property
     def kind(self) -> Kind:
@@ -92,6 +98,7 @@ class Batch:
         for slot, request, count in zip(slots, requests, leading.tolist()):
             if count < self.model.spec.n_positions:
                 known[slot] = Known(request.prefix, request.tokens[:count])
+                self._guided[slot] = request.negative is not None
                 if request.negative is not None:
                     known[self.n + slot] = Known(request.negative, request.tokens[:count])
         try:
@@ -99,17 +106,17 @@ class Batch:
         except BaseException:
             self.free(slots)
             raise
-        self._write(
-            slots, canvas=tokens.int(), pass_starts=torch.zeros(tokens.shape, dtype=torch.int8),
-            position=leading.int(), end=torch.tensor(ends, dtype=torch.int32),
-            index=torch.tensor([request.index for request in requests]),
-            guided=torch.tensor([int(request.negative is not None) for request in requests], dtype=torch.int32),
-            scored=torch.tensor([int(request.score) for request in requests], dtype=torch.int32),
-            log_likelihood=torch.zeros(len(slots), dtype=torch.float64),
-            failed=torch.zeros(len(slots), dtype=torch.int32),
-        )  # fmt: skip
-        at = self._device(slots)
-        self.seats.canvases.drawings.put(at, Drawings([request.drawing for request in requests]))
+        canvases, at = self.seats.canvases, self._device(slots)
+        for name, rows in (
+            ("canvas", tokens.int().to(at.device)), ("position", leading.int().to(at.device)),
+            ("end", self._device(ends).int()), ("index", self._device([request.index for request in requests])),
+            ("guided", self._device([request.negative is not None for request in requests]).int()),
+            ("scored", self._device([request.score for request in requests]).int()),
+        ):  # fmt: skip
+            getattr(canvases, name)[at] = rows
+        for x in (canvases.pass_starts, canvases.log_likelihood, canvases.failed):
+            x[at] = 0
+        canvases.drawings.put(at, Drawings([request.drawing for request in requests]))
         self.steps |= steps
         self.settle()
 
@@ -163,8 +170,7 @@ class Batch:
             if len(x) == self.n:  # what is by lane follows
                 x[to] = x[slot].clone()
         canvases.index[everybody] = torch.tensor(indices, device=self.model.device)
-        lanes = (0, self.n) if self.guided else (0,)
-        for first in lanes:
+        for first in (0, self.n) if self._guided[slot] else (0,):
             mine, theirs = first + slot, [first + other for other in others]
             for lane in theirs:
                 self._offset[lane], self._sources[lane] = self._offset[mine], self._sources[mine]
@@ -174,6 +180,8 @@ class Batch:
             at = self._device(theirs)
             canvases.offset[at] = self._offset[mine]
             self.seats.first_input[at] = self.seats.first_input[mine].clone()
+        for other in others:
+            self._guided[other] = self._guided[slot]
         self.settle()
 
     def stop_at(self, slot: int, end: int) -> None:
@@ -191,11 +199,6 @@ class Batch:
         canvases, at = self.seats.canvases, self._device(slots)
         canvases.position[at] = canvases.end[at] = 0
         self.settle()
-
-    def _write(self, slots: Sequence[int], **rows: torch.Tensor) -> None:
-        at = self._device(slots)
-        for name, values in rows.items():
-            getattr(self.seats.canvases, name)[at] = values.to(self.model.device)
 
     def settle(self) -> None:
         """Where every lane's cache goes on."""

@@ -25,8 +25,8 @@ _WIDEST = WIDTHS[-1]  # wider windows keep no more tokens, and a program would h
 class TritonEngine:
     """bfloat16 (the default), float16 or float32; kv_dtype: the same, or int8 or float8_e4m3fn with scales.
 
-    configs: name of a file in kernels/configs; None = the GPU's family. "fixed" has one configuration for all sizes, so
-    that an image's tokens depend neither on the batch nor on the window, bit for bit.
+    configs: a table, or the name of a file in kernels/configs; None = the GPU's family. "fixed" has one configuration
+    for all sizes, so that an image's tokens depend neither on the batch nor on the window, bit for bit.
     Weights as in ReferenceEngine. Raises ValueError if the device or a dtype cannot be used.
     """
 
@@ -40,7 +40,7 @@ class TritonEngine:
         device: torch.device | str = "cuda",
         dtype: torch.dtype | None = None,
         kv_dtype: torch.dtype | None = None,
-        configs: str | None = None,
+        configs: str | launch.Table | None = None,
     ) -> None:
         self.spec, self.device = spec, torch.device(device)
         reason = launch.why_unavailable(self.device)
@@ -56,7 +56,7 @@ class TritonEngine:
             raise ValueError(f"kv_dtype must be {self.dtype}, int8 or float8_e4m3fn, not {self.kv_dtype}")
         if self.kv_dtype == torch.float8_e4m3fn and not launch.stores_float8(self.device):
             raise ValueError("kv_dtype float8_e4m3fn needs an NVIDIA GPU of compute capability 8.9 or later")
-        table = launch.table(configs or launch.family(self.device))
+        table = configs if isinstance(configs, dict) else launch.table(configs or launch.family(self.device))
         self.model: Model = load(spec, weights, self.device, self.dtype, self.kv_dtype, table)
         self._pool = Pool(self.model)
 
@@ -64,7 +64,7 @@ class TritonEngine:
 
     def _score(self, tokens: torch.Tensor, prefix: torch.Tensor | None, n_layer: int) -> torch.Tensor:
         if prefix is None:
-            prefix = torch.tensor([self.spec.unconditional]).expand(len(tokens), -1)
+            prefix = torch.tensor([self.spec.unconditional], device=self.device).expand(len(tokens), -1)
         return sequence.score(self.model, tokens, prefix, n_layer)
 
     def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:

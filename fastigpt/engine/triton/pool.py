@@ -34,13 +34,18 @@ class Pool:
                 if found[0].n == n and (None if found[1] is None else found[1].batch.model) is draft:
                     self._idle.remove(found)
                     return found
-            needed = batch_bytes(self._model, n, False, widths)
-            needed += 0 if draft is None else batch_bytes(draft, n, False, (1,))
-            while self._idle and needed > MEMORY_SHARE * free_memory(self._model.device):
-                self._idle.pop(0)
+        self.make_room(
+            batch_bytes(self._model, n, False, widths) + (0 if draft is None else batch_bytes(draft, n, False, (1,)))
+        )
         with launching(self._model.device):
             batch = Batch(self._model, n)
             return batch, None if draft is None else Draft(draft, batch)
+
+    def make_room(self, needed: float) -> None:
+        """Gives the memory of idle batches back, oldest first, until so many bytes are free."""
+        with self._lock:
+            while self._idle and needed > MEMORY_SHARE * free_memory(self._model.device):
+                self._idle.pop(0)
 
     def give_back(self, batch: Batch, draft: Draft | None) -> None:
         """A batch with all slots free, and nothing under way."""

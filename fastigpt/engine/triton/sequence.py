@@ -98,10 +98,10 @@ def prefill(model: Model, cache: Cache, sequences: Sequence[tuple[int, Known]]) 
             longest = max(1, alike[-1][1].slots)
             some, alike = alike[-max(1, SEQUENCE_ROWS // longest) :], alike[: -max(1, SEQUENCE_ROWS // longest)]
             # Shorter ones are padded: a slot is written again before anything looks at it, or lengths hide it.
-            tokens = torch.zeros(len(some), max(1, longest + 1 - n_prefix), dtype=torch.int64)
+            tokens = torch.zeros(len(some), max(1, longest + 1 - n_prefix), dtype=torch.int64, device="cpu")
             for row, (_, known) in zip(tokens, some):
                 row[: len(known.tokens)] = known.tokens
-            prefix = torch.tensor([known.prefix for _, known in some])
-            x = embed(model, tokens.to(model.device), prefix.to(model.device))[:, :longest].contiguous()
+            prefix = torch.tensor([known.prefix for _, known in some], device=model.device)
+            x = embed(model, tokens.to(model.device), prefix)[:, :longest].contiguous()
             lanes = torch.tensor([lane for lane, _ in some], dtype=torch.int32, device=model.device)
             _run(model, x, model.spec.n_layer, cache, lanes)

@@ -85,6 +85,8 @@ class TritonSession:
             unknown = (request.tokens < 0).nonzero().flatten()
             first, last = (int(unknown[0]), int(unknown[-1]) + 1) if len(unknown) else (len(request.tokens),) * 2
             added.append(_Canvas(request, first, last))
+        if any(request.negative is not None for request in requests):
+            self._pool.make_room(sum(batch.guidance_bytes for batch in self._batches()))
         with launching(self._device):
             self._batch.place(slots, requests, [canvas.end for canvas in added])
             if self._draft is not None:
@@ -207,8 +209,6 @@ class TritonSession:
             launch.events[2].synchronize()
             seconds = launch.events[0].elapsed_time(launch.events[1]) / 1e3
         position, failed = launch.report.tolist()
-        if any(failed[slot] for slot in self._canvases):
-            raise CheckpointError("the model's logits are not finite numbers")
         kept: list[int] = []
         ended: list[int] = []
         for slot, canvas in self._canvases.items():
@@ -219,3 +219,5 @@ class TritonSession:
         if counted:
             average = sum(counted) / len(counted) / launch.passes
             self._tuner.record(launch.width, seconds / launch.passes, average)
+        if any(failed[slot] for slot in self._canvases):
+            raise CheckpointError("the model's logits are not finite numbers")
