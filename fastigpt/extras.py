@@ -16,3 +16,9 @@ def require(*modules: str, for_: str) -> None:
     ]
     if missing:
         raise ImportError(f"{for_} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
+
+
+def _there(module: str) -> bool:
+    if module in sys.modules:  # None: it must not be found
+        return sys.modules[module] is not None
+    return find_spec(module) is not None

@@ -53,6 +53,8 @@ def _wrong(name: str, value: Any, expected: str) -> TypeError:
 
 def shown(value: Any) -> str:
     """For a message: of any value, what fits into a line."""
+    if isinstance(value, torch.Tensor) and value.is_nested:  # has no shape
+        return f"a nested tensor of dtype {value.dtype}"
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"{type(value).__name__} of shape {list(value.shape)} and dtype {value.dtype}"
     if isinstance(value, int) and abs(value) >= 10**40:  # beyond some length Python prints none at all

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from fastigpt.errors import CheckpointError
 from fastigpt.scalars import shown as shown_value
 
@@ -19,7 +21,7 @@ JSON_LIMIT = 16 << 20  # bytes; 65,536 colours take 7 MB
 
 def short(value: object, limit: int = 80) -> str:
     """repr for error messages: values come from files and may be as long as they like, tensors may have no memory."""
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
+    if isinstance(value, torch.Tensor):
         return shown_value(value)
     try:
         text = repr(value)
