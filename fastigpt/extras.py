@@ -11,9 +11,7 @@ _PACKAGES = {"sklearn": "scikit-learn"}  # where pip knows a module by another n
 def require(*modules: str, for_: str) -> None:
     """Raises ImportError if one of the modules is missing, saying what `for_` (the subject of the sentence: "probing")
     needs and a command that installs it, however fastigpt itself was installed. Imports nothing."""
-    missing = [
-        _PACKAGES.get(module, module) for module in modules if module not in sys.modules and find_spec(module) is None
-    ]
+    missing = [_PACKAGES.get(module, module) for module in modules if not _there(module)]
     if missing:
         raise ImportError(f"{for_} needs {' and '.join(missing)}: pip install {' '.join(missing)}")
 
