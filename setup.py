@@ -58,7 +58,7 @@ if not MSVC and BUILDS & set(sys.argv):
     check_compiler()
 
 from pybind11.setup_helpers import Pybind11Extension
-from setuptools import setup
+from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 # Instruction sets by file-name suffix, for gcc and clang / for MSVC.
@@ -198,15 +198,7 @@ def extension() -> Pybind11Extension:
 
 
 setup(
-    packages=[
-        "fastigpt",
-        "fastigpt.bench",
-        "fastigpt.engine",
-        "fastigpt.integrations",
-        "fastigpt.training",
-        "fastigpt.data",
-        "fastigpt.kernels",
-    ],
+    packages=find_packages(include=["fastigpt", "fastigpt.*"]),
     package_data={"fastigpt": ["py.typed", "data/**/*"], "fastigpt.kernels": ["*.json", "**/*.json"]},
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},

@@ -17,6 +17,7 @@ import fastigpt
 from fastigpt import ImageGPT, ImageGPTConfig
 from fastigpt.bench.measure import whole_images
 from fastigpt.bench.peers import EnginePeer, TransformersPeer
+from fastigpt.engine.memory import synchronize
 
 CONFIG = ImageGPTConfig.preset("small")
 POSITIONS = (32, 512, 992)
@@ -68,9 +69,9 @@ def bench_small_one_image_ctranslate2(benchmark, tmp_path_factory):
     benchmark.extra_info.update(seconds_per_job=benchmark.stats.stats.median, extrapolated=False)
 
 
-def bench_small_one_image_static_cache(benchmark, static_cache):
+def bench_small_one_image_static_cache(benchmark, static_cache, device):
     benchmark.group = "small preset, n=1"
-    from_passes(benchmark, static_cache, 1)
+    from_passes(benchmark, static_cache, 1, device)
 
 
 @pytest.mark.parametrize("n", [1, 64])
@@ -88,19 +89,19 @@ def bench_small_transformers(benchmark, device, full, n):
         benchmark.pedantic(draw, rounds=1, iterations=1)
         benchmark.extra_info.update(seconds_per_job=benchmark.stats.stats.median, extrapolated=False)
     else:
-        from_passes(benchmark, peer, n)
+        from_passes(benchmark, peer, n, device)
 
 
-def bench_small_64_images(benchmark, small, full):
+def bench_small_64_images(benchmark, small, full, device):
     benchmark.group = "small preset, n=64"
     if full:
         benchmark.pedantic(lambda: small.sample(64, seed=0, window=1, output_type="tokens"), rounds=1, iterations=1)
         benchmark.extra_info.update(seconds_per_job=benchmark.stats.stats.median, extrapolated=False)
     else:
-        from_passes(benchmark, EnginePeer(small.engine), 64)
+        from_passes(benchmark, EnginePeer(small.engine), 64, device)
 
 
-def from_passes(benchmark, peer, n) -> None:
+def from_passes(benchmark, peer, n, device) -> None:
     """Times one pass at each of three positions, three times over, and puts a whole job together from the medians."""
     works = [peer.prepared_pass(n=n, position=position) for position in POSITIONS]
     times = [[] for _ in POSITIONS]
@@ -109,8 +110,10 @@ def from_passes(benchmark, peer, n) -> None:
         from time import perf_counter
 
         for work, found in zip(works, times):
+            synchronize(device)
             started = perf_counter()
             work()
+            synchronize(device)  # on a GPU the call alone is only the launch
             found.append(perf_counter() - started)
 
     benchmark.pedantic(three_passes, rounds=3, iterations=1, warmup_rounds=1)

@@ -3,154 +3,226 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
+import numpy as np
 import torch
+from PIL import Image
 
+from fastigpt import checkpoint
 from fastigpt.bundled import BUNDLED
 from fastigpt.model import ImageGPT
+from fastigpt.options import DEFAULTS, CompleteAnyOptions, LoadOptions, SampleAnyOptions, load_options
+from fastigpt.signatures import takes_options
+from fastigpt.waves import Stats
+
+Model = ImageGPT | str | os.PathLike[str] | None
+"""An ImageGPT, a directory, a hub id, or None for the model in the package."""
 
 
+@takes_options(DEFAULTS)
 def load(
     name_or_path: str | os.PathLike[str] | None = None,
     *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
-    kv_dtype: torch.dtype | str | None = None,
-    backend: str = "auto",
     revision: str | None = None,
     local_files_only: bool = False,
+    **options: Unpack[LoadOptions],
 ) -> ImageGPT:
     """A model from a directory or a hub id; None: the one that comes with the package, a small model of drawn scenes.
 
-    The arguments are those of `ImageGPT.from_pretrained`. Raises CheckpointError.
+    name_or_path, revision (of a hub id: a branch, tag or commit), local_files_only (do not ask the hub): as for
+    `ImageGPT.from_pretrained`. Raises CheckpointError.
     """
     model = ImageGPT.from_pretrained(
         BUNDLED if name_or_path is None else name_or_path,
-        device=device,
-        dtype=dtype,
-        kv_dtype=kv_dtype,
-        backend=backend,
         revision=revision,
         local_files_only=local_files_only,
+        **options,
     )
     if name_or_path is None:
         model.name = "fastigpt's bundled scenes"
     return model
 
 
-# A loop of calls with the same model should not load it anew each time; one model is kept.
-_kept = lru_cache(maxsize=1)(load)
+@lru_cache(maxsize=1)
+def _kept(name: str | None, stamp: checkpoint.Stamp | None, **options: Any) -> ImageGPT:
+    """A loop of calls with the same model should not load it anew each time; one is kept while its files are the same
+    (`stamp`)."""
+    return load(name, **options)
 
 
-def _model(
-    model: ImageGPT | str | os.PathLike[str] | None,
-    device: torch.device | str | None,
-    dtype: torch.dtype | str | None,
-    kv_dtype: torch.dtype | str | None,
-    backend: str,
-) -> ImageGPT:
+def _model(model: Model, options: LoadOptions) -> ImageGPT:
     if not isinstance(model, ImageGPT):
-        name = None if model is None else os.fspath(model)
-        return _kept(name, device=device, dtype=dtype, kv_dtype=kv_dtype, backend=backend)
-    if (device, dtype, kv_dtype, backend) != (None, None, None, "auto"):
+        stamp = None if model is None else checkpoint.stamp(model)
+        return _kept(None if model is None else os.fspath(model), stamp, **options)
+    if any(value != DEFAULTS.get(name) for name, value in options.items()):
         raise ValueError("model is loaded already: device, dtype, kv_dtype and backend were chosen when it was")
     return model
 
 
+@overload
+def sample(
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["pil"] = ...,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[SampleAnyOptions],
+) -> list[Image.Image]: ...
+@overload
+def sample(
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["pil"] = ...,
+    return_stats: Literal[True],
+    **options: Unpack[SampleAnyOptions],
+) -> tuple[list[Image.Image], Stats]: ...
+@overload
+def sample(
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["np"],
+    return_stats: Literal[False] = ...,
+    **options: Unpack[SampleAnyOptions],
+) -> np.ndarray: ...
+@overload
+def sample(
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["np"],
+    return_stats: Literal[True],
+    **options: Unpack[SampleAnyOptions],
+) -> tuple[np.ndarray, Stats]: ...
+@overload
+def sample(
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["pt", "tokens"],
+    return_stats: Literal[False] = ...,
+    **options: Unpack[SampleAnyOptions],
+) -> torch.Tensor: ...
+@overload
+def sample(
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["pt", "tokens"],
+    return_stats: Literal[True],
+    **options: Unpack[SampleAnyOptions],
+) -> tuple[torch.Tensor, Stats]: ...
+@overload
+def sample(
+    n: int = ..., *, model: Model = ..., output_type: str, return_stats: bool = ..., **options: Unpack[SampleAnyOptions]
+) -> Any: ...
+@takes_options(DEFAULTS)
 def sample(
     n: int = 1,
     *,
-    model: ImageGPT | str | os.PathLike[str] | None = None,
-    prompt: str | Sequence[str] | None = None,
-    guidance_scale: float | None = None,
-    seed: int | None = None,
-    first_index: int = 0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    model: Model = None,
     output_type: str = "pil",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
-    kv_dtype: torch.dtype | str | None = None,
-    backend: str = "auto",
-    batch_size: int | None = None,
-    window: int | str = "auto",
-    draft: ImageGPT | str | os.PathLike[str] | None = None,
-    progress: bool | None = None,
     return_stats: bool = False,
+    **options: Unpack[SampleAnyOptions],
 ) -> Any:
     """Draws n images from a model: an ImageGPT, a directory, a hub id, or None for the one in the package.
 
-    The other arguments are those of `fastigpt.load` and `ImageGPT.sample`.
+    output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, H·W].
+    return_stats: also returns Stats. As `fastigpt.load(model).sample(n)`; the model of the last call is kept.
     """
-    return _model(model, device, dtype, kv_dtype, backend).sample(
-        n,
-        prompt=prompt,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        first_index=first_index,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        output_type=output_type,
-        batch_size=batch_size,
-        window=window,
-        draft=draft,
-        progress=progress,
-        return_stats=return_stats,
-    )
+    load, draw = load_options(options)
+    return _model(model, load).sample(n, output_type=output_type, return_stats=return_stats, **draw)
 
 
+@overload
+def complete(
+    images: Any,
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["pil"] = ...,
+    return_stats: Literal[False] = ...,
+    **options: Unpack[CompleteAnyOptions],
+) -> list[Image.Image]: ...
+@overload
+def complete(
+    images: Any,
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["pil"] = ...,
+    return_stats: Literal[True],
+    **options: Unpack[CompleteAnyOptions],
+) -> tuple[list[Image.Image], Stats]: ...
+@overload
+def complete(
+    images: Any,
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["np"],
+    return_stats: Literal[False] = ...,
+    **options: Unpack[CompleteAnyOptions],
+) -> np.ndarray: ...
+@overload
+def complete(
+    images: Any,
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["np"],
+    return_stats: Literal[True],
+    **options: Unpack[CompleteAnyOptions],
+) -> tuple[np.ndarray, Stats]: ...
+@overload
+def complete(
+    images: Any,
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["pt", "tokens"],
+    return_stats: Literal[False] = ...,
+    **options: Unpack[CompleteAnyOptions],
+) -> torch.Tensor: ...
+@overload
+def complete(
+    images: Any,
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: Literal["pt", "tokens"],
+    return_stats: Literal[True],
+    **options: Unpack[CompleteAnyOptions],
+) -> tuple[torch.Tensor, Stats]: ...
+@overload
+def complete(
+    images: Any,
+    n: int = ...,
+    *,
+    model: Model = ...,
+    output_type: str,
+    return_stats: bool = ...,
+    **options: Unpack[CompleteAnyOptions],
+) -> Any: ...
+@takes_options(DEFAULTS)
 def complete(
     images: Any,
     n: int = 1,
     *,
-    rows: int | None = None,
-    mask: Any = None,
-    particles: int = 1,
-    model: ImageGPT | str | os.PathLike[str] | None = None,
-    prompt: str | Sequence[str] | None = None,
-    guidance_scale: float | None = None,
-    seed: int | None = None,
-    first_index: int = 0,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    model: Model = None,
     output_type: str = "pil",
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
-    kv_dtype: torch.dtype | str | None = None,
-    backend: str = "auto",
-    batch_size: int | None = None,
-    window: int | str = "auto",
-    draft: ImageGPT | str | os.PathLike[str] | None = None,
-    progress: bool | None = None,
     return_stats: bool = False,
+    **options: Unpack[CompleteAnyOptions],
 ) -> Any:
     """Completes images with a model: an ImageGPT, a directory, a hub id, or None for the one in the package.
 
-    The other arguments are those of `fastigpt.load` and `ImageGPT.complete`.
+    Result j of image i comes at i·n + j.
+
+    images: as for `ImageGPT.encode`. output_type and return_stats: as for `sample`. As
+    `fastigpt.load(model).complete(images, n)`; the model of the last call is kept.
     """
-    return _model(model, device, dtype, kv_dtype, backend).complete(
-        images,
-        n,
-        rows=rows,
-        mask=mask,
-        particles=particles,
-        prompt=prompt,
-        guidance_scale=guidance_scale,
-        seed=seed,
-        first_index=first_index,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        output_type=output_type,
-        batch_size=batch_size,
-        window=window,
-        draft=draft,
-        progress=progress,
-        return_stats=return_stats,
-    )
+    load, draw = load_options(options)
+    return _model(model, load).complete(images, n, output_type=output_type, return_stats=return_stats, **draw)

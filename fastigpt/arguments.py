@@ -3,7 +3,6 @@ expected."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,22 +10,19 @@ import numpy as np
 import torch
 
 from fastigpt.config import ImageGPTConfig
+from fastigpt.operands import readable
 from fastigpt.prompts import Vocabulary
+from fastigpt.scalars import integer, shown
 
 OUTPUT_TYPES = ("pil", "np", "pt", "tokens")
 
 
 def whole(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """`value` as an int in [minimum, maximum]."""
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, not {value!r}")
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, not {value!r}") from None
+    number = integer(name, value)
     if number < minimum or (maximum is not None and number > maximum):
         allowed = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-        raise ValueError(f"{name} must be {allowed}, not {number}")
+        raise ValueError(f"{name} must be {allowed}, not {shown(number)}")
     return number
 
 
@@ -47,13 +43,9 @@ def output_kind(output_type: str) -> str:
 def token_array(
     name: str, tokens: Any, config: ImageGPTConfig, *, unknown: bool = False, whole_canvas: bool = False
 ) -> torch.Tensor:
-    """int64 [B, T] on the CPU, contiguous. `unknown`: −1 is allowed. `whole_canvas`: T must be height · width."""
-    if isinstance(tokens, np.ndarray):
-        tokens = torch.from_numpy(np.ascontiguousarray(tokens))
-    if not isinstance(tokens, torch.Tensor):
-        raise TypeError(f"{name} must be an int64 tensor [B, T], not {type(tokens).__name__}")
-    if tokens.dtype != torch.int64:
-        raise TypeError(f"{name} must be of dtype int64, not {tokens.dtype}")
+    """int64 [B, T] on the CPU, contiguous, from a tensor or an array. `unknown`: −1 is allowed. `whole_canvas`: T must
+    be height · width."""
+    tokens = int64_tensor(name, tokens)
     if tokens.ndim != 2 or len(tokens) == 0:
         raise ValueError(f"{name} must have shape [B, T] with B at least 1, not {list(tokens.shape)}")
     length, pixels = tokens.shape[1], config.n_pixels
@@ -65,7 +57,33 @@ def token_array(
     lowest = -1 if unknown else 0
     if low < lowest or high >= config.n_colors:
         raise ValueError(f"{name} must be between {lowest} and {config.n_colors - 1}; found {low} to {high}")
-    return tokens.cpu().contiguous()
+    return tokens.contiguous()
+
+
+def is_int64(values: Any) -> bool:
+    """Whether it is a tensor or an array of 64-bit integers: tokens, where images might be meant as well."""
+    if isinstance(values, np.ndarray):
+        return values.dtype.kind == "i" and values.dtype.itemsize == 8
+    return isinstance(values, torch.Tensor) and values.dtype == torch.int64
+
+
+def int64_tensor(name: str, values: Any) -> torch.Tensor:
+    """An int64 tensor on the CPU from a tensor or an array; TypeError for other kinds and dtypes."""
+    if not isinstance(values, (np.ndarray, torch.Tensor)):
+        raise TypeError(f"{name} must be an int64 tensor or array, not {type(values).__name__}")
+    if not is_int64(values):
+        raise TypeError(f"{name} must be of dtype int64, not {values.dtype}")
+    if isinstance(values, np.ndarray):  # a copy: also of read-only and big-endian arrays
+        return torch.from_numpy(np.array(values, dtype=np.int64))
+    return plain_tensor(name, values)
+
+
+def plain_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers in a dense tensor on the CPU, without gradient, negation and conjugation carried out.
+
+    Raises what `operands.readable` does.
+    """
+    return readable(name, tensor).detach().cpu()
 
 
 def prompt_ids(prompt: str | Sequence[str] | None, count: int, vocabulary: Vocabulary | None) -> torch.Tensor | None:
@@ -80,4 +98,4 @@ def prompt_ids(prompt: str | Sequence[str] | None, count: int, vocabulary: Vocab
     if len(prompts) != count:
         raise ValueError(f"prompt has {len(prompts)} entries for {count} images")
     encoded = {text: vocabulary.encode(text) for text in dict.fromkeys(prompts)}
-    return torch.tensor([encoded[text] for text in prompts], dtype=torch.int64)
+    return torch.tensor([encoded[text] for text in prompts], dtype=torch.int64, device="cpu")

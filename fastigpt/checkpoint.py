@@ -8,49 +8,47 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-import re
-import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fastigpt import processor, save
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
-from fastigpt.files import write_folder
 from fastigpt.palette import Palette
+from fastigpt.processor import Preprocessing, Processor
 from fastigpt.prompts import Vocabulary
+from fastigpt.save import CheckpointFiles, Stamp
+from fastigpt.tensor_files import SAFETENSORS, in_memory, open_weights
+from fastigpt.tensor_names import HEAD, canonical_names, check_tensors
+from fastigpt.untrusted import exists, read_json, short, shown
 
 CONFIG = "config.json"
-SAFETENSORS = "model.safetensors"
-PICKLE = "pytorch_model.bin"
 PROCESSOR = "preprocessor_config.json"
 PROMPT = "prompt.json"
 PALETTE_ARRAYS = ("clusters.npy", "kmeans_centers.npy")
+CAUSAL = "ImageGPTForCausalImageModeling"
 _WANTED = [CONFIG, PROCESSOR, PROMPT, *PALETTE_ARRAYS, "model*.safetensors*", "pytorch_model*.bin*"]
-# Causal masks that old transformers versions stored beside the weights.
-_MASK_BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
-# What torch.load(weights_only=True) raises for bytes that are damaged or hold more than tensors.
-DAMAGED_PICKLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError)
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_WRITTEN = frozenset({CONFIG, SAFETENSORS, PROCESSOR, PROMPT})
+_ATTEMPTS = 3  # at reading a directory that somebody is writing to
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a directory holds. weights: CPU tensors as stored, biases that are all zero left out. palette: None if the
-    directory has none. vocabulary: None if the model reads no prompt."""
+    """What a directory holds. weights: CPU tensors as stored, biases that are all zero left out; without
+    lm_head.weight if the architecture has no head for colours. palette: None if the directory has none. vocabulary:
+    None if the model reads no prompt. architecture: as config.json names it."""
 
     config: ImageGPTConfig
     weights: dict[str, torch.Tensor]
     palette: Palette | None
     vocabulary: Vocabulary | None
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    architecture: str = CAUSAL
 
 
 def locate(
@@ -58,69 +56,131 @@ def locate(
 ) -> Path:
     """The directory of a checkpoint: a local one, or a hub id downloaded into huggingface_hub's cache.
 
-    Raises CheckpointError if there is neither such a directory nor such a model, or if the hub can't be reached.
+    Raises CheckpointError if there is neither such a directory nor such a model, or if the hub can't be reached;
+    TypeError for anything but a str or a path.
     """
-    text = os.fspath(name_or_path)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"{path} is a file; a checkpoint is a directory with {CONFIG}")
+    text = _text(name_or_path)
+    try:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            return path
+        found = exists(path)
+    except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte, the home of nobody
+        raise CheckpointError(f"no directory {short(text, 400)}: {error}") from None
+    if found:
+        raise CheckpointError(_advice(path))
     looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text
     if looks_local:
-        raise CheckpointError(f"no directory {text!r}")
+        raise CheckpointError(f"no directory {short(text, 400)}")
+    # Imported here: only who downloads should wait for it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
     try:
         folder = snapshot_download(text, revision=revision, local_files_only=local_files_only, allow_patterns=_WANTED)
     except HFValidationError as error:
-        raise CheckpointError(f"{text!r} is neither a directory nor a model id: {error}") from None
+        raise CheckpointError(f"{short(text, 400)} is neither a directory nor a model id: {error}") from None
     except (LocalEntryNotFoundError, FileNotFoundError) as error:
         where = "in the local cache" if local_files_only else "as a directory, in the local cache or on the hub"
         raise CheckpointError(f"{text!r} was not found {where}: {error}") from None
-    except (HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise CheckpointError(f"{text!r} is no directory, and the hub did not give it: {error}") from None
     return Path(folder)
 
 
+def _text(name_or_path: str | os.PathLike[str]) -> str:
+    text = os.fspath(name_or_path) if isinstance(name_or_path, (str, os.PathLike)) else None
+    if not isinstance(text, str):
+        raise TypeError(f"name_or_path must be a directory or a hub id, a str or a path, not {short(name_or_path)}")
+    return text
+
+
+def _advice(path: Path) -> str:
+    """What to load instead of a file."""
+    start = f"{shown(path)} is a file; a checkpoint is a directory with {CONFIG}"
+    if not path.is_file():
+        return f"{shown(path)} is no directory; a checkpoint is one with {CONFIG}"
+    if path.suffix == ".npy":
+        return f"{start}. Palettes are read with fastigpt.Palette.from_file"
+    if ".ckpt" in path.name:
+        return f"{start}. TensorFlow's checkpoints are converted with `fastigpt convert`"
+    if exists(path.parent / CONFIG):
+        return f"{start}: load {str(path.parent)!r}"
+    return start
+
+
+def stamp(name_or_path: str | os.PathLike[str]) -> Stamp | None:
+    """Differs when the files of a local checkpoint have changed; None where there is no such directory."""
+    try:
+        folder = Path(_text(name_or_path)).expanduser()
+        return CheckpointFiles(folder, _WRITTEN).stamp(_WANTED) if folder.is_dir() else None
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
 def read(folder: Path) -> Checkpoint:
     """Reads and checks a checkpoint directory. Raises CheckpointError naming the file that is missing or wrong."""
-    config_file = folder / CONFIG
-    if not config_file.is_file():
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-        raise CheckpointError(f"{config_file} is missing (found in {folder}: {found})")
-    config = ImageGPTConfig.from_json(config_file.read_bytes(), source=str(config_file))
-    source, weights = _read_weights(folder)
-    weights = check_weights(config, weights, source=str(source))
-    palette = read_palette(folder, config)
-    vocabulary = _read_vocabulary(folder, config)
-    return Checkpoint(config, weights, palette, vocabulary)
+    for _ in range(_ATTEMPTS):
+        before = stamp(folder)
+        failed = None
+        try:
+            found = _read(folder, CheckpointFiles(folder, _WRITTEN.union(PALETTE_ARRAYS)))
+        except CheckpointError as error:
+            failed = error
+        if stamp(folder) == before:
+            if failed is not None:
+                raise failed
+            return found
+    raise CheckpointError(f"{folder} is being written to; it changed while it was read")
 
 
-def check_weights(config: ImageGPTConfig, weights: dict[str, torch.Tensor], *, source: str) -> dict[str, torch.Tensor]:
-    """The tensors a model of this config uses. Raises CheckpointError for missing, misshapen or non-finite ones."""
-    required, optional = config.tensor_shapes(), config.bias_shapes()
-    missing = sorted(required.keys() - weights.keys())
-    if missing:
-        raise CheckpointError(f"{source} lacks {_some(missing)}")
-    extra = sorted(
-        name for name in weights.keys() - required.keys() - optional.keys() if not _MASK_BUFFERS.fullmatch(name)
+def _read(folder: Path, files: CheckpointFiles) -> Checkpoint:
+    config_file = files.path(CONFIG)
+    if not exists(config_file):
+        raise CheckpointError(f"{config_file} is missing (found in {folder}: {_listing(folder)})")
+    data = read_json(config_file)
+    pictures = _read_processor(files.path(PROCESSOR))
+    config = ImageGPTConfig.from_dict(data, source=str(config_file), size=pictures.size if pictures else None)
+    architecture = _architecture(data, str(config_file))
+    source, stored = open_weights(folder, files.path)
+    weights = check_tensors(
+        config,
+        canonical_names(stored, str(source)),
+        source=str(source),
+        n_positions=data["n_positions"],
+        headless=architecture != CAUSAL,
+        own=True,
     )
-    if extra:
-        warnings.warn(f"{source} also holds {_some(extra)}, which an Image GPT does not use", stacklevel=3)
-    kept = {}
-    for name, shape in {**required, **optional}.items():
-        if name not in weights:
-            continue
-        tensor = weights[name]
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{source}: {name} has shape {tuple(tensor.shape)}, config.json asks for {shape}")
-        if tensor.dtype not in _FLOATS:
-            raise CheckpointError(f"{source}: {name} is {tensor.dtype}, expected a floating-point tensor")
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
-        if name in optional and not bool(tensor.any()):
-            continue
-        kept[name] = tensor.contiguous()
-    return kept
+    palette = _palette(files, pictures, config)
+    preprocessing = Preprocessing()
+    if pictures is not None and palette is not None:
+        preprocessing = pictures.preprocessing_for(config.height, config.width, str(files.path(PROCESSOR)))
+    vocabulary = _read_vocabulary(files.path(PROMPT), config)
+    return Checkpoint(
+        config, weights, palette, vocabulary, preprocessing, architecture if HEAD not in weights else CAUSAL
+    )
+
+
+def _listing(folder: Path) -> str:
+    try:
+        return ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+    except OSError as error:
+        return str(error.strerror)
+
+
+def _architecture(data: Any, source: str) -> str:
+    names = data.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{source}: architectures must be a list of names, not {short(names)}")
+    return CAUSAL if CAUSAL in names else short(names[0])[1:-1] if names else "of no named architecture"
+
+
+def check_weights(
+    config: ImageGPTConfig, weights: Mapping[str, torch.Tensor], *, source: str
+) -> dict[str, torch.Tensor]:
+    """The tensors a model of this config uses. Raises CheckpointError for missing, misshapen or non-finite ones."""
+    stored = in_memory(weights)
+    return check_tensors(config, stored, source=source, n_positions=config.n_pixels, headless=False, own=False)
 
 
 def write(
@@ -129,111 +189,80 @@ def write(
     weights: dict[str, torch.Tensor],
     palette: Palette | None,
     vocabulary: Vocabulary | None,
+    preprocessing: Preprocessing | None = None,
+    architecture: str = CAUSAL,
 ) -> None:
-    """Writes a directory that transformers' ImageGPT classes open as well. Nothing half-written stays behind."""
+    """Writes a directory that transformers' ImageGPT classes open as well. An older checkpoint in it is replaced: a
+    reader finds the old one or the new, whenever the writer dies, and files that are no checkpoint's stay."""
+    pictures = preprocessing or Preprocessing()
 
     def fill(target: Path) -> None:
-        (target / CONFIG).write_text(config.to_json() + "\n")
-        tensors = dict(weights)
-        # transformers' class has biases everywhere and would start those it doesn't find at random.
-        for name, shape in config.bias_shapes().items():
-            tensors.setdefault(name, torch.zeros(shape, dtype=tensors["lm_head.weight"].dtype))
-        save_file({k: v.contiguous() for k, v in tensors.items()}, target / SAFETENSORS, metadata={"format": "pt"})
+        _write_json(target / CONFIG, json.loads(config.to_json()) | {"architectures": [architecture]})
+        save_file(_tensors_to_write(config, weights), target / SAFETENSORS, metadata={"format": "pt"})
         if palette is not None:
-            (target / PROCESSOR).write_text(json.dumps(processor_config(config, palette), indent=2) + "\n")
+            _write_json(target / PROCESSOR, processor.config(palette, pictures, config.height, config.width))
         if vocabulary is not None:
             (target / PROMPT).write_text(vocabulary.to_json() + "\n")
 
-    write_folder(folder, fill)
+    # A palette beside the weights is read if preprocessor_config.json has none, so it may not be another model's.
+    save.replace(folder, fill, _WRITTEN if palette is not None else _WRITTEN.union(PALETTE_ARRAYS))
 
 
-def processor_config(config: ImageGPTConfig, palette: Palette) -> dict[str, Any]:
-    """What transformers' ImageGPTImageProcessor reads: how an image becomes a canvas, and the palette."""
-    return {
-        "image_processor_type": "ImageGPTImageProcessor",
-        "clusters": [[float(v) for v in row] for row in palette.clusters],
-        "do_color_quantize": True,
-        "do_normalize": True,
-        "do_resize": True,
-        "resample": 2,
-        "size": {"height": config.height, "width": config.width},
-    }
+def _tensors_to_write(config: ImageGPTConfig, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous, none sharing memory with another, and with all biases: transformers' class would start those it
+    doesn't find at random."""
+    dtype = weights["transformer.wte.weight"].dtype
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        storage = tensor.untyped_storage()
+        alone = storage.data_ptr() not in seen and storage.nbytes() == tensor.nbytes and tensor.is_contiguous()
+        tensors[name] = tensor if alone else tensor.contiguous().clone()
+        seen.add(storage.data_ptr())
+    for name, shape in config.bias_shapes().items():
+        if name not in tensors:
+            tensors[name] = torch.zeros(shape, dtype=dtype, device="cpu")
+    return tensors
 
 
-def _read_weights(folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
-    for name, reader in ((SAFETENSORS, _read_safetensors), (PICKLE, _read_pickle)):
-        path, index = folder / name, folder / f"{name}.index.json"
-        if path.is_file():
-            return path, reader(path)
-        if index.is_file():
-            return index, _read_shards(index, reader)
-    raise CheckpointError(f"{folder} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or sharded")
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n")
 
 
-def _read_shards(index: Path, reader: Any) -> dict[str, torch.Tensor]:
-    data = _read_json(index)
-    shard_of = data.get("weight_map") if isinstance(data, dict) else None
-    if not isinstance(shard_of, dict) or not all(isinstance(v, str) for v in shard_of.values()):
-        raise CheckpointError(f'{index} has no "weight_map" from tensor names to file names')
-    weights: dict[str, torch.Tensor] = {}
-    for shard in sorted(set(shard_of.values())):
-        if Path(shard).name != shard or shard in {"", ".", ".."}:
-            raise CheckpointError(f"{index} names a file outside its directory: {shard!r}")
-        if not (index.parent / shard).is_file():
-            raise CheckpointError(f"{index} names {shard}, which is missing")
-        weights.update(reader(index.parent / shard))
-    missing = sorted(shard_of.keys() - weights.keys())
-    if missing:
-        raise CheckpointError(f"{index} promises {_some(missing)}, which no shard holds")
-    return weights
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_processor(path: Path) -> Processor | None:
+    if not exists(path):
+        return None
+    data = read_json(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-    except SafetensorError as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
-
-
-def _read_pickle(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except DAMAGED_PICKLE as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{path} is damaged, or holds more than tensors: {reason[0]}") from None
-    if not isinstance(data, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in data.items()
-    ):
-        raise CheckpointError(f"{path} must hold a dictionary from names to tensors")
-    return data
+        return processor.parse(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
 
 
 def read_palette(folder: Path, config: ImageGPTConfig) -> Palette | None:
-    processor = folder / PROCESSOR
-    if processor.is_file():
-        data = _read_json(processor)
-        clusters = data.get("clusters") if isinstance(data, dict) else None
-        if clusters is not None:
-            return _palette(clusters, config, str(processor))
-    for name in PALETTE_ARRAYS:
-        path = folder / name
-        if path.is_file():
-            return read_palette_array(path, config)
+    """The palette of a checkpoint directory, None if it has none."""
+    files = CheckpointFiles(folder, _WRITTEN.union(PALETTE_ARRAYS))
+    return _palette(files, _read_processor(files.path(PROCESSOR)), config)
+
+
+def _palette(files: CheckpointFiles, pictures: Processor | None, config: ImageGPTConfig) -> Palette | None:
+    if pictures is not None and pictures.clusters is not None:
+        path = files.path(PROCESSOR)
+        try:
+            palette = pictures.palette()
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from None
+        assert palette is not None
+        return _matching(palette, config, str(path))
+    for path in map(files.path, PALETTE_ARRAYS):
+        if exists(path):
+            return read_palette_array(path, config, value_range=None if pictures is None else pictures.value_range)
     return None
 
 
-def read_palette_array(path: Path, config: ImageGPTConfig) -> Palette:
+def read_palette_array(path: Path, config: ImageGPTConfig, *, value_range: Any = None) -> Palette:
     """A palette from a .npy file, as OpenAI published it (kmeans_centers.npy)."""
-    return _matching(Palette.from_file(path), config, str(path))
-
-
-def _palette(clusters: Any, config: ImageGPTConfig, source: str) -> Palette:
-    try:
-        palette = Palette(np.asarray(clusters, dtype=np.float32))
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    return _matching(palette, config, source)
+    return _matching(Palette.from_file(path, value_range=value_range), config, str(path))
 
 
 def _matching(palette: Palette, config: ImageGPTConfig, source: str) -> Palette:
@@ -242,14 +271,14 @@ def _matching(palette: Palette, config: ImageGPTConfig, source: str) -> Palette:
     return palette
 
 
-def _read_vocabulary(folder: Path, config: ImageGPTConfig) -> Vocabulary | None:
-    path = folder / PROMPT
+def _read_vocabulary(path: Path, config: ImageGPTConfig) -> Vocabulary | None:
     if not config.n_words:
         return None
-    if not path.is_file():
+    if not exists(path):
         raise CheckpointError(f"{path} is missing: the model reads prompts of {config.n_words} words")
+    data = read_json(path)
     try:
-        vocabulary = Vocabulary.from_json(path.read_text())
+        vocabulary = Vocabulary.from_dict(data)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     if (vocabulary.n_words, vocabulary.max_words) != (config.n_words, config.prompt_length):
@@ -258,15 +287,3 @@ def _read_vocabulary(folder: Path, config: ImageGPTConfig) -> Vocabulary | None:
             f"the model {config.n_words} and {config.prompt_length}"
         )
     return vocabulary
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:4])
-    return shown if len(names) <= 4 else f"{shown} and {len(names) - 4} more"

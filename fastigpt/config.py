@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fastigpt.errors import CheckpointError
+from fastigpt.untrusted import parse_json, short
 
 # n_layer, n_head, n_embd (OpenAI, "Generative Pretraining from Pixels", 2020). The heads of xl were not published; 24
 # gives head_dim 128.
@@ -23,6 +25,9 @@ PRESETS: dict[str, tuple[int, int, int]] = {
     "xl": (60, 24, 3072),
 }
 ACTIVATION = "quick_gelu"  # x · sigmoid(1.702 x), the only one the family uses
+_MOST_LAYERS = 2**14
+_MOST = 2**24  # of every other size; what the engines' 32-bit indices are safe with
+_SMALLEST_EPSILON = 1.2e-38  # smaller ones are 0 in float32
 
 
 @dataclass(frozen=True)
@@ -49,10 +54,13 @@ class ImageGPTConfig:
     def __post_init__(self) -> None:
         if self.n_inner is None and isinstance(self.n_embd, int):
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        for name in ("n_layer", "n_head", "n_embd", "n_inner", "height", "width", "n_colors"):
+        _check_int("n_layer", self.n_layer, 1, _MOST_LAYERS)
+        for name in ("n_head", "n_embd", "n_inner", "height", "width", "n_colors"):
             _check_int(name, getattr(self, name), 1)
         for name in ("n_words", "prompt_length"):
             _check_int(name, getattr(self, name), 0)
+        if self.n_pixels > _MOST:
+            raise CheckpointError(f"a canvas has at most {_MOST} pixels, not {self.height} × {self.width}")
         if self.n_embd % self.n_head:
             raise CheckpointError(f"n_head ({self.n_head}) must divide n_embd ({self.n_embd})")
         if bool(self.n_words) != bool(self.prompt_length):
@@ -60,8 +68,10 @@ class ImageGPTConfig:
                 f"n_words ({self.n_words}) and prompt_length ({self.prompt_length}) must both be 0 or both be positive"
             )
         epsilon = self.layer_norm_epsilon
-        if not isinstance(epsilon, (int, float)) or not math.isfinite(epsilon) or epsilon <= 0:
-            raise CheckpointError(f"layer_norm_epsilon must be a positive number, not {epsilon!r}")
+        if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not _SMALLEST_EPSILON <= epsilon <= 1:
+            raise CheckpointError(
+                f"layer_norm_epsilon must be a number from {_SMALLEST_EPSILON} to 1, not {short(epsilon)}"
+            )
 
     @classmethod
     def preset(cls, name: str, *, resolution: int = 32) -> ImageGPTConfig:
@@ -155,29 +165,35 @@ class ImageGPTConfig:
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "config.json") -> ImageGPTConfig:
         """Reads a config.json of transformers or of this library. `source` names the file in errors."""
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise CheckpointError(f"{source} is not JSON: {error}") from None
+        return cls.from_dict(parse_json(text, source), source=source)
+
+    @classmethod
+    def from_dict(
+        cls, data: Any, *, source: str = "config.json", size: tuple[int, int] | None = None
+    ) -> ImageGPTConfig:
+        """The same from parsed JSON. size: height and width that images are resized to (of preprocessor_config.json):
+        it tells the canvas where n_positions alone does not. Positions beyond the canvas (of classes, say) are no
+        concern of a model that draws: the first height · width are its own."""
         if not isinstance(data, dict):
             raise CheckpointError(f"{source} must hold a JSON object, not {type(data).__name__}")
         try:
-            return cls._from_dict(data)
+            return cls._from_dict(data, size)
         except CheckpointError as error:
             raise CheckpointError(f"{source}: {error}") from None
 
     @classmethod
-    def _from_dict(cls, data: dict[str, Any]) -> ImageGPTConfig:
+    def _from_dict(cls, data: dict[str, Any], size: tuple[int, int] | None) -> ImageGPTConfig:
         if data.get("model_type", "imagegpt") != "imagegpt":
-            raise CheckpointError(f'model_type is {data["model_type"]!r}; only "imagegpt" can be loaded')
+            raise CheckpointError(f'model_type is {short(data["model_type"])}; only "imagegpt" can be loaded')
         for key, expected in {
             "activation_function": ACTIVATION,
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
             "tie_word_embeddings": False,
+            "add_cross_attention": False,
         }.items():
             if data.get(key, expected) != expected:
-                raise CheckpointError(f"{key} is {data[key]!r}; Image GPT has {expected!r}")
+                raise CheckpointError(f"{key} is {short(data[key])}; Image GPT has {expected!r}")
         for key in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             if key not in data:
                 raise CheckpointError(f"{key} is missing")
@@ -185,12 +201,18 @@ class ImageGPTConfig:
         _check_int("n_positions", data["n_positions"], 1)
         own = data.get("fastigpt", {})
         if not isinstance(own, dict):
-            raise CheckpointError(f'"fastigpt" must be an object, not {own!r}')
-        side = math.isqrt(data["n_positions"])
-        height, width = own.get("height", side), own.get("width", side)
+            raise CheckpointError(f'"fastigpt" must be an object, not {short(own)}')
+        guess = _canvas(data["n_positions"], size)
+        height, width = own.get("height", guess[0]), own.get("width", guess[1])
+        if not {"height", "width"} & own.keys() and math.prod(guess) < data["n_positions"] and guess != size:
+            warnings.warn(
+                f"n_positions is {data['n_positions']}: the canvas is taken to be {height} × {width}, the positions "
+                'behind it for no pixels; "fastigpt": {"height": …, "width": …} in config.json spells the canvas out',
+                stacklevel=2,
+            )
         _check_int("height", height, 1)
         _check_int("width", width, 1)
-        if height * width != data["n_positions"]:
+        if height * width > data["n_positions"]:
             raise CheckpointError(f"n_positions is {data['n_positions']}, but the canvas is {height} × {width}")
         return cls(
             n_layer=data["n_layer"],
@@ -211,6 +233,18 @@ class ImageGPTConfig:
         return [f"{f.name}: {mine[f.name]} / {theirs[f.name]}" for f in fields(self) if mine[f.name] != theirs[f.name]]
 
 
-def _check_int(name: str, value: object, minimum: int) -> None:
+def _canvas(n_positions: int, size: tuple[int, int] | None) -> tuple[int, int]:
+    """Height and width where config.json does not spell them out: a square, and what is left over are no pixels."""
+    side = math.isqrt(n_positions)
+    if size is not None and (
+        size[0] * size[1] == n_positions or (side * side < n_positions and size[0] * size[1] < n_positions)
+    ):
+        return size
+    return side, side
+
+
+def _check_int(name: str, value: object, minimum: int, maximum: int = _MOST) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise CheckpointError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
+        raise CheckpointError(f"{name} must be a whole number of at least {minimum}, not {short(value)}")
+    if value > maximum:
+        raise CheckpointError(f"{name} must be at most {maximum}, not {short(value)}")

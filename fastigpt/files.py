@@ -23,7 +23,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's files are private
+        temporary.chmod(0o666 & ~umask())  # mkstemp's files are private
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -60,9 +60,9 @@ def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         write(temporary)
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         for file in temporary.iterdir():
-            file.chmod(0o666 & ~_umask())  # safetensors makes its files private
+            file.chmod(0o666 & ~umask())  # safetensors makes its files private
         if not target.exists():
             os.replace(temporary, target)
             return
@@ -72,7 +72,7 @@ def write_folder(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
+def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt import checkpoint, images, waves
-from fastigpt.arguments import output_kind, prompt_ids, token_array, whole, window_size
+from fastigpt import checkpoint, images
+from fastigpt.arguments import is_int64, prompt_ids, token_array, whole
 from fastigpt.bundled import bundled_palette
 from fastigpt.config import ImageGPTConfig
-from fastigpt.engine import Engine, Job, OnRow
+from fastigpt.drawing import Draws
+from fastigpt.engine import Engine
+from fastigpt.engine.arithmetic import finite
 from fastigpt.engine.choose import build
+from fastigpt.errors import CheckpointError
+from fastigpt.options import DEFAULTS, LoadOptions, ModelOptions, model_options
+from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.palette import Palette
-from fastigpt.particles import CANDIDATE, MOST
-from fastigpt.particles import run as run_particles
+from fastigpt.processor import Preprocessing
 from fastigpt.prompts import Vocabulary
-from fastigpt.sampling import checked_drawing, fresh_seed
-from fastigpt.streaming import RowStream
-from fastigpt.waves import Stats
+from fastigpt.signatures import takes_options
+from fastigpt.tensor_names import HEAD
 
 _SCORING_BATCH = 16  # images scored at a time by nll and features
 
 
-class ImageGPT:
+class ImageGPT(Draws):
     """An Image GPT with an engine. Made by `from_pretrained`, `from_config` or `fastigpt.load`; safe to share between
     threads.
 
     config, palette (None if the checkpoint has none), vocabulary (None if the model reads no prompt), name, device,
-    dtype, backend say what it is.
+    dtype, backend say what it is. A model whose weights lack lm_head.weight (`architecture` names it) has features and
+    draws nothing. Pickles and deep copies hold the weights once and build an engine of their own; copy.copy shares it.
     """
 
+    @takes_options(DEFAULTS)
     def __init__(
         self,
         config: ImageGPTConfig,
@@ -43,31 +49,37 @@ class ImageGPT:
         *,
         palette: Palette | None = None,
         vocabulary: Vocabulary | None = None,
-        name: str = "",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        kv_dtype: torch.dtype | str | None = None,
-        backend: str = "auto",
+        preprocessing: Preprocessing | None = None,
+        architecture: str = checkpoint.CAUSAL,
+        **options: Unpack[ModelOptions],
     ) -> None:
-        self.config, self.weights, self.palette, self.vocabulary, self.name = config, weights, palette, vocabulary, name
-        self.engine: Engine = build(config, weights, backend=backend, device=device, dtype=dtype, kv_dtype=kv_dtype)
+        """config and weights, named and shaped as `config.tensor_shapes()` says. palette: for images. vocabulary: of a
+        model that reads prompts. preprocessing: how images become canvases. architecture: transformers' class."""
+        self.name, load = model_options(options)
+        self.config, self.weights, self.palette, self.vocabulary = config, weights, palette, vocabulary
+        self.preprocessing, self.architecture = preprocessing or Preprocessing(), architecture
+        if HEAD not in weights and architecture != checkpoint.CAUSAL:
+            # Engines have a head. This one is never looked at: whatever needs one asks _require_head first.
+            head = torch.zeros(config.tensor_shapes()[HEAD], dtype=torch.float32, device="cpu")
+            weights = {**weights, HEAD: head}
+        with self._named():
+            self.engine: Engine = build(config, weights, **load)
+        self._watch = None if cannot_overflow(config, weights) else OverflowWatch(config, weights)
 
     @classmethod
+    @takes_options(DEFAULTS)
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str],
         *,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        kv_dtype: torch.dtype | str | None = None,
-        backend: str = "auto",
         revision: str | None = None,
         local_files_only: bool = False,
+        **options: Unpack[LoadOptions],
     ) -> ImageGPT:
-        """Loads a local directory or a hub id: config.json; model.safetensors, whole or sharded, or pytorch_model.bin;
-        the palette from preprocessor_config.json, clusters.npy or kmeans_centers.npy.
+        """Loads a local directory or a hub id (name_or_path): config.json; model.safetensors, whole or sharded, or
+        pytorch_model.bin; the palette from preprocessor_config.json, clusters.npy or kmeans_centers.npy.
 
-        device None: CUDA if there is one. dtype, kv_dtype None: what the engine does best. Raises CheckpointError.
+        revision: of a hub id, a branch, tag or commit. local_files_only: do not ask the hub. Raises CheckpointError.
         """
         folder = checkpoint.locate(name_or_path, revision=revision, local_files_only=local_files_only)
         found = checkpoint.read(folder)
@@ -76,46 +88,80 @@ class ImageGPT:
             found.weights,
             palette=found.palette,
             vocabulary=found.vocabulary,
+            preprocessing=found.preprocessing,
+            architecture=found.architecture,
             name=os.fspath(name_or_path),
-            device=device,
-            dtype=dtype,
-            kv_dtype=kv_dtype,
-            backend=backend,
+            **options,
         )
 
     @classmethod
-    def from_config(
-        cls,
-        config: ImageGPTConfig,
-        *,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | str | None = None,
-        kv_dtype: torch.dtype | str | None = None,
-        backend: str = "auto",
-    ) -> ImageGPT:
-        """Random weights, as transformers initialises them: normal with deviation 0.02, norms 1. For trying shapes and
-        measuring; 512-colour models get the bundled palette, so that they can draw (noise)."""
-        generator = torch.Generator().manual_seed(whole("seed", seed, 0, 2**63 - 1))
+    @takes_options(DEFAULTS)
+    def from_config(cls, config: ImageGPTConfig, *, seed: int = 0, **options: Unpack[LoadOptions]) -> ImageGPT:
+        """A model of this config with random weights, as transformers initialises them: normal with deviation 0.02,
+        norms 1; the same for the same seed. For trying shapes and measuring; 512-colour models get the bundled palette,
+        so that they can draw (noise)."""
+        generator = torch.Generator("cpu").manual_seed(whole("seed", seed, 0, 2**63 - 1))
         weights = {
-            name: torch.ones(shape) if len(shape) == 1 else torch.empty(shape).normal_(0, 0.02, generator=generator)
-            for name, shape in config.tensor_shapes().items()
+            name: torch.ones(shape, dtype=torch.float32, device="cpu") for name, shape in config.tensor_shapes().items()
         }
+        for tensor in weights.values():
+            if tensor.ndim > 1:
+                tensor.normal_(0, 0.02, generator=generator)
         palette = bundled_palette()
         return cls(
             config,
             weights,
             palette=palette if palette.n_colors == config.n_colors else None,
             name="random weights",
-            device=device,
-            dtype=dtype,
-            kv_dtype=kv_dtype,
-            backend=backend,
+            **options,
         )
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a directory that `from_pretrained` and transformers open. Files are written beside and renamed."""
-        checkpoint.write(directory, self.config, self.weights, self.palette, self.vocabulary)
+        """Writes a directory that `from_pretrained` and transformers open. A checkpoint that is there is replaced, its
+        palette and prompt included; whoever reads it meanwhile, or after a kill, finds the old one or the new. Other
+        files in it stay."""
+        checkpoint.write(
+            directory, self.config, self.weights, self.palette, self.vocabulary, self.preprocessing, self.architecture
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        told = {
+            "palette": self.palette,
+            "vocabulary": self.vocabulary,
+            "preprocessing": self.preprocessing,
+            "architecture": self.architecture,
+            "name": self.name,
+            "device": self.device,
+            "dtype": self.dtype,
+            "kv_dtype": self.engine.kv_dtype,
+            "backend": self.backend,
+        }
+        return _rebuilt, (type(self), self.config, self.weights, told)
+
+    def __copy__(self) -> ImageGPT:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def _check_overflow(self, tokens: torch.Tensor, words: torch.Tensor | None) -> None:
+        if self._watch is not None:
+            with self._named():
+                self._watch.check(tokens, words)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Engines know no names: what is wrong with the weights is told with the model's."""
+        try:
+            yield
+        except CheckpointError as error:
+            raise type(error)(f"{self.name or 'model'}: {error}") from None
+
+    def _require_head(self) -> None:
+        if HEAD not in self.weights:
+            raise CheckpointError(
+                f"{self.name or 'the model'} is {_article(self.architecture)} without a head for colours "
+                f"({HEAD}): it gives features, but cannot draw or score images"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -136,214 +182,13 @@ class ImageGPT:
             f"backend={self.backend!r}, device={str(self.device)!r}, dtype={self.dtype})"
         )
 
-    # --- drawing -------------------------------------------------------------------------------------------------
-
-    def sample(
-        self,
-        n: int = 1,
-        *,
-        prompt: str | Sequence[str] | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        first_index: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        output_type: str = "pil",
-        batch_size: int | None = None,
-        window: int | str = "auto",
-        draft: ImageGPT | str | os.PathLike[str] | None = None,
-        progress: bool | None = None,
-        return_stats: bool = False,
-    ) -> Any:
-        """Draws n images.
-
-        prompt: one for all or one for each, for models that read text; guidance_scale (≥ 0) strengthens it.
-        seed: image k of a job is always the same picture: `sample(1, seed=s, first_index=k)`. None draws a seed; it is
-        in `image.info["seed"]` of each PIL image and in the stats.
-        temperature ≥ 0 (0: argmax), top_k ≥ 1, top_p in (0, 1]: as in transformers, applied in that order.
-        output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, H·W].
-        batch_size: images at a time (None: what fits memory); window: tokens per pass (fixed-point sampling); draft: a
-        smaller model with the same palette that guesses the windows. None of them changes the result. progress: None
-        shows a bar if stderr is a terminal. return_stats: also returns Stats.
-        """
-        count = whole("n", n, 1)
-        kind = self._checked_output(output_type)
-        tokens = torch.full((count, self.config.n_pixels), -1, dtype=torch.int64)
-        job, limit = self._job(
-            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
-        )
-        filled, stats = self._run(job, limit, progress)
-        result = self._output(filled, kind, stats.seed, first_index)
-        return (result, stats) if return_stats else result
-
-    def complete(
-        self,
-        images: Any,
-        n: int = 1,
-        *,
-        rows: int | None = None,
-        mask: Any = None,
-        particles: int = 1,
-        prompt: str | Sequence[str] | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        first_index: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        output_type: str = "pil",
-        batch_size: int | None = None,
-        window: int | str = "auto",
-        draft: ImageGPT | str | os.PathLike[str] | None = None,
-        progress: bool | None = None,
-        return_stats: bool = False,
-    ) -> Any:
-        """Draws n results for each image, keeping what is known exactly (as the palette has it); result j of image i
-        comes at i·n + j.
-
-        images: as for `encode`. What to draw anew, one of: rows = keep the first `rows` rows; mask (bool, True = draw
-        anew) [H, W] or [n_images, H, W] at the size of the canvas or of the images; transparent parts of the images.
-        particles: candidates per result. 1 draws each unknown cell from what is before it; more are resampled by how
-        well they predict the known cells after the hole (see particles.py), and take as many times longer and more.
-        Where nothing known follows the unknown cells they change nothing. prompt: one for all or one for each image.
-        The other arguments are those of `sample`.
-        """
-        count = whole("n", n, 1)
-        candidates = whole("particles", particles, 1, MOST)
-        kind = self._checked_output(output_type)
-        pictures = _pictures(images)
-        known = self.known_cells(pictures, rows=rows, mask=mask)
-        if prompt is not None and not isinstance(prompt, str):
-            prompt = [text for text in prompt for _ in range(count)]
-            if len(prompt) != len(pictures) * count:
-                raise ValueError(f"prompt has {len(prompt) // count} entries for {len(pictures)} images")
-        tokens = self._encode(pictures).masked_fill(~known, -1).repeat_interleave(count, 0)
-        job, limit = self._job(
-            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
-        )
-        filled, stats = self._run(job, limit, progress, particles=candidates)
-        result = self._output(filled, kind, stats.seed, first_index)
-        return (result, stats) if return_stats else result
-
-    def fill(
-        self,
-        tokens: torch.Tensor,
-        *,
-        prompt: str | Sequence[str] | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        first_index: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        batch_size: int | None = None,
-        window: int | str = "auto",
-        draft: ImageGPT | str | os.PathLike[str] | None = None,
-        progress: bool | None = None,
-        on_row: OnRow | None = None,
-        return_stats: bool = False,
-    ) -> Any:
-        """int64 [B, H·W]: the unknown tokens drawn in raster order, the known ones kept exactly.
-
-        tokens: int64 [B, H·W], −1 = draw. on_row(images, row, tokens) is called with every finished row of every wave:
-        a range of images, the row's number and its tokens int64 [len(images), W]. The other arguments are `sample`'s.
-        """
-        checked = token_array("tokens", tokens, self.config, unknown=True, whole_canvas=True)
-        job, limit = self._job(
-            checked, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
-        )
-        filled, stats = self._run(job, limit, progress, on_row=on_row)
-        return (filled, stats) if return_stats else filled
-
-    def _run(
-        self, job: Job, limit: int | None, progress: bool | None, *, on_row: OnRow | None = None, particles: int = 1
-    ) -> tuple[torch.Tensor, Stats]:
-        count = len(job.tokens)
-        if particles == 1:
-            filled, seconds, count_waves = waves.run(
-                self.engine, job, batch_size=limit, on_row=on_row, progress=progress
-            )
-        else:
-            whole("first_index", int(job.index[0]), 0, CANDIDATE - count)  # above it the candidates have their noise
-            filled, seconds, count_waves = run_particles(
-                self.engine, job, particles, batch_size=limit, progress=progress
-            )
-        canvas = (count, self.config.height, self.config.width)
-        drawn = (job.tokens < 0).view(canvas)
-        return filled.tokens, Stats(job.drawing.seed, drawn, filled.pass_starts.view(canvas), seconds, count_waves)
-
-    def _job(
-        self,
-        tokens: torch.Tensor,
-        prompt: str | Sequence[str] | None,
-        guidance_scale: float | None,
-        seed: int | None,
-        first_index: int,
-        temperature: float,
-        top_k: int | None,
-        top_p: float | None,
-        batch_size: int | None,
-        window: int | str,
-        draft: ImageGPT | str | os.PathLike[str] | None,
-    ) -> tuple[Job, int | None]:
-        """A job of checked arguments, and how many images to draw at a time."""
-        count = len(tokens)
-        used = fresh_seed() if seed is None else seed
-        drawing = checked_drawing(used, temperature, top_k, top_p, guidance_scale)
-        if guidance_scale is not None and prompt is None:
-            raise ValueError("guidance_scale was given without a prompt to follow")
-        start = whole("first_index", first_index, 0, 2**63 - count)
-        words = prompt_ids(prompt, count, self.vocabulary)
-        job = Job(
-            tokens=tokens,
-            index=torch.arange(start, start + count),
-            source=waves.sources(tokens, words),
-            prompt=words,
-            drawing=drawing,
-            window=window_size(window),
-            draft=None if draft is None else self._drafting(draft),
-        )
-        return job, None if batch_size is None else whole("batch_size", batch_size, 1)
-
-    def stream(
-        self,
-        tokens_or_n: torch.Tensor | int,
-        *,
-        prompt: str | Sequence[str] | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        first_index: int = 0,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        batch_size: int | None = None,
-        window: int | str = "auto",
-        draft: ImageGPT | str | os.PathLike[str] | None = None,
-    ) -> RowStream:
-        """`fill` (or `sample`, for a number) as an iterator of finished rows: (images, row, tokens), a range of images
-        of the job, the row's number, and its tokens int64 [len(images), W]; every row of every image comes once.
-
-        The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
-        arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same
-        time: each job gets the tokens it would get alone, and its own memory (a cache for all images of its wave).
-        """
-        if isinstance(tokens_or_n, (torch.Tensor, np.ndarray)):
-            tokens = token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True)
-        else:
-            tokens = torch.full((whole("tokens_or_n", tokens_or_n, 1), self.config.n_pixels), -1, dtype=torch.int64)
-        job, limit = self._job(
-            tokens, prompt, guidance_scale, seed, first_index, temperature, top_k, top_p, batch_size, window, draft
-        )
-        return RowStream(
-            lambda on_row: waves.run(self.engine, job, batch_size=limit, on_row=on_row, progress=False),
-            job.drawing.seed,
-        )
+    # --- drawing: see Draws -----------------------------------------------------------------------------------
 
     def _drafting(self, draft: ImageGPT | str | os.PathLike[str]) -> Engine:
         """The engine of a smaller model that may draft for this one."""
         if not isinstance(draft, ImageGPT):
-            draft = _loaded_draft(os.fspath(draft), str(self.device), self.backend)
+            draft = _loaded_draft(os.fspath(draft), checkpoint.stamp(draft), str(self.device), self.backend)
+        draft._require_head()
         mine, theirs = self.config, draft.config
         if (mine.height, mine.width, mine.n_colors) != (theirs.height, theirs.width, theirs.n_colors):
             raise ValueError(
@@ -358,73 +203,30 @@ class ImageGPT:
             )
         return draft.engine
 
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        *,
-        max_length: int | None = None,
-        max_new_tokens: int | None = None,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        num_return_sequences: int = 1,
-        generator: torch.Generator | None = None,
-        seed: int | None = None,
-        batch_size: int | None = None,
-        window: int | str = "auto",
-    ) -> torch.Tensor:
-        """int64 [B · num_return_sequences, T]: as transformers' generate, faster. Ids begin with the start token.
-
-        input_ids: int64 [B, 1 + known pixels]. Without max_length or max_new_tokens the whole canvas is drawn.
-        do_sample=False takes the argmax. The seed comes from `seed`, else from `generator`, else from the system.
-        """
-        config = self.config
-        given = self._checked_ids(input_ids)
-        copies = whole("num_return_sequences", num_return_sequences, 1)
-        if max_length is not None and max_new_tokens is not None:
-            raise ValueError("give max_length or max_new_tokens, not both")
-        end = config.n_pixels + 1
-        if max_length is not None:
-            end = whole("max_length", max_length, given.shape[1] + 1, config.n_pixels + 1)
-        if max_new_tokens is not None:
-            end = given.shape[1] + whole("max_new_tokens", max_new_tokens, 1, config.n_pixels + 1 - given.shape[1])
-        if not do_sample and copies > 1:
-            raise ValueError(f"num_return_sequences is {copies}, but without do_sample all would be the same")
-        if seed is None:
-            seed = fresh_seed() if generator is None else int(torch.randint(0, 2**63 - 1, (), generator=generator))
-        tokens = torch.full((len(given) * copies, config.n_pixels), -1, dtype=torch.int64)
-        tokens[:, : given.shape[1] - 1] = given[:, 1:].repeat_interleave(copies, 0)
-        tokens[:, end - 1 :] = 0  # beyond max_length nothing is drawn: whatever is known there is never looked at
-        filters = (temperature, top_k, top_p) if do_sample else (0.0, None, None)
-        job, limit = self._job(tokens, None, None, seed, 0, *filters, batch_size, window, None)
-        filled, _ = self._run(job, limit, progress=False)
-        start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64)
-        return torch.cat([start, filled[:, : end - 1]], 1).to(input_ids.device)
-
-    def _checked_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        config = self.config
-        if not isinstance(input_ids, torch.Tensor) or input_ids.dtype != torch.int64:
-            raise TypeError(f"input_ids must be an int64 tensor, not {getattr(input_ids, 'dtype', type(input_ids))}")
-        if input_ids.ndim != 2 or len(input_ids) == 0 or not 1 <= input_ids.shape[1] <= config.n_pixels:
-            raise ValueError(f"input_ids must be [B, 1 to {config.n_pixels}], not {list(input_ids.shape)}")
-        if bool((input_ids[:, 0] != config.start_token).any()):
-            raise ValueError(f"input_ids must begin with the start token, {config.start_token}")
-        if input_ids.shape[1] > 1:
-            token_array("input_ids after the start token", input_ids[:, 1:], config)
-        return input_ids.cpu()
-
     # --- images and tokens ---------------------------------------------------------------------------------------
 
     def encode(self, images: Any) -> torch.Tensor:
-        """int64 [n, H·W]: images of any size as tokens. PIL images of any mode, uint8 arrays [(n,) H, W, 3], uint8
-        tensors [(n,) 3, H, W], or a list of them; resized to the canvas as transformers' PIL processor does."""
+        """int64 [n, H·W]: images of any size as tokens, resized to the canvas as transformers' PIL processor does, with
+        the filter that the checkpoint names. CheckpointError if it asks for what cannot be done, by name.
+
+        images: file names, PIL images of any mode (both turned upright by their EXIF orientation, transparent parts on
+        white), arrays [H, W], [H, W, 3], [n, H, W], [n, H, W, 3], tensors [H, W], [3, H, W], [n, H, W], [n, 3, H, W],
+        of uint8, bool or floats in [0, 1]; or a list of them (see `fastigpt.images.as_image_list`).
+        """
         return self._encode(_pictures(images))
 
     def _encode(self, pictures: list[Image.Image]) -> torch.Tensor:
-        height, width = self.config.height, self.config.width
-        pixels = np.stack([images.to_canvas(picture, height, width) for picture in pictures])
-        tokens = self._palette().encode(pixels)
+        height, width, how = self.config.height, self.config.width, self.preprocessing
+        palette = self._palette()
+        if how.refused is not None:
+            raise CheckpointError(how.refused)
+        odd = next((picture.size for picture in pictures if picture.size != (width, height)), None)
+        if odd is not None and not how.do_resize:
+            raise ValueError(
+                f"images must be {width} × {height}, not {odd[0]} × {odd[1]}: {self.name} does not resize (do_resize)"
+            )
+        pixels = np.stack([images.to_canvas(picture, height, width, how.resample) for picture in pictures])
+        tokens = palette.encode(pixels)
         return torch.from_numpy(tokens).view(len(pictures), self.config.n_pixels)
 
     def known_cells(self, pictures: Any, *, rows: int | None = None, mask: Any = None) -> torch.Tensor:
@@ -459,43 +261,29 @@ class ImageGPT:
             )
         return self.palette
 
-    def _checked_output(self, output_type: str) -> str:
-        kind = output_kind(output_type)
-        if kind != "tokens":
-            self._palette()
-        return kind
-
-    def _output(self, tokens: torch.Tensor, kind: str, seed: int, first_index: int) -> Any:
-        if kind == "tokens":
-            return tokens
-        pixels = self.decode(tokens)
-        if kind == "np":
-            return pixels
-        if kind == "pt":
-            return torch.from_numpy(pixels).movedim(-1, 1).contiguous()
-        result = []
-        for k, image in enumerate(pixels):
-            picture = Image.fromarray(image)
-            picture.info.update(seed=str(seed), index=str(first_index + k), model=self.name)
-            result.append(picture)
-        return result
-
     # --- scores --------------------------------------------------------------------------------------------------
 
     def logits(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
         """float32 [B, T, n_colors]: [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ H·W, without
         the start token."""
+        self._require_head()
         checked = token_array("tokens", tokens, self.config)
-        return self.engine.logits(checked, prompt_ids(prompt, len(checked), self.vocabulary)).float()
+        return self._logits(checked, prompt_ids(prompt, len(checked), self.vocabulary))
+
+    def _logits(self, tokens: torch.Tensor, words: torch.Tensor | None) -> torch.Tensor:
+        self._check_overflow(tokens, words)
+        with self._named():
+            return finite(self.engine.logits(tokens, words).float(), self.engine)
 
     def nll(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
         """float32 [B]: mean negative log-likelihood, nats per token. tokens: int64 [B, T], T ≤ H·W."""
+        self._require_head()
         checked = token_array("tokens", tokens, self.config)
         words = prompt_ids(prompt, len(checked), self.vocabulary)
         parts = []
         for first in range(0, len(checked), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
-            logits = self.engine.logits(checked[batch], None if words is None else words[batch]).float()
+            logits = self._logits(checked[batch], None if words is None else words[batch])
             target = checked[batch].to(logits.device)
             loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
             parts.append(loss.mean(1).cpu())
@@ -514,22 +302,36 @@ class ImageGPT:
         depth = self.config.n_layer // 2 if layer is None else whole("layer", layer, 0, self.config.n_layer)
         if pool not in ("mean", None):
             raise ValueError(f'pool must be "mean" or None, not {pool!r}')
-        if isinstance(images_or_tokens, torch.Tensor) and images_or_tokens.dtype == torch.int64:
+        if is_int64(images_or_tokens):
             tokens = token_array("tokens", images_or_tokens, self.config, whole_canvas=True)
         else:
             tokens = self.encode(images_or_tokens)
         words = prompt_ids(prompt, len(tokens), self.vocabulary)
+        self._check_overflow(tokens, words)
         parts = []
         for first in range(0, len(tokens), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
-            hidden = self.engine.hidden(tokens[batch], depth, None if words is None else words[batch]).float().cpu()
+            with self._named():
+                hidden = self.engine.hidden(tokens[batch], depth, None if words is None else words[batch])
+                hidden = finite(hidden.float().cpu(), self.engine)
             parts.append(hidden.mean(1) if pool == "mean" else hidden)
         return torch.cat(parts)
 
 
+def _rebuilt(
+    cls: type[ImageGPT], config: ImageGPTConfig, weights: dict[str, torch.Tensor], told: dict[str, Any]
+) -> ImageGPT:
+    """A pickled model."""
+    return cls(config, weights, **told)
+
+
+def _article(architecture: str) -> str:
+    return f"a model {architecture}" if " " in architecture else f"an {architecture}"
+
+
 @lru_cache(maxsize=1)
-def _loaded_draft(name: str, device: str, backend: str) -> ImageGPT:
-    """A loop of calls with the same draft loads it once."""
+def _loaded_draft(name: str, stamp: checkpoint.Stamp | None, device: str, backend: str) -> ImageGPT:
+    """A loop of calls with the same draft loads it once, and again when its files have changed."""
     return ImageGPT.from_pretrained(name, device=device, backend=backend)
 
 

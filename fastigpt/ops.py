@@ -8,7 +8,6 @@ Inference only: nothing here has a gradient.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -18,8 +17,10 @@ from fastigpt import _C
 from fastigpt.engine import Drawing
 from fastigpt.kernels import launch
 from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES
+from fastigpt.operands import operands, same_device
 from fastigpt.quantize import nearest_centroid as _nearest_centroid
 from fastigpt.sampling import checked_drawing, filter_logits, guide
+from fastigpt.scalars import integer, real, shown
 
 Tensor = torch.Tensor
 
@@ -45,6 +46,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     may be any distance apart, the heads of a token are contiguous. Returns [B, Tq, n_head, head_dim], contiguous.
     Raises ValueError or TypeError for anything else.
     """
+    _need_tensors(q=q, k=k, v=v)
     return torch.ops.fastigpt.causal_attention(q, k, v)
 
 
@@ -76,10 +78,12 @@ def decode_attention(
     Raises ValueError where a position is negative or the window would not fit the capacity, which asks the device for
     the positions; while a CUDA graph is captured that is left out, and rows without a slot are not stored.
     """
-    return torch.ops.fastigpt.decode_attention(
-        q, k, v, k_cache, v_cache, positions, k_scale=k_scale, v_scale=v_scale, prefix_k=prefix_k, prefix_v=prefix_v,
-        prefix_k_scale=prefix_k_scale, prefix_v_scale=prefix_v_scale, prefix_lengths=prefix_lengths,
-    )  # fmt: skip
+    others = {
+        "k_scale": k_scale, "v_scale": v_scale, "prefix_k": prefix_k, "prefix_v": prefix_v,
+        "prefix_k_scale": prefix_k_scale, "prefix_v_scale": prefix_v_scale, "prefix_lengths": prefix_lengths,
+    }  # fmt: skip
+    _need_tensors(q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, **others)
+    return torch.ops.fastigpt.decode_attention(q, k, v, k_cache, v_cache, positions, **others)
 
 
 def sample_head(
@@ -101,9 +105,20 @@ def sample_head(
     """Tokens int64 [n] from hidden states [n, width]: RMS norm, head, filters, and a draw by the noise contract.
 
     gain: [width]. weight: [colours, width]. index, position: int64 [n], image index and pixel of each draw. seed:
-    −2⁶³ … 2⁶³ − 1, taken modulo 2⁶⁴. temperature, top_k, top_p: as in fastigpt.sample. known: int64 [n], −1 = draw,
-    else the result. unconditional: hidden states [n, width] of the same images without their prompt, for guidance.
+    −2⁶³ … 2⁶⁴ − 1, taken modulo 2⁶⁴ (the operator behind this takes 64 bits, with their sign). temperature, top_k,
+    top_p: as in fastigpt.sample. known: int64 [n], −1 = draw, else the result. unconditional: hidden states [n, width]
+    of the same images without their prompt, for guidance. Raises ValueError or TypeError for anything else.
     """
+    _need_tensors(
+        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
+        unconditional=unconditional,
+    )  # fmt: skip
+    if not torch.compiler.is_compiling():  # there they are what they are; the schema takes less than these
+        seed = _signed_seed(seed)
+        temperature, guidance_scale = real("temperature", temperature), real("guidance_scale", guidance_scale)
+        top_k = None if top_k is None else min(integer("top_k", top_k, "an int or None"), 2**63 - 1)
+        top_p = None if top_p is None else real("top_p", top_p, "a number or None")
+        epsilon = real("epsilon", epsilon)
     return torch.ops.fastigpt.sample_head(
         hidden, gain, weight, index, position, seed, temperature=temperature, top_k=top_k, top_p=top_p, known=known,
         unconditional=unconditional, guidance_scale=guidance_scale, epsilon=epsilon,
@@ -112,10 +127,31 @@ def sample_head(
 
 def nearest_centroid(points: Tensor, centroids: Tensor) -> Tensor:
     """int64 [...]: the exact nearest row of centroids [K, D] for points [..., D]; see fastigpt.nearest_centroid."""
+    _need_tensors(points=points, centroids=centroids)
     return torch.ops.fastigpt.nearest_centroid(points, centroids)
 
 
 # --- what is accepted ------------------------------------------------------------------------------------------------
+
+_CHANGED = ("k_cache", "v_cache", "k_scale", "v_scale")
+_OPTIONAL = (
+    "k_scale", "v_scale", "prefix_k", "prefix_v", "prefix_k_scale", "prefix_v_scale", "prefix_lengths", "known",
+    "unconditional",
+)  # fmt: skip
+
+
+def _need_tensors(**given: object) -> None:
+    """PyTorch says so too, in an error of another kind."""
+    for name, x in given.items():
+        if not isinstance(x, Tensor) and not (x is None and name in _OPTIONAL):
+            raise TypeError(f"{name} must be a torch tensor, not {type(x).__name__}")
+
+
+def _signed_seed(seed: int) -> int:
+    number = seed if isinstance(seed, torch.SymInt) else integer("seed", seed)
+    if not -(2**63) <= number < 2**64:
+        raise ValueError(f"seed must be between -2**63 and 2**64 - 1, not {shown(number)}")
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
@@ -126,12 +162,6 @@ def _shape(name: str, x: Tensor, expected: tuple[int, ...]) -> None:
 def _dtype(name: str, x: Tensor, *allowed: torch.dtype) -> None:
     if x.dtype not in allowed:
         raise TypeError(f"{name} must be {' or '.join(str(d).removeprefix('torch.') for d in allowed)}, not {x.dtype}")
-
-
-def _same_device(**tensors: Tensor | None) -> None:
-    if len({x.device for x in tensors.values() if x is not None}) > 1:
-        found = ", ".join(f"{name} on {x.device}" for name, x in tensors.items() if x is not None)
-        raise ValueError(f"all tensors must be on one device, not {found}")
 
 
 def _heads(name: str, x: Tensor) -> None:
@@ -159,7 +189,6 @@ def _check_causal(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"k must be [{batch}, at least {tq}, {n_head}, {head_dim}], not {list(k.shape)}")
     _shape("k", k, (batch, k.shape[1], n_head, head_dim))
     _shape("v", v, tuple(k.shape))
-    _same_device(q=q, k=k, v=v)
     _check_qkv_types(q, k, v)
     for name, x in (("q", q), ("k", k), ("v", v)):
         _heads(name, x)
@@ -225,11 +254,7 @@ def _check_decode(
         if lengths is not None:
             _shape("prefix_lengths", lengths, (len(prefix.k),))
             _dtype("prefix_lengths", lengths, torch.int32)
-    _same_device(
-        q=q, k=k, v=v, k_cache=cache.k, v_cache=cache.v, positions=positions, k_scale=cache.k_scale,
-        v_scale=cache.v_scale, prefix_k=prefix and prefix.k, prefix_v=prefix and prefix.v, prefix_lengths=lengths,
-        prefix_k_scale=prefix and prefix.k_scale, prefix_v_scale=prefix and prefix.v_scale,
-    )  # fmt: skip
+            _contiguous(prefix_lengths=lengths)
 
 
 def _check_positions(positions: Tensor, window: int, capacity: int, prefix_lengths: Tensor | None, prefix: int) -> None:
@@ -272,10 +297,6 @@ def _check_sample(
     if unconditional is not None:
         _shape("unconditional", unconditional, (n, width))
         _dtype("unconditional", unconditional, hidden.dtype)
-    _same_device(
-        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
-        unconditional=unconditional,
-    )  # fmt: skip
 
 
 # --- the operators: checks, then the device's own --------------------------------------------------------------------
@@ -286,6 +307,7 @@ def _by_triton(x: Tensor) -> bool:
 
 
 def _causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = operands(q=q, k=k, v=v)
     _check_causal(q, k, v)
     if not _by_triton(q):
         return _attend(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2).contiguous()
@@ -312,6 +334,12 @@ def _decode_attention(
     prefix_v_scale: Tensor | None = None,
     prefix_lengths: Tensor | None = None,
 ) -> Tensor:
+    q, k, v, k_cache, v_cache, positions, k_scale, v_scale, prefix_k, prefix_v, *others = operands(
+        _CHANGED, _OPTIONAL, q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, k_scale=k_scale,
+        v_scale=v_scale, prefix_k=prefix_k, prefix_v=prefix_v, prefix_k_scale=prefix_k_scale,
+        prefix_v_scale=prefix_v_scale, prefix_lengths=prefix_lengths,
+    )  # fmt: skip
+    prefix_k_scale, prefix_v_scale, prefix_lengths = others
     cache = _Stored(k_cache, v_cache, k_scale, v_scale)
     if prefix_k is not None and prefix_v is not None:
         prefix: _Stored | None = _Stored(prefix_k, prefix_v, prefix_k_scale, prefix_v_scale)
@@ -340,10 +368,14 @@ def _sample_head(
     guidance_scale: float = 1.0,
     epsilon: float = 1e-5,
 ) -> Tensor:
+    hidden, gain, weight, index, position, known, unconditional = operands(
+        (), _OPTIONAL, hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
+        unconditional=unconditional,
+    )  # fmt: skip
     _check_sample(hidden, gain, weight, index, position, known, unconditional)
-    drawing = checked_drawing(seed % 2**64, temperature, top_k, top_p, guidance_scale)
-    if unconditional is None:
-        drawing = replace(drawing, guidance_scale=None)
+    scale = None if unconditional is None else guidance_scale
+    drawing = checked_drawing(seed % 2**64, temperature, top_k, top_p, scale)
+    checked_drawing(0, guidance_scale=guidance_scale)  # one that is not used must be right, too
     sample = _sample_gpu if _by_triton(hidden) else _sample_cpu
     tokens = sample(hidden, gain, weight, index, position, unconditional, drawing, epsilon)
     return tokens if known is None else torch.where(known >= 0, known, tokens)
@@ -362,7 +394,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     tq, tk = q.shape[2], k.shape[2]
     if tq == 1 or tq == tk:
         return F.scaled_dot_product_attention(q, k, v, is_causal=tq > 1)
-    seen = torch.ones(tq, tk, dtype=torch.bool).tril(tk - tq)
+    seen = torch.ones(tq, tk, dtype=torch.bool, device=q.device).tril(tk - tq)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
@@ -395,8 +427,8 @@ def _append(x: Tensor, to: Tensor, starts: list[int], together: bool) -> None:
     if together:
         to[:, :, starts[0] : starts[0] + window] = x.transpose(1, 2)
     else:
-        slots = torch.tensor(starts)[:, None] + torch.arange(window)
-        to[torch.arange(len(x))[:, None], :, slots] = x
+        slots = torch.tensor(starts, device="cpu")[:, None] + torch.arange(window, device="cpu")
+        to[torch.arange(len(x), device="cpu")[:, None], :, slots] = x
 
 
 def _decode_cpu(
@@ -479,7 +511,7 @@ def _sample_cpu(
 ) -> Tensor:
     if torch.float16 in (hidden.dtype, weight.dtype):
         return _sample_plain(hidden, gain, weight, index, position, unconditional, drawing, epsilon)
-    tokens = torch.empty(len(hidden), dtype=torch.int64)
+    tokens = torch.empty(len(hidden), dtype=torch.int64, device=hidden.device)
     # Named, so that copies live until the call is done.
     hidden, weight, index, position = (x.contiguous() for x in (hidden, weight, index, position))
     gain = gain.float().contiguous()
@@ -588,21 +620,42 @@ def _sample_gpu(
 
 
 # --- shapes without values -------------------------------------------------------------------------------------------
+# PyTorch comes here for fake tensors and wherever any operand is on the meta device, the others being what they are.
 
 
 def _causal_attention_fake(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    same_device(q=q, k=k, v=v)
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-def _decode_attention_fake(q: Tensor, *_: Tensor, **__: Tensor | None) -> Tensor:
+def _decode_attention_fake(
+    q: Tensor, k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, **others: Tensor | None
+) -> Tensor:
+    same_device(q=q, k=k, v=v, k_cache=k_cache, v_cache=v_cache, positions=positions, **others)
     return torch.empty_like(q, memory_format=torch.contiguous_format)
 
 
-def _sample_head_fake(hidden: Tensor, *_: object, **__: object) -> Tensor:
+def _sample_head_fake(
+    hidden: Tensor,
+    gain: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    position: Tensor,
+    seed: int,
+    *,
+    known: Tensor | None = None,
+    unconditional: Tensor | None = None,
+    **_: object,
+) -> Tensor:
+    same_device(
+        hidden=hidden, gain=gain, weight=weight, index=index, position=position, known=known,
+        unconditional=unconditional,
+    )  # fmt: skip
     return hidden.new_empty(hidden.shape[:1], dtype=torch.int64)
 
 
 def _nearest_centroid_fake(points: Tensor, centroids: Tensor) -> Tensor:
+    same_device(points=points, centroids=centroids)
     return points.new_empty(points.shape[:-1], dtype=torch.int64)
 
 
@@ -612,6 +665,10 @@ for _name, _run, _fake in (
     ("sample_head", _sample_head, _sample_head_fake),
     ("nearest_centroid", _nearest_centroid_anywhere, _nearest_centroid_fake),
 ):
-    for _key in ("CPU", "CUDA"):
+    # For every kind of tensor, so that what is not ours is refused in our words (operands.py). PyTorch would work out
+    # lazily negated and zero tensors before it comes here, but cannot where they are to be changed.
+    for _key in ("CompositeExplicitAutograd", "AutogradNestedTensor"):
         _library.impl(_name, _run, _key)
+    for _key in ("Conjugate", "Negative", "ZeroTensor"):
+        _library.impl(_name, torch.library.fallthrough_kernel, _key)
     torch.library.register_fake(f"fastigpt::{_name}", _fake, lib=_library)

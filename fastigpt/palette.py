@@ -2,12 +2,13 @@
 
 A palette is what transformers calls `clusters`: float32 [n_colors, 3] in [−1, 1], where a channel value p of 0 … 255
 stands at p/127.5 − 1. Encoding is exact; csrc/cpu/quantize_rgb.cpp works out all 2²⁴ colours at the first call.
+Palettes of another range are brought there when they are read, so nothing else has to know of ranges.
 """
 
 from __future__ import annotations
 
-import threading
-from os import PathLike
+from collections.abc import Iterator, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,19 @@ import torch
 from PIL import Image
 
 import fastigpt._C as _C
+from fastigpt.arguments import plain_tensor
 from fastigpt.errors import CheckpointError
+from fastigpt.images import as_image_list, on_white
+from fastigpt.locks import Lock
+from fastigpt.operands import readable
 from fastigpt.quantize import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
+from fastigpt.untrusted import exists, file_size, refusing, short, shown
 
 MAX_COLORS = 65536
+_SLACK = 1 / 255
+_FILE_LIMIT = 4 << 20  # bytes of a .npy; MAX_COLORS in float64 take 1.6 MB
+ValueRange = tuple[float | Sequence[float], float | Sequence[float]]
+_COUNTED = 1 << 22  # pixels counted at a time
 _LIMIT = 1.1  # a k-means centre of colours in [−1, 1] is in there itself; a palette of 0 … 255 is not
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
@@ -27,36 +37,29 @@ _OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 class Palette:
     """n_colors colours, their tokens, and the way between them.
 
-    clusters: [n_colors, 3], in [−1, 1], array or tensor; 1 to 65,536 colours. ValueError for another shape, values that
-    are not finite, or values far outside [−1, 1].
+    clusters: [n_colors, 3], array or tensor; 1 to 65,536 colours. value_range: the values that stand for black and for
+    white, such as (−1, 1), (0, 1) or (0, 255); each a number or one for every channel, as after a normalisation by
+    channel, whose distances then count. None: (−1, 1), unless the clusters lie wholly in [0, 1], which both ranges
+    would explain: then it has to be said. ValueError for another shape, values that are not finite, or far outside.
 
-    Attributes: `clusters`, float32 [n_colors, 3], read-only; `colors`, uint8 [n_colors, 3], read-only,
-    clip(rint(127.5 · (clusters + 1)), 0, 255) as in OpenAI's code; `n_colors`.
+    Attributes: `clusters`, float32 [n_colors, 3] in [−1, 1], read-only; `colors`, uint8 [n_colors, 3], read-only,
+    clip(rint(127.5 · (clusters + 1)), 0, 255) as in OpenAI's code; `n_colors`; `channel_weights`, float64 [3]: what
+    differences are multiplied by before distances are compared, 1 unless the range differs by channel.
     """
 
-    def __init__(self, clusters: Any) -> None:
-        if isinstance(clusters, torch.Tensor):
-            clusters = clusters.detach().cpu().to(torch.float32).numpy()
-        try:
-            values = np.array(clusters, dtype=np.float32, order="C")
-        except (TypeError, ValueError):
-            raise ValueError(f"clusters must be numbers of shape [n_colors, 3], not {_short(clusters)}") from None
-        if values.ndim != 2 or values.shape[1] != 3 or not 1 <= values.shape[0] <= MAX_COLORS:
-            raise ValueError(
-                f"clusters must have shape [n_colors, 3] with 1 to {MAX_COLORS} colours, not {list(values.shape)}"
-            )
-        if not np.isfinite(values).all():
-            row = np.flatnonzero(~np.isfinite(values).all(axis=1))[0]
-            raise ValueError(f"clusters must be finite; row {row} is {values[row].tolist()}")
-        if np.abs(values).max() > _LIMIT:
-            raise ValueError(f"clusters must lie in [-1, 1]; found {values.min():g} to {values.max():g}")
-        self.clusters = values
+    def __init__(self, clusters: Any, *, value_range: ValueRange | None = None) -> None:
+        values, weights = _canonical(_numbers(clusters), value_range)
+        self._set(values, weights)
+
+    def _set(self, values: np.ndarray, weights: np.ndarray) -> None:
+        self.clusters, self.channel_weights = values, weights
         self.clusters.setflags(write=False)
+        self.channel_weights.setflags(write=False)
         self.colors = np.clip(np.rint(127.5 * (values + 1)), 0, 255).astype(np.uint8)
         self.colors.setflags(write=False)
         self._table: Any = None
         self._on_device: dict[torch.device, tuple[torch.Tensor, ...]] = {}
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     @property
     def n_colors(self) -> int:
@@ -69,27 +72,36 @@ class Palette:
         return f"Palette({self.n_colors} colors)"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Palette) and np.array_equal(self.clusters, other.clusters)
+        return (
+            isinstance(other, Palette)
+            and np.array_equal(self.clusters, other.clusters)
+            and np.array_equal(self.channel_weights, other.channel_weights)
+        )
 
     def __hash__(self) -> int:
         return hash((self.clusters + np.float32(0)).tobytes())  # −0 and 0 are equal
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Palette, (np.array(self.clusters),)
+        return _restored, (np.array(self.clusters), np.array(self.channel_weights))
 
     @classmethod
-    def from_file(cls, path: str | PathLike[str]) -> Palette:
-        """Reads a .npy file such as OpenAI's kmeans_centers.npy. CheckpointError (a ValueError) names a bad file."""
-        if not Path(path).is_file():
-            raise CheckpointError(f"palette file {path} does not exist")
-        try:
-            values = np.load(path, allow_pickle=False)
+    def from_file(cls, path: str | PathLike[str], *, value_range: ValueRange | None = None) -> Palette:
+        """Reads a .npy file such as OpenAI's kmeans_centers.npy. value_range: as for Palette. CheckpointError (a
+        ValueError) names a bad file."""
+        file = Path(path)
+        name = f"palette file {shown(fspath(file))}"
+        if not exists(file):
+            raise CheckpointError(f"{name} does not exist")
+        size = file_size(file)
+        if size > _FILE_LIMIT:
+            raise CheckpointError(f"{name} has {size} bytes, more than {MAX_COLORS} colours take")
+        with refusing(name, ""):
+            # Mapped, so that a header which promises more than the file holds is refused before memory is taken.
+            values = np.load(file, mmap_mode="r", allow_pickle=False)
             if not isinstance(values, np.ndarray):
                 values.close()
                 raise ValueError("an archive of arrays, expected one array")
-            return cls(values)
-        except (ValueError, EOFError, OSError) as error:
-            raise CheckpointError(f"palette file {path}: {error}") from None
+            return cls(np.array(values), value_range=value_range)
 
     def encode(self, pixels: Any, *, threads: int | None = None) -> Any:
         """Token of every pixel: the index of the nearest cluster, the lowest on ties.
@@ -118,11 +130,28 @@ class Palette:
         if not x.shape or x.shape[-1] != 3:
             raise ValueError(f"pixels must have shape [..., 3] (channels last), not {list(x.shape)}")
         n_threads = check_threads(threads)
+        if (self.channel_weights != 1).any():
+            return like(pixels, self._encode_weighted(x.owner, n_threads))
         if isinstance(x.owner, torch.Tensor) and x.device.type == "cuda":
             return like(pixels, self._encode_on_cuda(x.owner, n_threads))
         tokens = np.empty(x.shape[:-1], np.int64)
         self._built(n_threads).lookup(x.address, x.shape, x.strides, address_of(tokens), n_threads)
         return like(pixels, tokens)
+
+    def _encode_weighted(self, pixels: np.ndarray | torch.Tensor, n_threads: int) -> np.ndarray | torch.Tensor:
+        """Distances that differ by channel: the table of colours knows none, so each pixel is searched for (in units of
+        half a level, rounded to float32)."""
+        weights = self.channel_weights
+        book = (255 * self.clusters * weights).astype(np.float32)
+        if isinstance(pixels, np.ndarray):
+            points = ((2.0 * pixels - 255.0) * weights).astype(np.float32)
+            return nearest_centroid(points, book, threads=n_threads or None)
+        scale = torch.from_numpy(weights.copy()).to(pixels.device)
+        return nearest_centroid(
+            ((2 * pixels.double() - 255) * scale).float(),
+            torch.from_numpy(book).to(pixels.device),
+            threads=n_threads or None,
+        )
 
     def _encode_on_cuda(self, pixels: torch.Tensor, n_threads: int) -> torch.Tensor:
         require_cuda()
@@ -144,6 +173,7 @@ class Palette:
         """Colours of tokens: integers [...] in 0 … n_colors − 1, numpy array or torch tensor → uint8 [..., 3] of the
         same kind and device. Raises TypeError for another kind or dtype, ValueError for tokens out of range."""
         if isinstance(tokens, torch.Tensor):
+            tokens = readable("tokens", tokens)
             if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
                 raise TypeError(f"tokens must be integers, not {tokens.dtype}")
             self._check_range(tokens)
@@ -175,8 +205,9 @@ class Palette:
         """Palette of n_colors by k-means over all pixels of images, seeded by k-means++; the same seed gives the same
         palette.
 
-        images: what `encode` takes, or a list of such of any sizes. Raises ValueError when there are fewer different
-        colours than n_colors, and what `encode` raises.
+        images: uint8 [..., 3], array or tensor, or whatever `fastigpt.images.as_image_list` reads (files, PIL images,
+        grey ones; transparent parts on white), or a list of such of any sizes. Raises ValueError when there are fewer
+        different colours than n_colors, and what `as_image_list` raises.
         """
         if isinstance(n_colors, bool) or not isinstance(n_colors, int) or not 1 <= n_colors <= MAX_COLORS:
             raise ValueError(f"n_colors must be a whole number in 1 … {MAX_COLORS}, not {n_colors!r}")
@@ -185,12 +216,80 @@ class Palette:
             raise ValueError(f"images have {len(colors)} different colours, fewer than n_colors = {n_colors}")
         rng = np.random.default_rng(seed)
         points = colors.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        return cls(_k_means(points, counts.astype(np.float64), n_colors, rng))
+        return cls(_k_means(points, counts.astype(np.float64), n_colors, rng), value_range=(-1, 1))
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _restored(clusters: np.ndarray, weights: np.ndarray) -> Palette:
+    """A pickled palette: what is in [−1, 1] already is not brought there again."""
+    palette = Palette.__new__(Palette)
+    palette._set(clusters, weights)
+    return palette
+
+
+def _numbers(clusters: Any) -> np.ndarray:
+    """float64 [n_colors, 3], finite."""
+    try:
+        if isinstance(clusters, torch.Tensor):
+            if clusters.is_complex():
+                raise TypeError
+            clusters = readable("clusters", clusters).detach().cpu().double().numpy()
+        given = np.asarray(clusters)
+        if given.dtype.kind not in "biufO":
+            raise TypeError
+        values = np.array(given, dtype=np.float64, order="C")
+    except (TypeError, ValueError, OverflowError, RuntimeError, RecursionError):
+        raise ValueError(f"clusters must be numbers of shape [n_colors, 3], not {short(clusters, 60)}") from None
+    if values.ndim != 2 or values.shape[1] != 3 or not 1 <= values.shape[0] <= MAX_COLORS:
+        raise ValueError(
+            f"clusters must have shape [n_colors, 3] with 1 to {MAX_COLORS} colours, not {list(values.shape)}"
+        )
+    if not np.isfinite(values).all():
+        row = np.flatnonzero(~np.isfinite(values).all(axis=1))[0]
+        raise ValueError(f"clusters must be finite; row {row} is {values[row].tolist()}")
+    return values
+
+
+def _canonical(values: np.ndarray, value_range: ValueRange | None) -> tuple[np.ndarray, np.ndarray]:
+    """float32 clusters in [−1, 1], and the weights of the channels, float64 [3]."""
+    found = f"found {values.min():g} to {values.max():g}"
+    if value_range is None:
+        if values.min() >= -_SLACK and values.max() <= 1 + _SLACK:
+            raise ValueError(
+                f"clusters in [0, 1] ({found}) may be all colours, 0 black and 1 white, or the bright half of [-1, 1]: "
+                "say which with value_range=(0, 1) or value_range=(-1, 1); a checkpoint says it by do_normalize, false "
+                "or true, in preprocessor_config.json"
+            )
+        if np.abs(values).max() > _LIMIT:
+            raise ValueError(
+                f"clusters must lie in [-1, 1]; {found}. Palettes of 0 to 255 are read with value_range=(0, 255)"
+            )
+        value_range = (-1.0, 1.0)
+    black, white = _ends(value_range)
+    span = white - black
+    if np.allclose(span, span.max(), rtol=1e-9, atol=0):
+        weights = np.ones(3)
+    else:
+        weights = np.round(span / span.max(), 12)  # so that a palette that was saved is equal to itself
+    if (black == -1).all() and (white == 1).all():
+        unit = values
+    else:
+        unit = 2 * ((values - black) / span) - 1
+    if np.abs(unit).max() > _LIMIT:
+        low, high = np.round(black, 4).tolist(), np.round(white, 4).tolist()
+        ends = f"[{low[0]:g}, {high[0]:g}]" if len({*low}) == len({*high}) == 1 else f"{low} to {high}"
+        raise ValueError(f"clusters must lie in {ends}; {found}")
+    return np.ascontiguousarray(unit, dtype=np.float32), weights
+
+
+def _ends(value_range: Any) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        black, white = (np.broadcast_to(np.asarray(end, dtype=np.float64), (3,)) for end in value_range)
+        fits = bool(np.isfinite(black).all() and np.isfinite(white).all() and (white > black).all())
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"value_range must be (black, white) with black below white, not {short(value_range)}")
+    return black, white
 
 
 def _array_of(image: Image.Image) -> np.ndarray:
@@ -203,20 +302,44 @@ def _array_of(image: Image.Image) -> np.ndarray:
 def _histogram(images: Any) -> tuple[np.ndarray, np.ndarray]:
     """Different colours, uint8 [n, 3], in rising order, and how often each occurs."""
     total = np.zeros(1 << 24, np.int64)
-    for image in images if isinstance(images, (list, tuple)) else [images]:
-        pixels = _array_of(image) if isinstance(image, Image.Image) else image
-        if isinstance(pixels, torch.Tensor):
-            pixels = pixels.cpu().numpy()
-        if not isinstance(pixels, np.ndarray):
-            raise TypeError(f"images must be PIL images, numpy arrays or torch tensors, not {type(image).__name__}")
-        if pixels.dtype != np.uint8:
-            raise TypeError(f"images must be uint8 (0 … 255), not {pixels.dtype}")
-        if pixels.ndim == 0 or pixels.shape[-1] != 3:
-            raise ValueError(f"images must have shape [..., 3] (channels last), not {list(pixels.shape)}")
-        wide = pixels.reshape(-1, 3).astype(np.int64)
-        total += np.bincount(wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2], minlength=1 << 24)
+    waiting: list[np.ndarray] = []  # a count walks over all colours: many small images are counted together
+    n_waiting, found = 0, False
+    for pixels in _pixels(images):
+        found = True
+        flat = pixels.reshape(-1, 3)
+        for some in np.array_split(flat, max(1, len(flat) // _COUNTED)):
+            waiting.append(some)
+            n_waiting += len(some)
+            if n_waiting >= _COUNTED:
+                _count(waiting, total)
+                n_waiting = 0
+    if not found:
+        raise ValueError("images is empty")
+    _count(waiting, total)
     packed = np.flatnonzero(total)
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8), total[packed]
+
+
+def _count(waiting: list[np.ndarray], total: np.ndarray) -> None:
+    """Adds the colours of the arrays uint8 [n, 3] to the total and empties the list."""
+    if waiting:
+        wide = np.concatenate(waiting).astype(np.int32)
+        total += np.bincount(wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2], minlength=1 << 24)
+        waiting.clear()
+
+
+def _pixels(images: Any) -> Iterator[np.ndarray]:
+    """uint8 [..., 3] of each image."""
+    for image in images if isinstance(images, (list, tuple)) else [images]:
+        if isinstance(image, torch.Tensor):
+            image = plain_tensor("images", image)
+        kind = isinstance(image, (np.ndarray, torch.Tensor))
+        if kind and image.ndim and image.shape[-1] == 3 and image.dtype in (np.dtype(np.uint8), torch.uint8):
+            yield np.asarray(image)
+        elif kind and image.ndim == 2 and image.shape[-1] == 3:
+            raise TypeError(f"images of shape [n, 3] are colours and must be uint8 (0 … 255), not {image.dtype}")
+        else:
+            yield from (np.asarray(on_white(picture)) for picture in as_image_list(image))
 
 
 def _k_means(points: np.ndarray, weights: np.ndarray, k: int, rng: np.random.Generator, steps: int = 100) -> np.ndarray:

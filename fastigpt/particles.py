@@ -17,12 +17,11 @@ Drawn with q = p (temperature 1, no filter) that target is exactly the model's p
 
 from __future__ import annotations
 
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from tqdm import tqdm
 
 from fastigpt import waves
 from fastigpt.engine import Engine, Filled, Job
@@ -36,10 +35,11 @@ _SCORED_CELLS = 2**14  # at a time
 
 
 def run(
-    engine: Engine, job: Job, particles: int, *, batch_size: int | None, progress: bool | None
+    engine: Engine, job: Job, particles: int, *, batch_size: int | None, on_rows: Callable[[int, int], None]
 ) -> tuple[Filled, float, int]:
     """Fills a job with `particles` candidates per result (1 to MOST; image indices below CANDIDATE) and returns it with
-    the seconds and the waves it took. pass_starts are those of the candidate that was picked, and of its ancestors.
+    the seconds and the waves it took. on_rows(images, row) is called with how many images have finished a row.
+    pass_starts are those of the candidate that was picked, and of its ancestors.
 
     The stretches that are weighted run from a row with unknown cells up to the next such row. Where the effective
     sample size 1/Σw² is then below half of the candidates they are resampled systematically. At the last known cell one
@@ -50,20 +50,19 @@ def run(
     Nothing is kept between rows: each stretch prefills what is before it again, once to draw and once to weigh.
     """
     if job.drawing.temperature == 0:  # all candidates would be the same
-        return waves.run(engine, job, batch_size=batch_size, on_row=None, progress=progress)
+        return waves.run(
+            engine, job, batch_size=batch_size, on_row=lambda images, row, tokens: on_rows(len(images), row)
+        )
     started = time.perf_counter()
     limit = batch_size or engine.max_batch(job)
-    show = sys.stderr.isatty() if progress is None else progress
     step = max(1, limit // particles)
     parts = []
-    with tqdm(total=len(job.tokens) * engine.config.height, unit="row", disable=not show, leave=False) as bar:
-        for first in range(0, len(job.tokens), step):
-            some = slice(first, first + step)
-            part = _Candidates(engine, _part(job, some), particles, limit)
-            for row in range(engine.config.height):
-                part.draw(row)
-                bar.update(len(part.job.tokens))
-            parts.append(part.finish())
+    for first in range(0, len(job.tokens), step):
+        part = _Candidates(engine, _part(job, slice(first, first + step)), particles, limit)
+        for row in range(engine.config.height):
+            part.draw(row)
+            on_rows(len(part.job.tokens), row)
+        parts.append(part.finish())
     filled = Filled(torch.cat([part.tokens for part in parts]), torch.cat([part.pass_starts for part in parts]))
     return filled, time.perf_counter() - started, len(parts)
 
@@ -77,7 +76,7 @@ def systematic(weights: torch.Tensor, uniform: torch.Tensor, count: int) -> torc
     """int64 [..., count], ascending: which of k candidates the points (j + u)/count fall on, each candidate taking up
     its weight. weights: float64 [..., k], sum 1. uniform: float64 [...], in (0, 1)."""
     edges = weights.cumsum(-1)
-    points = (torch.arange(count, dtype=torch.float64) + uniform[..., None]) / count
+    points = (torch.arange(count, dtype=torch.float64, device="cpu") + uniform[..., None]) / count
     return torch.searchsorted(edges / edges[..., -1:], points)
 
 
@@ -94,10 +93,10 @@ class _Candidates:
         by_row = (len(known), config.height, config.width)
         self.unknown_rows = (~known).view(by_row).any(2)
         self.weighted_rows = (~known & ahead).view(by_row).any(2)
-        self.index = job.index[:, None] + torch.arange(k) * CANDIDATE
+        self.index = job.index[:, None] + torch.arange(k, device="cpu") * CANDIDATE
         self.tokens = job.tokens[:, None].repeat(1, k, 1)
         self.pass_starts = torch.zeros_like(self.tokens, dtype=torch.bool)
-        self.log_weights = torch.zeros(len(known), k, dtype=torch.float64)
+        self.log_weights = torch.zeros(len(known), k, dtype=torch.float64, device="cpu")
 
     def draw(self, row: int) -> None:
         """Draws a row, weighs the candidates by the known cells up to the next row with unknown ones, resamples."""
@@ -125,7 +124,7 @@ class _Candidates:
             source=waves.sources(tokens, prompt),
             prompt=prompt,
         )
-        filled, *_ = waves.run(self.engine, job, batch_size=self.limit, on_row=None, progress=False)
+        filled, *_ = waves.run(self.engine, job, batch_size=self.limit, on_row=None)
         self.tokens[active, :, :stop] = filled.tokens[:, :stop].view(len(active), self.k, stop)
         self.pass_starts[active] |= filled.pass_starts.view(len(active), self.k, -1)
 
@@ -138,7 +137,7 @@ class _Candidates:
         prompt = None if self.job.prompt is None else self.job.prompt[which].repeat_interleave(self.k, 0)
         scale = self.job.drawing.guidance_scale
         sums = []
-        for batch in torch.arange(len(tokens)).split(max(1, _SCORED_CELLS // stop)):
+        for batch in torch.arange(len(tokens), device="cpu").split(max(1, _SCORED_CELLS // stop)):
             given = tokens[batch]
             logits = self.engine.logits(given, None if prompt is None else prompt[batch])[:, first:]
             if scale is not None:
@@ -159,12 +158,14 @@ class _Candidates:
         self.log_weights[which] = 0
 
     def _uniform(self, which: torch.Tensor, row: int) -> torch.Tensor:
-        bits = noise_bits(self.job.drawing.seed, self.job.index[which], torch.tensor(_RESAMPLING + row), 1)[:, 0]
+        bits = noise_bits(
+            self.job.drawing.seed, self.job.index[which], torch.tensor(_RESAMPLING + row, device="cpu"), 1
+        )[:, 0]
         return ((bits >> 8).double() + 0.5) * 2.0**-24
 
     def finish(self) -> Filled:
         """Picks one candidate of each result by its weight; it draws what is left."""
-        every = torch.arange(len(self.tokens))
+        every = torch.arange(len(self.tokens), device="cpu")
         weights = self.log_weights.softmax(1)
         picked = systematic(weights, self._uniform(every, self.engine.config.height), 1)[:, 0]
         picked[~self.weighted_rows.any(1)] = 0
@@ -175,7 +176,7 @@ class _Candidates:
             index=self.index[every, picked],
             source=waves.sources(tokens, self.job.prompt),
         )
-        filled, *_ = waves.run(self.engine, job, batch_size=self.limit, on_row=None, progress=False)
+        filled, *_ = waves.run(self.engine, job, batch_size=self.limit, on_row=None)
         return Filled(filled.tokens, filled.pass_starts | self.pass_starts[every, picked])
 
 

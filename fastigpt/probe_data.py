@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import torch
+from PIL import Image
 
-from fastigpt.images import as_image_list, to_canvas
+from fastigpt.arguments import whole
+from fastigpt.engine.memory import free_memory
+from fastigpt.images import as_image_list, on_white, read_image, to_canvas
 
 FEWEST = 3  # images of a class: one each to train, to choose by and to test
 _SCENES_SEED = 2**32 - 1  # no training run draws these
 _FIRST_SCENE = 50_000  # nor do the evaluations look at them
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 @dataclass(frozen=True)
@@ -27,13 +33,16 @@ class Labelled:
     labels: dict[str, list[str | None]]
 
 
-def load(data: str, n: int, height: int, width: int, seed: int = 0) -> Labelled:
+def load(data: str | os.PathLike[str], n: int, height: int, width: int, seed: int = 0) -> Labelled:
     """At most n labelled images (which ones, the seed says), resized to the canvas.
 
-    data: "digits", "scenes", a folder whose subfolders are classes, or an .npz of x uint8 [n, H, W] or [n, H, W, 3] and
-    y int [n]. Raises ValueError or OSError that names what is wrong: also if there is one class only, or a class with
-    fewer than 3 images.
+    data: "digits", "scenes", a folder whose subfolders are classes, or an .npz of x uint8 [n, H, W], [n, 1, H, W] or
+    [n, H, W, 1 | 3 | 4] and y int [n] or [n, 1]. Raises ValueError or OSError that names what is wrong: also if there
+    is one class only, or a class with fewer than 3 images.
     """
+    whole("n", n, 1)
+    whole("seed", seed, 0)
+    data = os.fspath(data)
     path = Path(data)
     if data == "scenes":
         found = _scenes(n)
@@ -104,28 +113,50 @@ def _folder(path: Path, n: int, height: int, width: int, seed: int) -> Labelled:
     pixels, labels = [], []
     for k in _pick(len(files), n, seed):
         file, label = files[k]
-        try:
-            with Image.open(file) as opened:
-                pixels.append(to_canvas(as_image_list(opened)[0], height, width))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"cannot read the image {file}: {error}") from None
+        pixels.append(to_canvas(read_image(file), height, width))
         labels.append(label)
     return Labelled(path.name, np.stack(pixels), {"class": labels})
 
 
 def _npz(path: Path, n: int, seed: int) -> Labelled:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            missing = {"x", "y"} - set(archive.files)
+        with zipfile.ZipFile(path) as archive:
+            held = [name.removesuffix(".npy") for name in archive.namelist()]
+            missing = {"x", "y"} - set(held)
             if missing:
-                raise ValueError(f"has no {' and no '.join(sorted(missing))}; found {', '.join(archive.files)}")
-            x, y = archive["x"], archive["y"]
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+                raise ValueError(f"has no {' and no '.join(sorted(missing))}; found {', '.join(held)}")
+            x, y = _array(archive, "x"), _array(archive, "y")
+    except Exception as error:  # a damaged archive can raise anything
         raise ValueError(f"data {path}: {error}") from None
-    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] != 3) or x.size == 0:
+    if x.ndim == 4 and x.shape[1] == 1 and x.shape[3] not in (1, 3, 4):
+        x = x[:, 0]
+    if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3, 4)) or x.size == 0:
         raise ValueError(f"data {path}: x must be uint8 [n, H, W] or [n, H, W, 3], not {x.dtype} {list(x.shape)}")
-    if not np.issubdtype(y.dtype, np.integer) or y.shape != x.shape[:1]:
-        raise ValueError(f"data {path}: y must be int [{len(x)}], not {y.dtype} {list(y.shape)}")
+    if not np.issubdtype(y.dtype, np.integer) or y.shape not in ((len(x),), (len(x), 1)):
+        raise ValueError(f"data {path}: y must be int [{len(x)}] or [{len(x)}, 1], not {y.dtype} {list(y.shape)}")
     picked = _pick(len(x), n, seed)
-    pixels = x[picked] if x.ndim == 4 else x[picked][..., None].repeat(3, -1)
-    return Labelled(path.stem, pixels, {"class": [str(label) for label in y[picked]]})
+    pictures = as_image_list(x[picked] if x.ndim == 4 else x[picked][..., None])
+    pixels = np.stack([np.asarray(on_white(picture)) for picture in pictures])
+    return Labelled(path.stem, pixels, {"class": [str(label) for label in y.reshape(-1)[picked]]})
+
+
+def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    """An array of an archive, once its header and its size have been checked: neither is to be believed."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in _HEADERS:
+            raise ValueError(f"{name} is of .npy version {version}, expected one of {', '.join(map(str, _HEADERS))}")
+        shape, _, dtype = _HEADERS[version](file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject:
+            raise ValueError(f"{name} holds Python objects, expected numbers")
+        if file.tell() + size != member.file_size:
+            raise ValueError(
+                f"{name} should hold {size} bytes, {dtype} {list(shape)}, but has {member.file_size} with its header"
+            )
+    free = free_memory(torch.device("cpu"))
+    if size > free:
+        raise ValueError(f"{name} takes {size} bytes of memory, {free} are free")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)

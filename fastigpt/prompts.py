@@ -5,8 +5,11 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from fastigpt.untrusted import short
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
@@ -29,10 +32,10 @@ class Vocabulary:
         if len(self.words) < 2:
             raise ValueError(f"words must hold the padding and at least one word, found {len(self.words)}")
         if len(set(self.words)) < len(self.words):
-            twice = sorted({w for w in self.words if self.words.count(w) > 1})
-            raise ValueError(f"words holds {', '.join(twice)} more than once")
+            twice = sorted(word for word, count in Counter(self.words).items() if count > 1)
+            raise ValueError(f"words holds {', '.join(twice[:4])[:200]} more than once")
         if not isinstance(self.max_words, int) or isinstance(self.max_words, bool) or self.max_words < 1:
-            raise ValueError(f"max_words must be a whole number of at least 1, not {self.max_words!r}")
+            raise ValueError(f"max_words must be a whole number of at least 1, not {short(self.max_words)}")
 
     @property
     def n_words(self) -> int:
@@ -82,7 +85,11 @@ class Vocabulary:
     @classmethod
     def from_json(cls, text: str | bytes) -> Vocabulary:
         """Raises ValueError for anything but what to_json writes; other keys are passed over."""
-        data = json.loads(text)
+        return cls.from_dict(json.loads(text))
+
+    @classmethod
+    def from_dict(cls, data: object) -> Vocabulary:
+        """The same from parsed JSON."""
         if not isinstance(data, dict) or not {"words", "max_words"} <= data.keys():
             raise ValueError('must be a JSON object with "words" and "max_words"')
         examples = data.get("examples", [])

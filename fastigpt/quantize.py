@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 import fastigpt._C as _C
+from fastigpt.operands import readable
+from fastigpt.scalars import integer, shown
 
 _DTYPES = ("uint8", "float16", "bfloat16", "float32")
 _MAX_CUDA_AXES = 3  # kMaxAxes in csrc/include/fastigpt/quantize.h
@@ -144,9 +146,11 @@ def _unit(rows: torch.Tensor) -> torch.Tensor:
 
 
 def describe(name: str, array: Any) -> _Array:
-    """Address, dtype, shape and strides of an array, uncopied."""
+    """Address, dtype, shape and strides of an array, uncopied (but for a lazily negated view)."""
     if not isinstance(array, (np.ndarray, torch.Tensor)):
         if hasattr(array, "__cuda_array_interface__"):
+            if not torch.cuda.is_available():
+                raise ValueError(f"{name} must be on a device that torch sees, which is no CUDA device")
             array = torch.as_tensor(array, device="cuda")
         elif hasattr(array, "__dlpack__"):
             array = torch.from_dlpack(array)
@@ -155,15 +159,12 @@ def describe(name: str, array: Any) -> _Array:
     if isinstance(array, np.ndarray):
         dtype = array.dtype.name
         if dtype not in _DTYPES or not array.dtype.isnative:
-            raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, not {array.dtype}")
+            raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, not {array.dtype}; convert with .astype()")
         return _Array(array, address_of(array), dtype, array.shape, array.strides, torch.device("cpu"))
     dtype = str(array.dtype).removeprefix("torch.")
     if dtype not in _DTYPES:
-        raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, not {dtype}")
-    if array.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, not {array.layout}")
-    if array.device.type not in ("cpu", "cuda"):
-        raise ValueError(f"{name} must be on the CPU or on a CUDA device, not on {array.device}")
+        raise TypeError(f"{name} must be one of {', '.join(_DTYPES)}, not {dtype}; convert with .to()")
+    array = readable(name, array)
     strides = tuple(step * array.element_size() for step in array.stride())
     return _Array(array, array.data_ptr(), dtype, tuple(array.shape), strides, array.device)
 
@@ -191,9 +192,10 @@ def check_threads(threads: int | None) -> int:
     """threads as the extension wants it: 0 = all cores."""
     if threads is None:
         return 0
-    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"threads must be a whole number of at least 1 or None, not {threads!r}")
-    return threads
+    number = integer("threads", threads, "an int or None")
+    if not 1 <= number <= _C.MAX_THREADS:
+        raise ValueError(f"threads must be between 1 and {_C.MAX_THREADS} or None, not {shown(number)}")
+    return number
 
 
 def like(points: Any, values: Any) -> Any:

@@ -12,6 +12,7 @@ import math
 import torch
 
 from fastigpt.engine import Drawing
+from fastigpt.scalars import integer, real, shown
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -74,7 +75,8 @@ def filter_logits(logits: torch.Tensor, drawing: Drawing) -> torch.Tensor:
     """
     scores = logits.float()
     if drawing.temperature not in (0.0, 1.0):
-        scores = scores / drawing.temperature
+        # By a tensor: CUDA divides by a Python number as a product with its rounded reciprocal.
+        scores = scores / torch.full((), drawing.temperature, dtype=torch.float32, device=scores.device)
     if drawing.top_k is not None and drawing.top_k < scores.shape[-1]:
         kth = scores.topk(drawing.top_k, dim=-1).values[..., -1:]
         scores = scores.masked_fill(scores < kth, -math.inf)
@@ -101,13 +103,28 @@ def draw(logits: torch.Tensor, index: torch.Tensor, position: torch.Tensor, draw
 
 def fresh_seed() -> int:
     """A seed from the operating system, for callers who gave none. Below 2⁶³, so that it fits every file format."""
-    return int(torch.randint(0, 2**63 - 1, (), generator=_system_generator()))
+    return int(torch.randint(0, 2**63 - 1, (), generator=_system_generator(), device="cpu"))
+
+
+def seed_of(generator: torch.Generator) -> int:
+    """A seed from a generator of the caller's."""
+    return int(torch.randint(0, 2**63 - 1, (), generator=generator, device=generator.device))
 
 
 def _system_generator() -> torch.Generator:
-    generator = torch.Generator()
+    generator = torch.Generator("cpu")
     generator.seed()
     return generator
+
+
+# Logits are float32, and so is all that is done to them: u + s·(c − u), then division by the temperature. With a scale
+# of at most 2¹⁰⁰ and a temperature of at least max(1, scale) / 2¹⁰⁰, logits of up to 2²⁵ stay finite on the way. At
+# lower temperatures they would not, and the noise, at most 17.4, has long vanished beside them: the draw is its limit,
+# the argmax. A larger scale or temperature than float32 can work with is refused: there is no such limit to go to.
+MAX_GUIDANCE = 2.0**100
+MAX_TEMPERATURE = torch.finfo(torch.float32).max
+_SMALLEST_TEMPERATURE = 2.0**-100
+_MOST_TOKENS = 2**31 - 1  # that any model has: a top-k of more is the same, and fits every engine's integers
 
 
 def checked_drawing(
@@ -117,44 +134,34 @@ def checked_drawing(
     top_p: float | None = None,
     guidance_scale: float | None = None,
 ) -> Drawing:
-    """A Drawing, or a TypeError or ValueError that names the argument, what was given and what is allowed."""
-    if not _is_int(seed):
-        raise TypeError(f"seed must be an int, not {seed!r}")
+    """A Drawing that means the same to all engines and operators, or a TypeError or ValueError that names the argument,
+    what was given and what is allowed.
+
+    seed: 0 … 2⁶⁴ − 1. temperature: 0 … 3.4e38, float32's largest; below max(1, guidance_scale) / 2¹⁰⁰ (8e-31 without
+    guidance) it is 0, the argmax. top_k ≥ 1. top_p in (0, 1]. guidance_scale: 0 … 2¹⁰⁰. Numbers may be Python's or
+    numpy's, or arrays or tensors of one element.
+    """
+    seed = integer("seed", seed)
     if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {seed}")
-    if not _is_number(temperature):
-        raise TypeError(f"temperature must be a number, not {temperature!r}")
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ValueError(f"temperature must be finite and at least 0, not {temperature}")
+        raise ValueError(f"seed must be between 0 and 2**64 - 1, not {shown(seed)}")
+    temperature = real("temperature", temperature)
+    if not 0 <= temperature <= MAX_TEMPERATURE:
+        raise ValueError(f"temperature must be finite, at least 0 and at most {MAX_TEMPERATURE:.7g}, not {temperature}")
     if top_k is not None:
-        if not _is_int(top_k):
-            raise TypeError(f"top_k must be an int or None, not {top_k!r}")
+        top_k = integer("top_k", top_k, "an int or None")
         if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {top_k}")
+            raise ValueError(f"top_k must be at least 1, not {shown(top_k)}")
+        top_k = min(top_k, _MOST_TOKENS)
     if top_p is not None:
-        if not _is_number(top_p):
-            raise TypeError(f"top_p must be a number or None, not {top_p!r}")
+        top_p = real("top_p", top_p, "a number or None")
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
     if guidance_scale is not None:
-        if not _is_number(guidance_scale):
-            raise TypeError(f"guidance_scale must be a number or None, not {guidance_scale!r}")
-        if not (math.isfinite(guidance_scale) and guidance_scale >= 0):
-            raise ValueError(f"guidance_scale must be finite and at least 0, not {guidance_scale}")
-    return Drawing(
-        seed=int(seed),
-        temperature=float(temperature),
-        top_k=None if top_k is None else int(top_k),
-        top_p=None if top_p is None else float(top_p),
-        guidance_scale=None if guidance_scale is None else float(guidance_scale),
-    )
-
-
-def _is_int(value: object) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return (isinstance(value, float) or hasattr(value, "__index__") or hasattr(value, "__float__")) and not isinstance(
-        value, (bool, str, torch.Tensor)
-    )
+        guidance_scale = real("guidance_scale", guidance_scale, "a number or None")
+        if not 0 <= guidance_scale <= MAX_GUIDANCE:
+            raise ValueError(
+                f"guidance_scale must be finite, at least 0 and at most {MAX_GUIDANCE:.7g}, not {guidance_scale}"
+            )
+    if temperature < _SMALLEST_TEMPERATURE * max(1.0, guidance_scale or 0.0):
+        temperature = 0.0
+    return Drawing(seed, temperature, top_k, top_p, guidance_scale)

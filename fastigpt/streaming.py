@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import weakref
@@ -22,7 +23,8 @@ class RowStream(Iterator[Row]):
 
     The work starts at once and pauses while 32 rows wait. `close()`, leaving a `with` block, or dropping the iterator
     stops it at the row it is at and waits for that; any thread may call `close()`. An error in the work is raised by
-    `next()`. One thread reads a stream; a model may have many streams at once.
+    `next()`. One thread reads a stream; a model may have many streams at once. A forked child has no part in the
+    streams of its parent: `next()` raises RuntimeError there.
     """
 
     def __init__(self, work: Callable[[OnRow], object], seed: int) -> None:
@@ -34,12 +36,15 @@ class RowStream(Iterator[Row]):
         thread = threading.Thread(
             target=_run, args=(work, self._rows, self._room, stop), name="fastigpt.stream", daemon=True
         )
-        self._end = weakref.finalize(self, _stop, stop, self._room, thread)
+        self._process = os.getpid()
+        self._end = weakref.finalize(self, _stop, stop, self._room, thread, self._process)
         thread.start()
 
     def __next__(self) -> Row:
         if not self._end.alive:
             raise StopIteration
+        if os.getpid() != self._process:
+            raise RuntimeError("this stream's work is done in the process that began it, not in a forked child")
         found = self._rows.get()
         if isinstance(found, tuple):
             self._room.release()
@@ -86,7 +91,9 @@ def _run(
         rows.put(None)
 
 
-def _stop(stop: threading.Event, room: threading.Semaphore, thread: threading.Thread) -> None:
+def _stop(stop: threading.Event, room: threading.Semaphore, thread: threading.Thread, process: int) -> None:
+    if os.getpid() != process:  # a forked child: the thread is not here, and it may have held these locks
+        return
     stop.set()
     room.release()
     if thread is not threading.current_thread():  # the garbage collector may have run there

@@ -92,3 +92,43 @@ def test_bench_prints_a_table_and_writes_json_and_a_plot(tmp_path):
     assert all(t["seconds"] > 0 and t["floor_seconds"] > 0 for t in figures["timings"])
     with Image.open(tmp_path / "b.png") as picture:
         assert picture.width > 500
+
+
+def test_windows_are_divided_by_what_they_decide_and_not_by_their_width():
+    known = Timing("x", 2, "float32", "float32", 8, [1, 8, 15], [[1.0]] * 3, [], 16, tokens_per_pass=3.2)
+    assert known.seconds() == pytest.approx(16 / 3.2) and known.images_per_minute() == pytest.approx(60 * 2 / 5)
+    unknown = Timing("x", 2, "float32", "float32", 8, [1, 8, 15], [[1.0]] * 3, [], 16, tokens_per_pass=None)
+    assert unknown.seconds() is None and unknown.images_per_minute() is None and ratio(unknown, known) == "–"
+    assert EnginePeer(ImageGPT(TINY, random_weights(TINY)).engine, window=4).tokens_per_pass is None
+
+
+def test_bench_measures_how_many_guesses_of_a_trained_model_are_right(tmp_path, monkeypatch):
+    model = ImageGPT(TINY, random_weights(TINY, scale=0.0))  # each token is as likely as any other
+    model.save_pretrained(tmp_path / "even")
+    limits = measure_machine(torch.device("cpu"))
+    monkeypatch.setattr("fastigpt.bench.measure.measure_machine", lambda device: limits)
+    monkeypatch.setattr("fastigpt.bench.run.timed_positions", lambda config: [1, 4, 8])
+    arguments = ["bench", "-m", str(tmp_path / "even"), "-n", "1", "--rounds", "1", "--window", "4"]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(tmp_path / "b.json")], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    timings = {t["peer"]: t for t in json.loads((tmp_path / "b.json").read_text())["timings"]}
+    ours = next(t for name, t in timings.items() if name not in ("transformers", "fastigpt portable"))
+    _, stats = ImageGPT(TINY, model.weights).sample(8, seed=0, window=4, output_type="tokens", return_stats=True)
+    assert ours["window"] == 4 and ours["tokens_per_pass"] == pytest.approx(stats.tokens_per_pass)
+    assert timings["transformers"]["window"] == timings["fastigpt portable"]["window"] == 1
+
+
+def test_bench_of_random_weights_with_windows_gives_passes_and_no_images(tmp_path, monkeypatch):
+    preset = ImageGPT.from_config(TINY, backend="reference")
+    monkeypatch.setattr("fastigpt.bench.run._load", lambda model: preset)
+    limits = measure_machine(torch.device("cpu"))
+    monkeypatch.setattr("fastigpt.bench.measure.measure_machine", lambda device: limits)
+    monkeypatch.setattr("fastigpt.bench.run.timed_positions", lambda config: [1, 4, 8])
+    arguments = ["bench", "-m", "small", "-n", "1", "--rounds", "1", "--window", "4", "--no-peers"]
+    arguments += ["--json", str(tmp_path / "b.json")]
+    with pytest.raises(ValueError, match="trained"):
+        CliRunner().invoke(app, [*arguments, "--plot", str(tmp_path / "b.png")], catch_exceptions=False)
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0 and "random weights" in result.output
+    (ours,) = json.loads((tmp_path / "b.json").read_text())["timings"]
+    assert ours["seconds"] is ours["images_per_minute"] is None and min(ours["milliseconds"]) > 0

@@ -106,3 +106,91 @@ def test_with_tensorflow_a_real_checkpoint_converts_and_loads(tmp_path):
     with pytest.raises(CheckpointError, match="missing"):
         fastigpt.convert(tmp_path / "other.ckpt", tmp_path / "kmeans_centers.npy", tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "bad", "word"),
+    [
+        ("wte", np.zeros(7, np.float32), "wte has shape"),
+        ("wpe", np.zeros((9, 12, 1), np.float32), "wpe has shape"),
+        ("wpe", np.zeros((0, 12), np.float32), "wpe has shape"),
+        ("wpe", np.zeros((9, 11), np.float32), "wpe has shape"),
+        ("wte", np.zeros((7, 12), np.int64), "wte is int64"),
+        ("wtet", np.zeros((7, 12), np.complex64), "wtet is complex64"),
+        ("sos", np.zeros(11, np.float32), "sos has shape"),
+        ("h0/attn/q_proj", np.zeros((5, 6, 12), np.float32), "n_head"),
+        ("h0/attn/q_proj", np.zeros((12, 12), np.float32), "give n_head"),
+        ("h1/attn/k_proj", np.zeros((2, 6, 13), np.float32), "k_proj has shape"),
+        ("h1/mlp/c_fc/w", np.zeros((12, 47), np.float32), "c_fc/w has shape"),
+        ("h0/ln_1/g", np.array(["a"]), "ln_1/g is"),
+        ("ln_f/g", np.full(12, 1e39), "NaN or infinite"),
+        ("h7/ln_1/g", np.ones(12, np.float32), "lacks the variable model/h2/"),
+    ],
+)
+def test_damaged_variables_are_named(name, bad, word):
+    variables = openai_variables() | {"model/" + name: bad}
+    with pytest.raises(CheckpointError, match=word):
+        from_variables(variables, source="model.ckpt")
+
+
+def test_positions_behind_the_square_are_passed_over():
+    variables = openai_variables()
+    config, weights = from_variables(variables)
+    variables["model/wpe"] = np.concatenate([variables["model/wpe"], np.ones((2, N_EMBD), np.float32)])
+    longer_config, longer = from_variables(variables)
+    assert longer_config == config and torch.equal(longer["transformer.wpe.weight"], weights["transformer.wpe.weight"])
+
+
+@pytest.mark.parametrize("n_head", [0, -1, 2.0, True, "2"])
+def test_n_head_must_be_a_number_of_heads(tmp_path, n_head):
+    with pytest.raises((ValueError, TypeError), match="n_head must be"):
+        fastigpt.convert(tmp_path / "model.ckpt", tmp_path / "kmeans_centers.npy", tmp_path / "out", n_head=n_head)
+
+
+class Reader:
+    """Stands where TensorFlow's own reader does, which is not installed everywhere."""
+
+    def __init__(self, variables: dict[str, np.ndarray], promised: int = 1) -> None:
+        self.variables, self.promised = variables, promised
+
+    def get_variable_to_shape_map(self):
+        return {name: [*array.shape, self.promised] for name, array in self.variables.items()}
+
+    def get_variable_to_dtype_map(self):
+        return {name: type("DType", (), {"size": 4}) for name in self.variables}
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        return self.variables[name]
+
+
+@pytest.mark.parametrize("how", ["right", "a bomb", "an odd error", "a missing shard", "a directory"])
+def test_tensorflows_reader_is_behind_the_same_door(tmp_path, monkeypatch, how):
+    import types
+
+    variables = openai_variables()
+
+    def load_checkpoint(name: str) -> Reader:
+        if how == "an odd error":
+            raise AssertionError("deep inside")
+        return Reader(variables, 10**9 if how == "a bomb" else 1)
+
+    fake = types.SimpleNamespace(train=types.SimpleNamespace(load_checkpoint=load_checkpoint))
+    monkeypatch.setitem(sys.modules, "tensorflow", fake)
+    prefix = tmp_path / "model.ckpt-1"
+    np.save(tmp_path / "kmeans_centers.npy", np.random.default_rng(0).uniform(-1, 1, (COLORS, 3)).astype(np.float32))
+    if how == "a directory":
+        (tmp_path / "model.ckpt-1.index").mkdir()
+    else:
+        (tmp_path / "model.ckpt-1.index").write_bytes(b"x")
+    if how != "a missing shard":
+        nbytes = sum(array.nbytes for array in variables.values())
+        (tmp_path / "model.ckpt-1.data-00000-of-00001").write_bytes(b"\0" * nbytes)
+    if how == "right":
+        fastigpt.convert(prefix, tmp_path / "kmeans_centers.npy", tmp_path / "out")
+        tokens = torch.zeros(1, SIDE * SIDE, dtype=torch.int64)
+        found = fastigpt.load(tmp_path / "out", backend="reference").logits(tokens)
+        assert (found - openai_logits(variables, tokens)).abs().max() < 1e-4
+    else:
+        with pytest.raises(CheckpointError, match=r"model\.ckpt-1"):
+            fastigpt.convert(prefix, tmp_path / "kmeans_centers.npy", tmp_path / "out")
+        assert not (tmp_path / "out").exists()

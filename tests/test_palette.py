@@ -207,7 +207,32 @@ def test_fit_finds_separate_colours_and_is_deterministic() -> None:
     assert error < 6, error
 
 
-def test_fit_refuses_what_it_cannot_do() -> None:
+def test_fit_takes_files_grey_images_and_whatever_else_holds_a_picture(tmp_path: Path) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8) // 16 * 80
+    sprite = np.zeros((8, 8, 4), np.uint8)
+    sprite[..., 1] = 250  # nobody sees it
+    sprite[2:4] = (255, 0, 0, 255)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    Image.fromarray(sprite).save(tmp_path / "sprite.png")
+    tensor = torch.from_numpy(grey.copy())
+    forms = [grey, tensor, tensor[None, None], grey / 255, tmp_path / "grey.png", str(tmp_path / "grey.png")]
+    for form in [*forms, Image.open(tmp_path / "grey.png"), forms]:
+        found = Palette.fit(form, 4).colors
+        assert sorted(found.tolist()) == [[0] * 3, [80] * 3, [160] * 3, [240] * 3]
+    assert sorted(Palette.fit([tmp_path / "sprite.png"], 2).colors.tolist()) == [[255, 0, 0], [255, 255, 255]]
+    assert Palette.fit([grey, sprite[2:4]], 5).n_colors == 5
+
+
+def test_fit_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    for images, error, says in [
+        (tmp_path / "no.png", ValueError, r"no\.png"),
+        ([], ValueError, "images is empty"),
+        (3, TypeError, "int"),
+        (np.zeros((4, 4), np.int64), TypeError, "int64"),
+        (torch.zeros(4, 4, 3, dtype=torch.uint8, device="meta"), ValueError, "meta"),
+    ]:
+        with pytest.raises(error, match=says):
+            Palette.fit(images, 1)
     with pytest.raises(ValueError, match="4 different colours, fewer than n_colors = 5"):
         Palette.fit(np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], np.uint8), 5)
     with pytest.raises(ValueError, match="n_colors must be"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,50 @@ def test_grey_arrays_become_colour(tmp_path):
     np.savez(tmp_path / "grey.npz", x=x[..., 0], y=y)
     data = load(str(tmp_path / "grey.npz"), 100, 4, 4)
     assert np.array_equal(data.pixels, x[..., :1].repeat(3, -1))
+
+
+def test_channels_and_labels_may_have_an_axis_of_their_own(tmp_path):
+    x, y = bright_and_dark()
+    grey = x[..., 0]
+    for form in (grey, grey[..., None], grey[..., None].repeat(3, -1)):
+        np.savez(tmp_path / "a.npz", x=form, y=y[:, None])
+        found = load(tmp_path / "a.npz", 100, 4, 4)
+        assert np.array_equal(found.pixels, grey[..., None].repeat(3, -1))
+        assert found.labels == {"class": [str(label) for label in y]}
+    wide = np.repeat(grey, 2, 2)
+    np.savez(tmp_path / "a.npz", x=wide[:, None], y=y)
+    assert np.array_equal(load(tmp_path / "a.npz", 100, 4, 8).pixels, wide[..., None].repeat(3, -1))
+    hidden = np.concatenate([x, np.zeros_like(x[..., :1])], -1)
+    np.savez(tmp_path / "a.npz", x=hidden, y=y)
+    assert (load(tmp_path / "a.npz", 100, 4, 4).pixels == 255).all()
+
+
+def hostile(header: str, held: int) -> bytes:
+    """An .npy file that says more of itself than it holds."""
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(held)
+
+
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (hostile("{'descr': '|u1', 'fortran_order': False, 'shape': (1000000, 1000000, 100)}", 8), "should hold 1000"),
+        (hostile("{'descr': '|u1', 'fortran_order': False, 'shape': (-6, 8, 8)}", 384), "should hold -384"),
+        (hostile("{'descr': '|O', 'fortran_order': False, 'shape': (6,)}", 48), "Python objects"),
+        (hostile("{'descr': '|u1', 'fortran_order': False, 'shape': (6, 8", 384), "hostile.npz"),
+        (hostile("{'descr': '|u1', 'shape': (6, 8, 8)}", 384), "hostile.npz"),
+        (b"\x93NUMPY\x09\x00", r"x is of \.npy version \(9, 0\)"),
+        (b"", "hostile.npz"),
+    ],
+)
+def test_hostile_archives_are_named_before_memory_is_taken(tmp_path, x, says):
+    path = tmp_path / "hostile.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", x)
+        archive.writestr("y.npy", hostile("{'descr': '<i8', 'fortran_order': False, 'shape': (6,)}", 48))
+    with pytest.raises(ValueError, match=r"hostile\.npz") as error:
+        load(path, 100, 8, 8)
+    assert error.match(says)
 
 
 def test_bad_data_is_named(tmp_path):

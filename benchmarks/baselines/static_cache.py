@@ -121,6 +121,7 @@ class StaticCachePeer:
     """As fastigpt.bench.peers.Peer. Compiling is paid when a pass is prepared, once for each n."""
 
     name = "static cache, torch.compile"
+    window, tokens_per_pass = 1, 1.0
 
     def __init__(
         self, config: ImageGPTConfig, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype

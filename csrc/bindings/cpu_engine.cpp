@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -11,6 +12,7 @@
 #include "bindings.h"
 #include "fastigpt/decode.h"
 #include "fastigpt/isa.h"
+#include "fastigpt/threads.h"
 #include "kernels.h"
 
 namespace py = pybind11;
@@ -23,7 +25,7 @@ using Floats = py::array_t<float, py::array::c_style>;
 
 std::string text(const char* name, const std::string& what) { return std::string(name) + " " + what; }
 
-void check_ids(const char* name, const Ids& ids, std::initializer_list<py::ssize_t> shape, int64_t low, int64_t high) {
+void check_shape(const char* name, const Ids& ids, std::initializer_list<py::ssize_t> shape) {
   bool fits = ids.ndim() == py::ssize_t(shape.size());
   std::string wanted;
   py::ssize_t axis = 0;
@@ -32,6 +34,10 @@ void check_ids(const char* name, const Ids& ids, std::initializer_list<py::ssize
     wanted += (wanted.empty() ? "" : ", ") + std::to_string(size);
   }
   if (!fits) throw std::invalid_argument(text(name, "must have the shape [" + wanted + "]"));
+}
+
+void check_ids(const char* name, const Ids& ids, std::initializer_list<py::ssize_t> shape, int64_t low, int64_t high) {
+  check_shape(name, ids, shape);
   const int64_t* p = ids.data();
   for (py::ssize_t i = 0; i < ids.size(); ++i)
     if (p[i] < low || p[i] >= high)
@@ -46,7 +52,8 @@ std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int n_embd, int n_
     if (size < 1 || size > (1 << 24)) throw std::invalid_argument("model sizes must be from 1 to 2^24, found " + std::to_string(size));
   if (n_embd % n_head) throw std::invalid_argument("n_head must divide n_embd");
   if (n_words < 0 || prompt_length < 0 || prompt_length > (1 << 24)) throw std::invalid_argument("n_words and prompt_length must not be negative");
-  if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must be from 1 to 1024, found " + std::to_string(threads));
+  if (threads < 1 || threads > kMaxThreads)
+    throw std::invalid_argument("threads must be from 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(threads));
   return std::make_shared<CpuModel>(shape, weights, cache, parse_isa(isa), threads);
 }
 
@@ -91,13 +98,10 @@ std::unique_ptr<Fill> make_fill(std::shared_ptr<CpuModel> model, const Ids& toke
   if (tokens.ndim() != 2 || tokens.shape(0) < 1 || tokens.shape(0) > (1 << 20)) throw std::invalid_argument("tokens must have the shape [n, " + std::to_string(shape.n_pixels) + "]");
   const py::ssize_t n = tokens.shape(0);
   check_ids("tokens", tokens, {n, shape.n_pixels}, -1, shape.n_colors);
-  check_ids("index", index, {n}, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max());
-  check_ids("source", source, {n}, std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max());
+  check_shape("index", index, {n});
+  check_shape("source", source, {n});
   if (prompt) check_ids("prompt", *prompt, {n, shape.prompt_length}, 0, shape.n_words);
-  if (!(temperature >= 0) || !std::isfinite(temperature)) throw std::invalid_argument("temperature must be finite and at least 0");
-  if (top_k < 0) throw std::invalid_argument("top_k must not be negative");
-  if (!(top_p > 0 && top_p <= 1)) throw std::invalid_argument("top_p must be above 0 and at most 1");
-  if (guidance_scale && !std::isfinite(*guidance_scale)) throw std::invalid_argument("guidance_scale must be finite");
+  const DrawSettings settings = draw_settings(seed, temperature, top_k, top_p, guidance_scale);
   if (guidance_scale && !prompt) throw std::invalid_argument("guidance_scale needs a prompt");
   if (window < 0) throw std::invalid_argument("window must not be negative");
   if (draft) {
@@ -105,13 +109,6 @@ std::unique_ptr<Fill> make_fill(std::shared_ptr<CpuModel> model, const Ids& toke
     if (draft->shape().n_pixels != shape.n_pixels || draft->shape().n_colors != shape.n_colors)
       throw std::invalid_argument("draft must have as many pixels and colours as the model");
   }
-  DrawSettings settings;
-  settings.seed = seed;
-  settings.temperature = float(temperature);
-  settings.top_k = top_k;
-  settings.top_p = top_p;
-  settings.guided = guidance_scale.has_value();
-  settings.guidance_scale = float(guidance_scale.value_or(1.0));
   const int64_t *ids = tokens.data(), *indices = index.data(), *sources = source.data(), *words = prompt ? prompt->data() : nullptr;
   py::gil_scoped_release release;
   auto fill = std::make_unique<Fill>();
@@ -137,6 +134,24 @@ std::unique_ptr<Fill> make_rehearsal(std::shared_ptr<CpuModel> model, int n, int
 }
 
 }  // namespace
+
+DrawSettings draw_settings(uint64_t seed, double temperature, int top_k, double top_p, std::optional<double> guidance_scale) {
+  // Arithmetic is float32's. What float32 cannot hold is for fastigpt/sampling.py to refuse or to make 0.
+  const bool normal = temperature >= std::numeric_limits<float>::min() && temperature <= std::numeric_limits<float>::max();
+  if (temperature != 0 && !normal) throw std::invalid_argument("temperature must be 0, or from 1.18e-38 to 3.40e38");
+  if (top_k < 0) throw std::invalid_argument("top_k must not be negative");
+  if (!(top_p > 0 && top_p <= 1)) throw std::invalid_argument("top_p must be above 0 and at most 1");
+  if (guidance_scale && !(std::abs(*guidance_scale) <= std::numeric_limits<float>::max()))
+    throw std::invalid_argument("guidance_scale must be finite in float32");
+  DrawSettings settings;
+  settings.seed = seed;
+  settings.temperature = float(temperature);
+  settings.top_k = top_k;
+  settings.top_p = top_p;
+  settings.guided = guidance_scale.has_value();
+  settings.guidance_scale = float(guidance_scale.value_or(1.0));
+  return settings;
+}
 
 void bind_cpu_engine(py::module_& m) {
   py::class_<CpuModel, std::shared_ptr<CpuModel>>(m, "CpuModel", "An Image GPT packed for one instruction set.")
@@ -175,8 +190,7 @@ void bind_cpu_engine(py::module_& m) {
   m.def("cpu_draw", [](const Floats& scores, uint64_t seed, const Ids& index, const Ids& position, const std::string& isa) {
     if (scores.ndim() != 2 || scores.shape(1) < 1) throw std::invalid_argument("scores must have the shape [rows, tokens]");
     const py::ssize_t rows = scores.shape(0), n = scores.shape(1);
-    const auto limit = std::numeric_limits<int64_t>::max();
-    check_ids("index", index, {rows}, std::numeric_limits<int64_t>::min(), limit);
+    check_shape("index", index, {rows});
     check_ids("position", position, {rows}, 0, int64_t(1) << 32);
     const Kernels& kernels = kernels_for(parse_isa(isa));
     std::vector<float> padded((n + 63) / 64 * 64, -std::numeric_limits<float>::infinity());

@@ -38,17 +38,12 @@ void bind_operators(py::module_& m) {
       "sample_rows",
       [](const std::string& hidden_type, const std::string& weight_type, std::array<int64_t, 3> shape, uintptr_t hidden,
          uintptr_t without, uintptr_t gain, uintptr_t weight, uintptr_t index, uintptr_t position, float epsilon, uint64_t seed,
-         double temperature, int top_k, double top_p, double guidance_scale, uintptr_t tokens, const std::string& isa, int threads) {
-        SampleRows job{hidden_type, weight_type, reinterpret_cast<const void*>(hidden), reinterpret_cast<const void*>(without),
+         double temperature, int top_k, double top_p, std::optional<double> guidance_scale, uintptr_t tokens, const std::string& isa, int threads) {
+        const SampleRows job{hidden_type, weight_type, reinterpret_cast<const void*>(hidden), reinterpret_cast<const void*>(without),
                        reinterpret_cast<const float*>(gain), reinterpret_cast<const void*>(weight),
                        reinterpret_cast<const int64_t*>(index), reinterpret_cast<const int64_t*>(position), shape[0], shape[1],
-                       shape[2], epsilon, {}, reinterpret_cast<int64_t*>(tokens)};
-        job.settings.seed = seed;
-        job.settings.temperature = float(temperature);
-        job.settings.top_k = top_k;
-        job.settings.top_p = top_p;
-        job.settings.guided = without != 0;
-        job.settings.guidance_scale = float(guidance_scale);
+                       shape[2], epsilon, draw_settings(seed, temperature, top_k, top_p, guidance_scale),
+                       reinterpret_cast<int64_t*>(tokens)};
         const Isa chosen = parse_isa(isa);
         py::gil_scoped_release release;
         sample_rows(job, chosen, threads);

@@ -4,9 +4,11 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <thread>
 
 #include "bindings.h"
+#include "fastigpt/threads.h"
 
 namespace py = pybind11;
 
@@ -33,7 +35,12 @@ PointsView view(uintptr_t data, const std::string& dtype, std::vector<int64_t> s
   return points;
 }
 
-int thread_count(int threads) { return threads > 0 ? threads : std::max(1, int(std::thread::hardware_concurrency())); }
+// 0: as many as there are cores.
+int thread_count(int threads) {
+  if (threads < 0 || threads > kMaxThreads)
+    throw std::invalid_argument("threads must be from 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(threads));
+  return threads > 0 ? threads : std::clamp(int(std::thread::hardware_concurrency()), 1, kMaxThreads);
+}
 
 }  // namespace
 

@@ -12,6 +12,10 @@ void filter_logits(const float* logits, const float* without, int n, const DrawS
   for (int i = 0; i < n; ++i) scores[i] = without ? without[i] + settings.guidance_scale * (logits[i] - without[i]) : logits[i];
   if (settings.temperature != 0 && settings.temperature != 1)
     for (int i = 0; i < n; ++i) scores[i] /= settings.temperature;
+  // Below are sorts, which must not meet a NaN.
+  bool finite = true;
+  for (int i = 0; i < n; ++i) finite &= std::isfinite(scores[i]);
+  if (!finite) return std::fill_n(scores, n, kForbidden), void();
   if (settings.top_k > 0 && settings.top_k < n) {
     std::copy(scores, scores + n, scratch.values.begin());
     const auto kth = scratch.values.begin() + settings.top_k - 1;

@@ -15,7 +15,7 @@ struct FilterScratch {
   std::vector<std::pair<float, int32_t>> order;  // score, token
 };
 
-// scores[n], −inf where forbidden. without: logits without the prompt, or null.
+// scores[n], −inf where forbidden, and everywhere if some are not finite. without: logits without the prompt, or null.
 void filter_logits(const float* logits, const float* without, int n, const DrawSettings& settings, FilterScratch& scratch, float* scores);
 
 }  // namespace fastigpt

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "fork.h"
+
 #ifdef FASTIGPT_PROFILE
 #include <chrono>
 #endif
@@ -180,13 +182,13 @@ Input ModelImpl::word(int64_t id, int slot) const {
 Input ModelImpl::pixel(int64_t id, int at) const { return {wte.as<float>() + id * width(), wpe.as<float>() + at * width()}; }
 
 WindowStatistics ModelImpl::window_statistics(int sequences) const {
-  std::lock_guard<std::mutex> lock(statistics_mutex_);
+  BriefLock lock;
   const auto found = statistics_.find(sequences);
   return found == statistics_.end() ? WindowStatistics{} : found->second;
 }
 
 void ModelImpl::keep_window_statistics(int sequences, const WindowStatistics& statistics) const {
-  std::lock_guard<std::mutex> lock(statistics_mutex_);
+  BriefLock lock;
   statistics_[sequences] = statistics;
 }
 

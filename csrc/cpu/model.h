@@ -4,7 +4,6 @@
 #include <atomic>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -120,8 +119,7 @@ struct ModelImpl {
   }
 
  private:
-  mutable std::mutex statistics_mutex_;
-  mutable std::map<int, WindowStatistics> statistics_;
+  mutable std::map<int, WindowStatistics> statistics_;  // under BriefLock
 
   Rows norm(const Pass& pass, int thread, const float* gain, Number number) const;
   Rows quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const;

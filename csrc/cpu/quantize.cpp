@@ -17,9 +17,9 @@
 #include <cstring>
 #include <limits>
 #include <memory>
-#include <thread>
 
 #include "fastigpt/quantize.h"
+#include "helpers.h"
 
 namespace fastigpt {
 namespace {
@@ -151,13 +151,9 @@ void gather(const PointsView& points, int64_t first, int count, float* rows) {
 
 void parallel(int64_t n, int threads, const std::function<void(int64_t)>& task) {
   std::atomic<int64_t> next{0};
-  const auto work = [&] {
+  share(int(std::min<int64_t>(threads, n)), [&](int) {
     for (int64_t i; (i = next++) < n;) task(i);
-  };
-  std::vector<std::thread> helpers;
-  for (int64_t i = 1; i < std::min<int64_t>(threads, n); ++i) helpers.emplace_back(work);
-  work();
-  for (auto& helper : helpers) helper.join();
+  });
 }
 
 Codebook::Codebook(const float* centroids, int64_t k, int64_t dim, bool cosine)
@@ -212,7 +208,7 @@ int64_t nearest_centroid_cpu(const PointsView& points, const float* centroids, i
                         points.strides[0] == 4 * dim;
   constexpr int64_t kChunk = 16;  // blocks
 
-  // A thread costs some 20 us to start: worth it from about a million multiply-adds each.
+  // A thread takes some 20 us to wake: worth it from about a million multiply-adds each.
   const double operations = double(n) * double(k) * double(dim);
   parallel((blocks + kChunk - 1) / kChunk, int(std::min<double>(threads, operations / 1e6 + 1)), [&](int64_t chunk) {
     Workspace w(book);

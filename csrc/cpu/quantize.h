@@ -100,7 +100,7 @@ void gather(const PointsView& points, int64_t first, int count, float* out);
 // |x - a| < |x - b| in real arithmetic.
 bool exactly_nearer(const double* x, const double* a, const double* b, int64_t dim);
 
-// Runs task(i) for i in [0, n) on up to `threads` threads, this one among them.
+// Runs task(i) for i in [0, n) on up to `threads` threads, this one among them. Throws what a task threw first; then others may be left out.
 void parallel(int64_t n, int threads, const std::function<void(int64_t)>& task);
 
 // nearest: brute force over a block. search: the same by the tree, points [count, dim]; returns the leaves it opened.

@@ -190,7 +190,7 @@ void RgbTable::lookup(const PointsView& points, int64_t* indices, int threads) c
   };
   constexpr int64_t kChunk = 1 << 14;
   const int64_t chunks = (n + kChunk - 1) / kChunk;
-  // A thread costs some 20 us to start, in which this one looks up about 8,000 pixels.
+  // A thread takes some 20 us to wake, in which this one looks up about 8,000 pixels.
   parallel(chunks, int(std::min<int64_t>(threads, 1 + n / 32768)), [&](int64_t chunk) {
     const int64_t begin = chunk * kChunk, end = std::min(n, begin + kChunk);
     uint32_t where[2][kBatch];

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "helpers.h"
 #include "rows.h"
 
 namespace fastigpt {
@@ -84,7 +85,7 @@ void decode_rows(const DecodeRows& job, Isa isa, int threads) {
       work(task % job.n, task / job.n, floats.data() + scratch * thread, segment(job.cache, later % job.n, later / job.n, 0).k);
     }
   };
-  on_threads(threads, body);
+  share(threads, body);
 }
 
 }  // namespace fastigpt

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "filter.h"
+#include "helpers.h"
 #include "rows.h"
 
 namespace fastigpt {
@@ -45,7 +46,8 @@ void norm_row(const void* from, Number number, const float* gain, float epsilon,
 
 int pick(const Kernels& kernels, const float* scores, int n, const DrawSettings& settings, const DrawKey& key) {
   if (settings.temperature != 0) return kernels.draw(scores, n, key);
-  return int(std::max_element(scores, scores + n) - scores);
+  const float* best = std::max_element(scores, scores + n);
+  return std::isfinite(*best) ? int(best - scores) : -1;
 }
 
 }  // namespace
@@ -83,11 +85,12 @@ void sample_rows(const SampleRows& job, Isa isa, int threads) {
         filter_logits(with + i * own.stride, job.without ? without + i * own.stride : nullptr, int(job.colours), job.settings, own.filter, own.scores.data());
         const DrawKey key{job.settings.seed, uint64_t(job.index[first + i]), uint32_t(job.position[first + i])};
         job.tokens[first + i] = pick(kernels, own.scores.data(), int(job.colours), job.settings, key);
+        if (job.tokens[first + i] < 0) finite = false;  // what guidance or temperature made of them is not
       }
     }
   };
-  on_threads(threads, body);
-  if (!finite) throw std::invalid_argument("hidden, gain and weight must give finite logits");
+  share(threads, body);
+  if (!finite) throw std::invalid_argument("hidden, gain and weight must give finite logits, guided and divided by temperature");
 }
 
 }  // namespace fastigpt

@@ -1,11 +1,12 @@
 // The thread pool: gates that spin, then yield, then sleep.
 #include "fastigpt/threads.h"
 
-#ifdef _WIN32
-#include <process.h>
-#else
-#include <unistd.h>
-#endif
+#include <exception>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "fork.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
@@ -14,6 +15,7 @@
 namespace fastigpt {
 namespace {
 
+constexpr int kSpins = 20000;  // about a millisecond
 constexpr int kYieldEvery = 256;
 
 inline void relax() {
@@ -21,14 +23,6 @@ inline void relax() {
   _mm_pause();
 #elif defined(__aarch64__) && defined(__GNUC__)
   asm volatile("yield");
-#endif
-}
-
-long process_id() {
-#ifdef _WIN32
-  return _getpid();
-#else
-  return getpid();
 #endif
 }
 
@@ -41,8 +35,8 @@ void Gate::open() {
   wake_.notify_all();
 }
 
-void Gate::pass(uint32_t seen, int spins) {
-  for (int spin = 1; spin <= spins; ++spin) {
+void Gate::pass(uint32_t seen) {
+  for (int spin = 1; spin <= kSpins; ++spin) {
     if (now() != seen) return;
     if (spin % kYieldEvery == 0)
       std::this_thread::yield();
@@ -55,62 +49,89 @@ void Gate::pass(uint32_t seen, int spins) {
   sleepers_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
-ThreadPool::ThreadPool(int threads, int spins) : size_(threads < 1 ? 1 : threads), spins_(spins) { start(); }
+struct ThreadPool::Crew {
+  const uint32_t generation = process_generation();
+  std::mutex turn;
+  bool started = false;
+  bool stop = false;
+  void (*body)(void*, int) = nullptr;
+  void* context = nullptr;
+  Gate job, barrier;
+  alignas(64) std::atomic<int> arrived{0};
+  std::vector<std::thread> workers;
+};
+
+ThreadPool::ThreadPool(int threads) : size_(threads < 1 ? 1 : threads) {
+  auto first = std::make_unique<Crew>();
+  start(*first);
+  crew_ = first.release();
+}
 
 ThreadPool::~ThreadPool() {
-  if (owner_ != process_id()) {  // a forked child: the threads are not here
-    for (auto& worker : workers_) worker.detach();
-    return;
+  Crew* mine = crew_.load();
+  if (mine->generation != process_generation()) return;  // a forked child: nobody is here to be stopped, see fork.h
+  mine->stop = true;
+  mine->job.open();
+  for (auto& worker : mine->workers) worker.join();
+  delete mine;
+}
+
+// The crew of this process, without its threads at first in a forked child.
+ThreadPool::Crew& ThreadPool::crew() {
+  Crew* mine = crew_.load(std::memory_order_acquire);
+  if (mine->generation == process_generation()) return *mine;
+  BriefLock lock;
+  mine = crew_.load(std::memory_order_acquire);
+  if (mine->generation != process_generation()) {
+    mine = new Crew;
+    crew_.store(mine, std::memory_order_release);
   }
-  stop_ = true;
-  job_.open();
-  for (auto& worker : workers_) worker.join();
+  return *mine;
 }
 
-void ThreadPool::start() {
-  owner_ = process_id();
-  for (int thread = 1; thread < size_; ++thread) workers_.emplace_back([this, thread] { work(thread); });
+void ThreadPool::start(Crew& crew) {
+  crew.workers.reserve(size_t(size()));
+  try {
+    for (int thread = 1; thread < size(); ++thread) crew.workers.emplace_back([this, &crew, thread] { work(crew, thread); });
+  } catch (const std::exception&) {  // a limit on threads or memory: those that run will do
+  }
+  size_.store(int(crew.workers.size()) + 1, std::memory_order_relaxed);
+  crew.started = true;
 }
 
-void ThreadPool::work(int thread) {
+void ThreadPool::work(Crew& crew, int thread) {
   // The first job may have been posted before this thread began, so it counts jobs rather than looking at the gate.
   for (uint32_t seen = 0;; ++seen) {
-    job_.pass(seen, spins_);
-    if (stop_) return;
-    body_(context_, thread);
-    barrier();
+    crew.job.pass(seen);
+    if (crew.stop) return;
+    crew.body(crew.context, thread);
+    meet(crew);
   }
 }
 
-void ThreadPool::barrier() {
-  if (size_ == 1) return;
-  const uint32_t seen = barrier_.now();
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    barrier_.open();
+void ThreadPool::barrier() { meet(*crew_.load(std::memory_order_relaxed)); }
+
+void ThreadPool::meet(Crew& crew) {
+  const int threads = size();
+  if (threads == 1) return;
+  const uint32_t seen = crew.barrier.now();
+  if (crew.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == threads) {
+    crew.arrived.store(0, std::memory_order_relaxed);
+    crew.barrier.open();
   } else {
-    barrier_.pass(seen, kSpins);
+    crew.barrier.pass(seen);
   }
 }
 
 void ThreadPool::run_erased(void (*body)(void*, int), void* context) {
-  std::lock_guard<std::mutex> turn(turn_);
-  if (owner_ != process_id()) {
-    for (auto& worker : workers_) worker.detach();
-    workers_.clear();
-    // Workers count jobs from 0: start them in a pool whose gate is made anew.
-    job_.~Gate();
-    new (&job_) Gate;
-    barrier_.~Gate();
-    new (&barrier_) Gate;
-    arrived_.store(0);
-    start();
-  }
-  body_ = body;
-  context_ = context;
-  if (size_ > 1) job_.open();
+  Crew& mine = crew();
+  std::lock_guard<std::mutex> turn(mine.turn);
+  if (!mine.started) start(mine);
+  mine.body = body;
+  mine.context = context;
+  if (size() > 1) mine.job.open();
   body(context, 0);
-  barrier();
+  meet(mine);
 }
 
 }  // namespace fastigpt

@@ -2,12 +2,14 @@
 // window, prefix sharing and threads change no bit. Built and run by tests/test_engine_cpu_sanitized.py.
 #undef NDEBUG
 #include <algorithm>
+#include <atomic>
 #include <cassert>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <memory>
 #include <random>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "fastigpt/decode.h"
 #include "fastigpt/rows.h"
 #include "guess.h"
+#include "helpers.h"
 #include "kernels.h"
 #include "window.h"
 
@@ -257,7 +260,43 @@ static void check_rows(Isa isa) {
       }
 }
 
+// Jobs of several callers on the shared helpers: all work is done, numbers are unique, what a body throws arrives, and there
+// are as many helpers as the largest job may use, whatever was asked for before.
+static void check_helpers() {
+  const auto job = [](int threads) {
+    std::vector<std::atomic<int>> parts(500), numbers(threads);
+    std::atomic<size_t> next{0};
+    share(threads, [&](int thread) {
+      assert(thread >= 0 && thread < threads && numbers[thread]++ == 0);
+      for (size_t part; (part = next++) < parts.size();) ++parts[part];
+    });
+    for (const auto& part : parts) assert(part == 1);
+  };
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller)
+    callers.emplace_back([&job, caller] {
+      for (int i = 0; i < 200; ++i) job(1 + (i + caller) % 5);
+    });
+  for (auto& caller : callers) caller.join();
+  assert(helper_threads() == 4);
+  for (int thrower = 0; thrower < 3; ++thrower) {
+    std::atomic<int> arrived{0};
+    try {
+      share(3, [&](int thread) {
+        ++arrived;
+        while (arrived < 3) std::this_thread::yield();  // until two helpers are here
+        if (thread == thrower) throw std::runtime_error("of a body");
+      });
+      assert(false);
+    } catch (const std::runtime_error& error) {
+      assert(error.what() == std::string("of a body"));
+    }
+  }
+  job(5);
+}
+
 int main() {
+  check_helpers();
   check_tuner();
   check_guesser();
   const ModelShape shapes[] = {

@@ -13,11 +13,17 @@ from fastigpt.engine import Engine
 
 
 class Peer(Protocol):
-    """Something that decodes. Caches have made-up contents: the time of a pass does not depend on them."""
+    """Something that decodes. Caches have made-up contents: the time of a pass does not depend on them.
+
+    window: tokens that its passes score. tokens_per_pass: how many of them a pass decides, as measured; 1 for a window
+    of one, None if nobody measured it.
+    """
 
     name: str
     dtype: torch.dtype
     kv_dtype: torch.dtype
+    window: int
+    tokens_per_pass: float | None
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         """A function that draws a token (scores a window) for each of n images at this position, once a call."""
@@ -25,9 +31,10 @@ class Peer(Protocol):
 
 
 class EnginePeer:
-    """An engine of this library."""
+    """An engine of this library. tokens_per_pass: of windows that images were drawn with."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, window: int = 1, tokens_per_pass: float | None = None) -> None:
+        self.window, self.tokens_per_pass = window, 1.0 if window == 1 else tokens_per_pass
         self.dtype, self.kv_dtype = engine.dtype, engine.kv_dtype
         self.name = f"fastigpt {engine.name}"
         self.prepared_pass = engine.prepared_pass
@@ -35,6 +42,9 @@ class EnginePeer:
 
 class TransformersPeer:
     """The step of transformers' generate: forward with its DynamicCache, softmax, multinomial."""
+
+    window = 1
+    tokens_per_pass: float | None = 1.0
 
     def __init__(self, config: ImageGPTConfig, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import ImageGPTConfig as HfConfig

@@ -28,6 +28,7 @@ def table(timings: Sequence[Timing], baseline: str) -> Table:
     sheet = Table(box=None, pad_edge=False)
     for heading in ("n", "peer", "weights", "cache"):
         sheet.add_column(heading, justify="right" if heading == "n" else "left")
+    sheet.add_column("window, tokens", justify="right")
     for position in positions:
         sheet.add_column(f"ms at {position}", justify="right")
     for heading in ("±", "s for n images", "images/min", "of floor", f"to {baseline}"):
@@ -39,14 +40,20 @@ def table(timings: Sequence[Timing], baseline: str) -> Table:
             t.peer,
             t.dtype,
             t.kv_dtype,
+            f"{t.window}, {_figure(t.tokens_per_pass, 2)}",
             *(f"{ms:.2f}" for ms in t.milliseconds()),
             f"{100 * t.spread():.0f} %",
-            f"{t.seconds():.2f}",
-            f"{60 * t.n / t.seconds():.1f}",
+            _figure(t.seconds(), 2),
+            _figure(t.images_per_minute(), 1),
             f"{100 * t.share_of_floor():.0f} %",
             "" if base is None or base is t else ratio(base, t),
         )
     return sheet
+
+
+def _figure(value: float | None, digits: int) -> str:
+    """A figure that may not be known."""
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 def as_json(config: ImageGPTConfig, machine: Machine, timings: Sequence[Timing]) -> dict[str, Any]:
@@ -61,7 +68,7 @@ def as_json(config: ImageGPTConfig, machine: Machine, timings: Sequence[Timing])
                 "seconds": t.seconds(),
                 "floor_seconds": t.floor_seconds(),
                 "share_of_floor": t.share_of_floor(),
-                "images_per_minute": 60 * t.n / t.seconds(),
+                "images_per_minute": t.images_per_minute(),
             }
             for t in timings
         ],
@@ -74,7 +81,7 @@ def write_json(path: Path, figures: dict[str, Any]) -> None:
 
 
 def plot_throughput(path: Path, timings: Sequence[Timing]) -> None:
-    """Images per minute against n, each peer a line, each floor a dashed line of the same colour."""
+    """Images per minute against n, each peer a line, each floor a dashed line of the same colour. All must be known."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -86,10 +93,10 @@ def plot_throughput(path: Path, timings: Sequence[Timing]) -> None:
         mine = sorted((t for t in timings if (t.peer, t.dtype, t.kv_dtype) == name), key=lambda t: t.n)
         counts = [t.n for t in mine]
         label = f"{name[0]}, {name[1]}" + ("" if name[1] == name[2] else f", {name[2]} cache")
-        axes.plot(counts, [60 * t.n / t.seconds() for t in mine], "o-", color=f"C{k}", label=label)
-        if name[1:] not in floors:  # the same for all who read the same bytes
-            floors.add(name[1:])
-            axes.plot(counts, [60 * t.n / t.floor_seconds() for t in mine], "--", color=f"C{k}", alpha=0.5)
+        axes.plot(counts, [60 * t.n / (t.seconds() or 1) for t in mine], "o-", color=f"C{k}", label=label)
+        if (*name[1:], mine[0].window) not in floors:  # the same for all who read the same bytes
+            floors.add((*name[1:], mine[0].window))
+            axes.plot(counts, [60 * t.n / (t.floor_seconds() or 1) for t in mine], "--", color=f"C{k}", alpha=0.5)
     axes.plot([], [], "--", color="grey", label="the machine's limit, by precision")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

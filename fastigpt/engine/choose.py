@@ -3,6 +3,8 @@ built."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from fastigpt.config import ImageGPTConfig
@@ -37,8 +39,13 @@ def as_device(device: torch.device | str | None) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"device must be a torch device such as 'cpu' or 'cuda:0', not {device!r}") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {str(found)!r}, but torch {torch.__version__} sees no CUDA device here")
+    if found.type == "cpu":
+        return torch.device("cpu")
+    module: Any = getattr(torch, found.type, None)  # torch.cuda, torch.xpu, torch.mps; the meta device has none
+    count = module.device_count() if hasattr(module, "device_count") and module.is_available() else 0
+    if (found.index or 0) >= count:
+        seen = f"{count} of them" if count else f"no {found.type.upper()} device"
+        raise ValueError(f"device is {str(found)!r}, but torch {torch.__version__} sees {seen} here")
     return found
 
 

@@ -10,14 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
 
 from fastigpt import _C
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Filled, Job, OnRow
+from fastigpt.engine.arithmetic import does_not_fit, finite
 from fastigpt.engine.memory import free_memory
+from fastigpt.errors import NotFiniteError
+from fastigpt.operands import readable
+from fastigpt.quantize import check_threads
 
 _NUMBERS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
+_BFLOAT16_OVERFLOWS = np.float32((2 - 2**-8) * 2.0**127)  # halfway between the largest and what would come next
+_SMALLEST = 1e-35  # of weights that int8 tells from 0
 _SLICE = 0.05  # seconds in C++ before Python looks for signals and finished rows
 _MEMORY_SHARE = 0.8  # of the free memory, for the cache of a wave
 
@@ -57,8 +64,7 @@ class CpuEngine:
     ) -> None:
         if isa != "auto" and isa not in _C.supported_isas():
             raise ValueError(f"isa must be auto or one of {', '.join(_C.supported_isas())}, not {isa!r}")
-        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
-            raise ValueError(f"threads must be None or a positive int, not {threads!r}")
+        n_threads = check_threads(threads) or min(torch.get_num_threads(), _C.MAX_THREADS)
         self.config, self.device = config, torch.device("cpu")
         self.isa = _C.supported_isas()[-1] if isa == "auto" else isa
         best_dtype, best_kv, self._reason = default_dtypes(self.isa)
@@ -80,7 +86,7 @@ class CpuEngine:
             weights=_NUMBERS[self.dtype],
             cache=_NUMBERS[self.kv_dtype],
             isa=self.isa,
-            threads=threads or torch.get_num_threads(),
+            threads=n_threads,
         )
         self.threads: int = self._model.threads
         shapes = config.tensor_shapes()
@@ -95,7 +101,7 @@ class CpuEngine:
                 raise TypeError(f"{name} must be a floating-point tensor, not {getattr(tensor, 'dtype', type(tensor))}")
             if tuple(tensor.shape) != shapes[name]:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shapes[name]}")
-            self._model.load(name, tensor.detach().to("cpu", torch.float32).contiguous().numpy())
+            self._model.load(name, _float32(name, tensor, self.dtype))
         self._model.check_complete()
 
     def describe(self) -> dict[str, object]:
@@ -119,7 +125,7 @@ class CpuEngine:
 
     def _score(self, tokens: torch.Tensor, prompt: torch.Tensor | None, layer: int) -> torch.Tensor:
         words = None if prompt is None else _ids("prompt", prompt)
-        return torch.from_numpy(self._model.score(_ids("tokens", tokens), words, layer))
+        return finite(torch.from_numpy(self._model.score(_ids("tokens", tokens), words, layer)), self)
 
     def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
         drawing, width = job.drawing, self.config.width
@@ -135,22 +141,30 @@ class CpuEngine:
             None if job.prompt is None else _ids("prompt", job.prompt),
             seed=drawing.seed,
             temperature=drawing.temperature,
-            top_k=drawing.top_k or 0,
+            top_k=min(drawing.top_k or 0, self.config.n_colors),
             top_p=1.0 if drawing.top_p is None else drawing.top_p,
             guidance_scale=drawing.guidance_scale,
-            window=0 if job.window == "auto" else job.window,
+            window=0 if job.window == "auto" else min(job.window, self.config.n_pixels),
             draft=None if job.draft is None else job.draft._model,
         )
         row = 0
         while row < self.config.height:
             # Between slices the interpreter handles signals, so Ctrl-C ends the job here.
-            rows_done = fill.advance(_SLICE) // width
+            rows_done = self._advance(fill) // width
             if on_row is not None and rows_done > row:
                 tokens = torch.from_numpy(fill.tokens())
                 for r in range(row, rows_done):
                     on_row(range(len(tokens)), r, tokens[:, r * width : (r + 1) * width].clone())
             row = rows_done
         return Filled(torch.from_numpy(fill.tokens()), torch.from_numpy(fill.pass_starts()))
+
+    def _advance(self, fill: _C.CpuFill) -> int:
+        try:
+            return fill.advance(_SLICE)
+        except RuntimeError as error:
+            if "not finite" not in str(error):
+                raise
+            raise NotFiniteError(f"{error}: its weights are damaged, or too large") from None
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         rehearsal = _C.CpuFill.rehearsal(self._model, n=n, position=position, window=window)
@@ -177,7 +191,28 @@ def _cache_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.bfloat16
 
 
+def _float32(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+    """What is kept in `dtype` must fit that; int8 has scales. CheckpointError if it does not, or is not finite.
+
+    Without torch's threads, which a forked child has no more and a process at its limit of threads does not get.
+    """
+    x = readable(name, tensor).detach().cpu()
+    if x.dtype == torch.bfloat16:
+        stored = (np.ascontiguousarray(x.view(torch.uint16).numpy()).astype(np.uint32) << 16).view(np.float32)
+    else:
+        if x.dtype not in (torch.float16, torch.float32, torch.float64):
+            x = x.to(torch.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+            stored = np.ascontiguousarray(x.numpy(), np.float32)
+    limit = _BFLOAT16_OVERFLOWS if dtype == torch.bfloat16 else np.inf
+    if not bool((np.abs(stored) < limit).all()):
+        raise does_not_fit(name, tensor, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
+    if dtype == torch.int8:  # a row's scale is its largest number over 127, and its inverse must be a number as well
+        stored = np.where(np.abs(stored) < _SMALLEST, np.float32(0), stored)
+    return stored
+
+
 def _ids(name: str, ids: torch.Tensor):  # type: ignore[no-untyped-def]
     if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64:
         raise TypeError(f"{name} must be an int64 tensor, not {getattr(ids, 'dtype', type(ids).__name__)}")
-    return ids.detach().cpu().contiguous().numpy()
+    return readable(name, ids).detach().cpu().contiguous().numpy()

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Drawing, Engine, Filled, Job, OnRow
+from fastigpt.engine.arithmetic import converted, finite, undisturbed
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.window import WIDTHS, WindowTuner
 from fastigpt.sampling import draw, guide
@@ -58,10 +59,10 @@ class PortableEngine:
         if self.kv_dtype != self.dtype:
             raise ValueError(f"the portable engine keeps its cache in its own dtype: {self.dtype}, not {kv_dtype}")
         # F.linear wants [out, in]; embeddings, norms and the head already are as stored.
-        self.weights = {
-            name: (tensor.T if ".h." in name and tensor.ndim == 2 else tensor).to(self.device, self.dtype).contiguous()
-            for name, tensor in weights.items()
-        }
+        self.weights = {}
+        for name, tensor in weights.items():
+            stored = converted(name, tensor, self.device, self.dtype)
+            self.weights[name] = (stored.T if ".h." in name and stored.ndim == 2 else stored).contiguous()
 
     # --- the model -----------------------------------------------------------------------------------------------
 
@@ -126,15 +127,16 @@ class PortableEngine:
 
     # --- scoring -------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @undisturbed
     def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
         x = self._whole(tokens, prompt, layer)
         last = layer == self.config.n_layer
-        return self._norm(x, "transformer.ln_f.weight" if last else f"transformer.h.{layer}.ln_1.weight").float()
+        gain = "transformer.ln_f.weight" if last else f"transformer.h.{layer}.ln_1.weight"
+        return finite(self._norm(x, gain).float(), self)
 
-    @torch.inference_mode()
+    @undisturbed
     def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        return self._head(self._whole(tokens, prompt, self.config.n_layer))
+        return finite(self._head(self._whole(tokens, prompt, self.config.n_layer)), self)
 
     def _whole(self, tokens: torch.Tensor, prompt: torch.Tensor | None, n_layer: int) -> torch.Tensor:
         ids, offset = self._sequence(tokens, prompt)
@@ -151,7 +153,7 @@ class PortableEngine:
 
     # --- filling -------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @undisturbed
     def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
         tuner = WindowTuner(job.window)
         wave = _Wave(self, job, widest=max(WIDTHS) if job.window == "auto" else int(job.window))
@@ -282,7 +284,7 @@ class _Wave:
         # input.
         first = (position - 1).clamp(min=0)
         ids = torch.stack([self._input(first), self._input(position.clamp(max=last))], 1)
-        logits = draft.logits(ids, first)[torch.arange(len(position)), position - first]
+        logits = draft.logits(ids, first)[torch.arange(len(position), device=self.engine.device), position - first]
         for place in range(width - 1):
             slots = position + place
             guess = draw(logits, index, slots, self.drawing)
@@ -328,7 +330,10 @@ class _Lanes:
     def logits(self, ids: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
         """float32 [n, W, n_colors], guided: of inputs ids [n, W] that score positions first … first + W − 1."""
         engine = self.engine
-        found = [engine._head(engine._step(ids, first + offset, offset, cache)) for cache, offset in self.caches]
+        found = [
+            finite(engine._head(engine._step(ids, first + offset, offset, cache)), engine)
+            for cache, offset in self.caches
+        ]
         return found[0] if self.scale is None else guide(found[0], found[1], self.scale)
 
     def keep(self, rows: torch.Tensor) -> None:
@@ -353,7 +358,7 @@ def _prefill(
     source, and the prompt offsets [n]. The last input before a position is fed by the pass that decides it."""
     config, device = engine.config, engine.device
     # A source's images are neighbours with the same prefix: its first image stands for all.
-    firsts = torch.nonzero(torch.cat([torch.tensor([True]), job.source[1:] != job.source[:-1]])).flatten()
+    firsts = torch.nonzero(torch.cat([torch.tensor([True], device="cpu"), job.source[1:] != job.source[:-1]])).flatten()
     ids, offset = engine._sequence(job.tokens[firsts].clamp(min=0), None if prompt is None else prompt[firsts])
     shape = (len(firsts), slots, config.n_head, config.head_dim)
     cache = Cache(
@@ -366,7 +371,7 @@ def _prefill(
     for first in range(0, longest, _PREFILL_WINDOW):
         window = ids[:, first : min(first + _PREFILL_WINDOW, longest)]
         engine._step(window, torch.full_like(offset, first), offset, cache)
-    member = torch.searchsorted(firsts, torch.arange(len(job.tokens)), right=True) - 1
+    member = torch.searchsorted(firsts, torch.arange(len(job.tokens), device="cpu"), right=True) - 1
     member = member.to(device)
     if len(firsts) == len(job.tokens):
         return cache, offset

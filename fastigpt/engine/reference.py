@@ -13,6 +13,7 @@ import torch
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Drawing, Filled, Job, OnRow
+from fastigpt.engine.arithmetic import converted, finite, undisturbed
 from fastigpt.sampling import draw, guide
 
 
@@ -37,7 +38,7 @@ class ReferenceEngine:
         if kv_dtype not in (None, self.dtype):
             raise ValueError(f"the reference engine has no cache: kv_dtype must be None, not {kv_dtype}")
         self.kv_dtype = self.dtype
-        self.weights = {name: tensor.to(self.device, self.dtype) for name, tensor in weights.items()}
+        self.weights = {name: converted(name, w, self.device, self.dtype) for name, w in weights.items()}
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """[..., in] → [..., out]; weights are stored [in, out]."""
@@ -76,7 +77,7 @@ class ReferenceEngine:
         words = self.weights["prompt.wte.weight"][prompt] + self.weights["prompt.wpe.weight"]
         return torch.cat([words, x], dim=1)
 
-    @torch.inference_mode()
+    @undisturbed
     def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
         tokens, prompt = tokens.to(self.device), None if prompt is None else prompt.to(self.device)
         x = self.embed(tokens, prompt)
@@ -86,13 +87,13 @@ class ReferenceEngine:
             x = x + self.mlp(self.norm(x, block + ".ln_2.weight"), block + ".mlp")
         last = layer == self.config.n_layer
         x = self.norm(x, "transformer.ln_f.weight" if last else f"transformer.h.{layer}.ln_1.weight")
-        return x[:, x.shape[1] - tokens.shape[1] :]
+        return finite(x[:, x.shape[1] - tokens.shape[1] :], self)
 
-    @torch.inference_mode()
+    @undisturbed
     def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
-        return self.hidden(tokens, self.config.n_layer, prompt) @ self.weights["lm_head.weight"].T
+        return finite(self.hidden(tokens, self.config.n_layer, prompt) @ self.weights["lm_head.weight"].T, self)
 
-    @torch.inference_mode()
+    @undisturbed
     def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
         tokens, index = job.tokens.to(self.device, copy=True), job.index.to(self.device)
         drawn = tokens < 0

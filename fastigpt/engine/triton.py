@@ -8,7 +8,6 @@ interpreter the same code runs on the CPU, with direct launches where a GPU repl
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import torch
 
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Drawing, Filled, Job, OnRow
+from fastigpt.engine.arithmetic import check_filled, converted, finite, undisturbed
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.triton_session import Session, Shape
 from fastigpt.engine.window import WIDTHS
@@ -25,6 +25,7 @@ from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import causal_attention
 from fastigpt.kernels.norm_linear import norm_linear, rms_norm
 from fastigpt.kernels.sample_head import Head
+from fastigpt.locks import Lock
 
 _SEQUENCE_ROWS = 32768  # tokens that are scored or prefilled at once: bounds the activations
 _MEMORY_SHARE = 0.85  # of the free memory, for the caches of a wave
@@ -84,11 +85,11 @@ class TritonEngine:
         self.configs = launch.table(configs or launch.family(self.device))
 
         def load(name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-            return weights[name].to(self.device, dtype or self.dtype).contiguous()
+            return converted(name, weights[name], self.device, dtype or self.dtype).contiguous()
 
         def linear(name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
             bias = load(name + ".bias", torch.float32) if name + ".bias" in weights else None
-            return weights[name + ".weight"].to(self.device, self.dtype).T.contiguous(), bias
+            return converted(name + ".weight", weights[name + ".weight"], self.device, self.dtype).T.contiguous(), bias
 
         self.blocks = []
         for i in range(config.n_layer):
@@ -111,7 +112,7 @@ class TritonEngine:
             config.layer_norm_epsilon,
         )
         self.words = (load("prompt.wte.weight"), load("prompt.wpe.weight")) if config.n_words else None
-        self.lock = threading.RLock()
+        self.lock = Lock()
         self._idle: dict[Shape, Session] = {}  # oldest first
 
     def _device_guard(self) -> AbstractContextManager[object]:
@@ -167,15 +168,16 @@ class TritonEngine:
             parts.append(x[:, length - tokens.shape[1] :])
         return torch.cat(parts).contiguous()
 
-    @torch.inference_mode()
+    @undisturbed
     def hidden(self, tokens: torch.Tensor, layer: int, prompt: torch.Tensor | None = None) -> torch.Tensor:
         with self.lock, self._device_guard():
             x = self._score(tokens, prompt, layer)
             gain = self.head.gain if layer == self.config.n_layer else self.blocks[layer].ln_1
             rows = x.view(-1, x.shape[-1])
-            return rms_norm(rows, gain, torch.empty_like(rows), self.config.layer_norm_epsilon).view_as(x)
+            states = rms_norm(rows, gain, torch.empty_like(rows), self.config.layer_norm_epsilon).view_as(x)
+            return finite(states, self)
 
-    @torch.inference_mode()
+    @undisturbed
     def logits(self, tokens: torch.Tensor, prompt: torch.Tensor | None = None) -> torch.Tensor:
         with self.lock, self._device_guard():
             x = self._score(tokens, prompt, self.config.n_layer)
@@ -184,11 +186,11 @@ class TritonEngine:
                 x.view(-1, x.shape[-1]), self.head.weight, out.view(-1, self.config.n_colors), configs=self.configs,
                 gain=self.head.gain, epsilon=self.config.layer_norm_epsilon,
             )  # fmt: skip
-            return out
+            return finite(out, self)
 
     # --- filling -----------------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
+    @undisturbed
     def fill(self, job: Job, on_row: OnRow | None = None) -> Filled:
         with self.lock, self._device_guard():
             shape = Shape.of(self.config, job)
@@ -198,7 +200,9 @@ class TritonEngine:
                 self._make_room(shape)
                 session = Session(self, shape)
             try:
-                return session.fill(job, on_row)
+                filled = session.fill(job, on_row)
+                # Of bfloat16 and float32 the weights tell (fastigpt/overflow.py); float16 ends at 65,504.
+                return check_filled(self, job, filled) if self.dtype == torch.float16 else filled
             finally:
                 self._idle[shape] = session
                 while len(self._idle) > _IDLE_SESSIONS:
@@ -214,8 +218,8 @@ class TritonEngine:
     @torch.inference_mode()
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         with self.lock, self._device_guard():
-            tokens = torch.full((n, self.config.n_pixels), -1)
-            index = torch.arange(n)
+            tokens = torch.full((n, self.config.n_pixels), -1, device="cpu")
+            index = torch.arange(n, device="cpu")
             job = Job(tokens, index, torch.zeros_like(index), None, Drawing(), window)
             session = Session(self, Shape.of(self.config, job))
             run = session.rehearsal(job, position, window)

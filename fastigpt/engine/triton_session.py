@@ -189,8 +189,9 @@ class Session:
         """Sets the state to the start of a job, and prefills its prefixes."""
         config, device, state = self.engine.config, self.engine.device, self.state
         known = leading_known(job.tokens)
-        firsts = torch.tensor(self.plan.sources).cumsum(0) - torch.tensor(self.plan.sources)
-        of_image = torch.repeat_interleave(torch.arange(len(firsts)), torch.tensor(self.plan.sources))
+        counts = torch.tensor(self.plan.sources, device="cpu")
+        firsts = counts.cumsum(0) - counts
+        of_image = torch.repeat_interleave(torch.arange(len(firsts), device="cpu"), counts)
         start = known[firsts][of_image]  # where each image's own part begins
         lanes = len(state.slots) // self.plan.n
         state.canvas.copy_(job.tokens)
@@ -504,7 +505,7 @@ class Report:
             self.queue.append((width, passes, position.clone(), []))
             return
         events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
-        copy = torch.empty(position.shape, dtype=position.dtype, pin_memory=True)
+        copy = torch.empty(position.shape, dtype=position.dtype, device="cpu", pin_memory=True)
         events[0].record()
         run()
         events[1].record()

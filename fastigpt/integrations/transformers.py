@@ -11,7 +11,6 @@ bound method holds the model, nothing that the model holds leads back to it, and
 from __future__ import annotations
 
 import functools
-import threading
 import types
 import warnings
 from collections.abc import Callable
@@ -21,6 +20,7 @@ import torch
 
 from fastigpt.integrations.hf_calls import REFUSED, Refused, check_call, check_inputs, check_mode, end_of, filters_of
 from fastigpt.integrations.hf_weights import build, marks
+from fastigpt.locks import Lock
 from fastigpt.model import ImageGPT
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class _State:
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._options = options
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._marks: list[tuple[Any, ...]] | None = None
         self._engine: ImageGPT | None = None
 

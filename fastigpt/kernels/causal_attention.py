@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, padded_head, settings
+from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, expect_contiguous, expect_memory, padded_head, settings
 
 LOG2_E = 1.4426950408889634
 
@@ -129,13 +129,15 @@ def causal_attention(
         f"q, k and v cannot be {q.dtype}, {k.dtype}, {v.dtype}",
     )
     for name, x in (("q", q), ("k", k), ("v", v)):
+        expect_memory(name, x)
         expect(
             x.stride(3) == 1 and (n_head == 1 or x.stride(2) == head_dim),
             f"the heads of a token of {name} must be contiguous",
         )
     if out is None:
         out = torch.empty((batch, tq, n_head, head_dim), dtype=q.dtype, device=q.device)
-    expect(out.shape == q.shape and out.is_contiguous(), "out must be contiguous and shaped as q")
+    expect(out.shape == q.shape, "out must be shaped as q")
+    expect_contiguous(out=out)
     config = config or settings(configs, "causal_attention", head_dim, q.dtype)
     _causal_attention[(triton.cdiv(tq, config["block_m"]) * batch * n_head,)](
         q, k, v, out, tq, tk, q.stride(0), k.stride(0), v.stride(0), q.stride(1), k.stride(1), v.stride(1),

@@ -338,6 +338,7 @@ def make_prefix(
 ) -> Prefix:
     """Plans the prefix of lanes whose sources are `source`, for windows of `window` queries of this dtype."""
     _, n_head, _, head_dim = k.shape
+    expect_contiguous(prefix_k=k, prefix_v=v, prefix_k_scale=k_scale, prefix_v_scale=v_scale, lengths=lengths)
     config = settings(configs, "prefix_attention", len(source) * window, dtype)
     blocks = plan_prefix(source, window, config["block_m"])
     scratch = part_scratch(config["splits"], len(source) * window, n_head, head_dim, k.device)

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from fastigpt.operands import check_memory
+
 FOLDER = Path(__file__).parent / "configs"
 Table = dict[str, list[dict[str, Any]]]
 
@@ -93,9 +95,18 @@ def expect(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def expect_memory(name: str, tensor: torch.Tensor) -> None:
+    """The numbers of a tensor are what lies at its address; see fastigpt/operands.py."""
+    check_memory(name, tensor)
+    expect(not (tensor.is_neg() or tensor.is_conj()), f"{name} must not be a lazily negated or conjugated view")
+
+
 def expect_contiguous(**tensors: torch.Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if tensor is not None and not tensor.is_contiguous():
+        if tensor is None:
+            continue
+        expect_memory(name, tensor)
+        if not tensor.is_contiguous():
             raise ValueError(f"{name} must be contiguous, but has strides {tuple(tensor.stride())}")
 
 
@@ -107,6 +118,7 @@ def padded_head(head_dim: int) -> int:
 def row_stride(name: str, x: torch.Tensor) -> int:
     """x: [n, W, n_head, head_dim] whose n · W rows are equally far apart and contiguous inside (part of a fused qkv):
     the distance between rows."""
+    expect_memory(name, x)
     n, window, n_head, head_dim = x.shape
     stride = x.stride(1) if window > 1 else x.stride(0) if n > 1 else n_head * head_dim
     inside = (n_head == 1 or x.stride(2) == head_dim) and x.stride(3) == 1

@@ -14,8 +14,9 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from fastigpt.images import on_white, read_image
 from fastigpt.palette import Palette
 from fastigpt.prompts import Vocabulary
 from fastigpt.training.captions import EXAMPLES, PROMPT_LENGTH, WORDS
@@ -23,6 +24,7 @@ from fastigpt.training.scenes import scenes
 
 HELD_OUT_SEED = 2**32 - 1  # scenes that no training run draws: seeds of runs are smaller
 SCENES_PALETTE_SEED = 7
+N_COLORS = 512
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ def scene_vocabulary() -> Vocabulary:
 class Scenes:
     """The scenes of scenes.py: never the same image twice."""
 
-    def __init__(self, seed: int, palette: Palette | None = None) -> None:
+    def __init__(self, seed: int, palette: Palette | None = None, n_colors: int | None = None) -> None:
         if not 0 <= seed < HELD_OUT_SEED:
             raise ValueError(f"seed must be a whole number in [0, {HELD_OUT_SEED}), not {seed!r}")
         self.name = "scenes"
         self.seed = seed
         self.vocabulary = scene_vocabulary()
-        self.palette = scene_palette() if palette is None else palette
+        if palette is not None and n_colors not in (None, palette.n_colors):
+            raise ValueError(f"n_colors is {n_colors}, but the palette that is there has {palette.n_colors} colours")
+        self.palette = scene_palette(n_colors or N_COLORS) if palette is None else palette
 
     def batch(self, step: int, size: int) -> Batch:
         return self._draw(self.seed, step * size, size)
@@ -77,8 +81,9 @@ class Scenes:
 class Folder:
     """Every image below a folder, cut square, resized to side × side; mirrored at random. One in twenty is held out.
 
-    Files that are no readable image are reported through `warn`, skipped and counted in `n_skipped`. Raises ValueError
-    if no image is left.
+    Files that are no readable image are reported through `warn`, skipped and counted in `n_skipped`. palette: None
+    makes one of n_colors (None: 512), or of all colours there are if those are fewer, which `warn` then says. Raises
+    ValueError if no image is left.
     """
 
     vocabulary: Vocabulary | None = None
@@ -88,7 +93,7 @@ class Folder:
         path: str | os.PathLike[str],
         side: int,
         *,
-        n_colors: int,
+        n_colors: int | None,
         seed: int,
         warn: Callable[[str], None],
         palette: Palette | None = None,
@@ -102,7 +107,7 @@ class Folder:
         for file in files:
             try:
                 images.append(_read_square(file, side))
-            except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            except ValueError as error:
                 self.n_skipped += 1
                 warn(f"skipped {file}: {error}")
         if not images:
@@ -114,7 +119,11 @@ class Folder:
         self.name = f"{len(images)} images from {folder.resolve()}"
         order = np.random.default_rng(seed).permutation(len(images))
         pixels = np.stack(images)[order]
-        self.palette = fit_palette(pixels, n_colors, seed) if palette is None else palette
+        if palette is None:
+            palette = _palette_of(pixels, N_COLORS if n_colors is None else n_colors, seed, warn)
+        elif n_colors not in (None, palette.n_colors) and palette.n_colors != min(n_colors, _n_distinct(pixels)):
+            raise ValueError(f"n_colors is {n_colors}, but the palette that is there has {palette.n_colors} colours")
+        self.palette = palette
         tokens = _tokens(pixels, self.palette)
         n_held = len(images) // 20
         self._held_out, self._tokens = tokens[:n_held], tokens[n_held:]
@@ -130,8 +139,8 @@ class Folder:
 
 
 def _read_square(file: Path, side: int) -> np.ndarray:
-    with Image.open(file) as opened:
-        image = opened.convert("RGB")
+    """uint8 [side, side, 3]: the middle of an image file, read as everything else reads it."""
+    image = on_white(read_image(file))
     edge = min(image.size)
     left, top = (image.width - edge) // 2, (image.height - edge) // 2
     box = (left, top, left + edge, top + edge)
@@ -141,6 +150,24 @@ def _read_square(file: Path, side: int) -> np.ndarray:
 def _tokens(pixels: np.ndarray, palette: Palette) -> torch.Tensor:
     """int64 [n, H·W] of images uint8 [n, H, W, 3]."""
     return torch.from_numpy(palette.encode(pixels)).view(len(pixels), -1)
+
+
+def _palette_of(pixels: np.ndarray, n_colors: int, seed: int, warn: Callable[[str], None]) -> Palette:
+    """At most n_colors for images uint8 [n, H, W, 3], dark ones first; none that the images do not have."""
+    n_distinct = _n_distinct(pixels)
+    if n_distinct < n_colors:
+        warn(f"the images have {n_distinct} different colours, so the palette has {n_distinct}, not {n_colors}")
+    clusters = Palette.fit(pixels, min(n_colors, n_distinct), seed).clusters
+    return Palette(clusters[_dark_first(clusters)], value_range=(-1, 1))
+
+
+def _n_distinct(pixels: np.ndarray) -> int:
+    wide = pixels.astype(np.uint32)
+    return len(np.unique(wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]))
+
+
+def _dark_first(clusters: np.ndarray) -> np.ndarray:
+    return np.argsort(clusters @ np.array([0.299, 0.587, 0.114], np.float32), kind="stable")
 
 
 def fit_palette(pixels: np.ndarray, n_colors: int, seed: int) -> Palette:
@@ -157,10 +184,10 @@ def fit_palette(pixels: np.ndarray, n_colors: int, seed: int) -> Palette:
     else:
         centres = KMeans(n_colors, n_init=1, max_iter=60, random_state=seed).fit(points).cluster_centers_
     centres = centres.clip(-1, 1).astype(np.float32)
-    return Palette(centres[np.argsort(centres @ np.array([0.299, 0.587, 0.114], np.float32), kind="stable")])
+    return Palette(centres[_dark_first(centres)], value_range=(-1, 1))
 
 
-def scene_palette(n_colors: int = 512) -> Palette:
+def scene_palette(n_colors: int = N_COLORS) -> Palette:
     """k-means over scenes and, one point in four, a cloud around the grey axis, where photographs are."""
     rng = np.random.default_rng(SCENES_PALETTE_SEED)
     every = np.stack([image for image, _, _ in itertools.islice(scenes(SCENES_PALETTE_SEED), 1000)]).reshape(-1, 3)

@@ -24,7 +24,7 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Trunk(config)
-        self.lm_head = nn.Linear(config.n_embd, config.n_colors, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.n_colors, bias=False, dtype=torch.float32)
         self.prompt = Embeddings(config.n_words, config.prompt_length, config.n_embd) if config.n_words else None
         self._initialise(seed)
 
@@ -65,8 +65,8 @@ class Embeddings(nn.Module):
 
     def __init__(self, n_tokens: int, n_positions: int, width: int) -> None:
         super().__init__()
-        self.wte = nn.Embedding(n_tokens, width)
-        self.wpe = nn.Embedding(n_positions, width)
+        self.wte = nn.Embedding(n_tokens, width, dtype=torch.float32)
+        self.wpe = nn.Embedding(n_positions, width, dtype=torch.float32)
 
 
 class Trunk(Embeddings):
@@ -143,7 +143,7 @@ class Linear(nn.Module):
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_in, n_out))
+        self.weight = nn.Parameter(torch.empty(n_in, n_out, dtype=torch.float32))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x @ self.weight
@@ -154,7 +154,7 @@ class Norm(nn.Module):
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(width))
+        self.weight = nn.Parameter(torch.empty(width, dtype=torch.float32))
         self.epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

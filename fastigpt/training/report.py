@@ -39,7 +39,8 @@ def plot(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
         known = [row for row in rows if name in row]
         if known:
             axes.plot([row["images"] for row in known], [row[name] for row in known], label=name.replace("_", " "))
-    axes.set(xlabel="images", ylabel="nats per token", yscale="log")
+    scale = "log" if all(row["loss"] > 0 for row in rows) else "linear"  # one colour is never a surprise
+    axes.set(xlabel="images", ylabel="nats per token", yscale=scale)
     axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import os
 import sys
 import time
@@ -11,18 +12,23 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from fastigpt import checkpoint
 from fastigpt.config import ImageGPTConfig
+from fastigpt.engine.arithmetic import converted
 from fastigpt.errors import CheckpointError
 from fastigpt.files import replacing
+from fastigpt.tensor_files import load_pickle
 from fastigpt.training import report
-from fastigpt.training.data import Batch, Data
+from fastigpt.training.data import HELD_OUT_SEED, Batch, Data
 from fastigpt.training.network import Network
+from fastigpt.untrusted import exists, refusing
 
+SEEDS = HELD_OUT_SEED  # a run's seed is below: that one draws the scenes no run may see
 _HELD_OUT = 64  # images
 
 
@@ -48,16 +54,29 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
                 raise ValueError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
+        if self.seed >= SEEDS:
+            raise ValueError(f"seed must be below {SEEDS}, not {self.seed}")
         for name, below in (("learning_rate", 1.0), ("clip", math.inf), ("weight_decay", 1.0)):
             value = getattr(self, name)
-            if not (math.isfinite(value) and 0 <= value < below) or (value == 0 and name != "weight_decay"):
+            if not _is_real(value) or not 0 <= value < below or (value == 0 and name != "weight_decay"):
                 raise ValueError(f"{name} must be a positive number below {below}, not {value!r}")
+            object.__setattr__(self, name, float(value))
         for name in ("ema_decay", "prompt_dropout"):
             value = getattr(self, name)
-            if not 0 <= value < 1:
+            if not _is_real(value) or not 0 <= value < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {value!r}")
+            object.__setattr__(self, name, float(value))
         if self.dtype not in ("bf16", "float32"):
             raise ValueError(f'dtype must be "bf16" or "float32", not {self.dtype!r}')
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def warmup_for(steps: int) -> int:
+    """Steps of warm-up that suit a run of this length: a tenth of it, at most 100."""
+    return min(Settings.warmup, steps // 10) if isinstance(steps, int) else 0
 
 
 class Run:
@@ -88,7 +107,8 @@ class Run:
     def begin_from(self, name: str, weights: dict[str, torch.Tensor]) -> None:
         """Takes these weights for the first step's. name: what a run that goes on is compared by."""
         self.init = name
-        self.network.load_state_dict({k: tensor.float() for k, tensor in weights.items()})
+        cpu = torch.device("cpu")
+        self.network.load_state_dict({k: converted(k, tensor, cpu, torch.float32) for k, tensor in weights.items()})
         self.ema = {k: p.detach().clone() for k, p in self.network.named_parameters()}
 
     # --- a step --------------------------------------------------------------------------------------------------
@@ -108,7 +128,7 @@ class Run:
         for optimizer, peaks in zip(self.optimizers, self.peaks):
             for group, peak in zip(optimizer.param_groups, peaks):
                 group["lr"] = peak * share
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
         for part, weight in self._parts(batch):
             with self._autocast():
                 loss = self.loss(part.tokens.to(self.device), _to(part.prompt, self.device)) * weight
@@ -158,7 +178,7 @@ class Run:
                     self.seconds = before + time.monotonic() - started
                     mean = torch.stack(losses).mean().item()
                     if not math.isfinite(mean):
-                        raise FloatingPointError(f"the loss is {mean} at step {self.step}; lower the learning rate")
+                        raise ValueError(f"the loss is {mean} at step {self.step}: lower learning_rate")
                     losses.clear()
                     self._record(mean, norm.item(), held_out=self.step % (10 * log_every) == 0 or last)
                     bar.set_postfix(loss=f"{mean:.3f}")
@@ -229,22 +249,28 @@ class Run:
     def resume(self) -> None:
         """Takes over the state that `folder` holds, if any. Raises ValueError if it is of another training."""
         path = self.folder / "training" / "state.pt"
-        if not path.is_file():
+        if not exists(path):
             return
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except checkpoint.DAMAGED_PICKLE as error:
-            raise CheckpointError(f"{path} is damaged: {error}") from None
-        mine, theirs = self._identity(), state["identity"]
+        state = load_pickle(path, self.device)
+        mine, theirs = self._identity(), state.get("identity") if isinstance(state, dict) else None
+        if not isinstance(state, dict) or not isinstance(theirs, dict):
+            raise CheckpointError(f"{path} is no state of a training")
         differ = [f"{k}: {theirs.get(k)!r} there, {mine[k]!r} here" for k in mine if theirs.get(k) != mine[k]]
         if differ:
             raise ValueError(f"{self.folder} holds a training with other settings ({'; '.join(differ)})")
-        self.network.load_state_dict(state["network"])
-        self.ema = state["ema"]
-        for optimizer, saved in zip(self.optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds, self.log = state["step"], state["seconds"], state["log"]
+        with refusing(path, "is no whole state of this training"):
+            self._take_over(state)
         say(f"going on from step {self.step} of {self.settings.steps}")
+
+    def _take_over(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        shapes = {name: (ema.shape, ema.dtype) for name, ema in self.ema.items()}
+        if {name: (ema.shape, ema.dtype) for name, ema in state["ema"].items()} != shapes:
+            raise ValueError("the averaged weights have other names, shapes or dtypes")
+        self.ema = state["ema"]
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.step, self.seconds, self.log = int(state["step"]), float(state["seconds"]), list(state["log"])
 
     def export(self) -> None:
         """Writes the averaged weights as a bfloat16 checkpoint, the plot of the loss and a grid of samples."""

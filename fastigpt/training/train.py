@@ -15,17 +15,24 @@ import numpy as np
 import torch
 
 from fastigpt import checkpoint
+from fastigpt.arguments import whole
 from fastigpt.bundled import BUNDLED
 from fastigpt.config import ImageGPTConfig
+from fastigpt.engine.choose import as_device
+from fastigpt.engine.memory import free_memory
 from fastigpt.files import check_folder_writable, replacing
-from fastigpt.palette import Palette
-from fastigpt.training.data import Data, Folder, Scenes, scene_vocabulary
-from fastigpt.training.run import Run, Settings, say
+from fastigpt.palette import MAX_COLORS, Palette
+from fastigpt.tensor_names import HEAD
+from fastigpt.training.data import N_COLORS, Data, Folder, Scenes, scene_vocabulary
+from fastigpt.training.run import Run, Settings, say, warmup_for
+from fastigpt.training.undisturbed import undisturbed
+from fastigpt.untrusted import exists
 
-N_COLORS = 512
+_MOST_THREADS = 1024
 _SIZES = {"n_layer": 5, "n_head": 3, "n_embd": 192, "height": 32, "width": 32}
 
 
+@undisturbed
 def train(
     out: str | os.PathLike[str],
     *,
@@ -35,15 +42,17 @@ def train(
     n_layer: int | None = None,
     n_head: int | None = None,
     n_embd: int | None = None,
+    n_colors: int | None = None,
+    palette: Palette | str | os.PathLike[str] | None = None,
     steps: int = Settings.steps,
     batch_size: int = Settings.batch_size,
     learning_rate: float = Settings.learning_rate,
-    warmup: int = Settings.warmup,
+    warmup: int | None = None,
     weight_decay: float = Settings.weight_decay,
     ema_decay: float = Settings.ema_decay,
     prompt_dropout: float = Settings.prompt_dropout,
     seed: int = Settings.seed,
-    device: str = "cpu",
+    device: torch.device | str = "cpu",
     dtype: str = Settings.dtype,
     compile: bool = False,
     threads: int | None = None,
@@ -54,46 +63,71 @@ def train(
 ) -> Path:
     """Trains, or goes on with the training that `out` holds, and returns `out`, a checkpoint directory.
 
-    images: a folder of images to learn (with a palette of its own, without prompts); None: the captioned scenes, which
-    are 32 × 32. init: the checkpoint to start from, a directory, a hub id or "bundled"; shape and palette are its, its
-    prompt is dropped where `images` come without captions. resolution, n_layer, n_head, n_embd: those of init, else 32,
-    5, 3, 192. Settings are those of Settings. compile: torch.compile, worth its half
-    minute in a long run. threads: of the CPU, None = torch's choice. save_seconds: at most this long between saves.
-    log_every, sample_every: steps between lines of log.csv, and between sample grids, which come with an export of the
-    checkpoint. progress: a bar; None = when stderr is a terminal, else a line for every line of the log.
+    images: a folder of images to learn (with a palette of its own, without prompts; read as `encode` reads files, cut
+    square); None: the captioned scenes, which are 32 × 32. init: the checkpoint to start from, a directory, a hub id or
+    "bundled"; shape and palette are its, its prompt is dropped where `images` come without captions. resolution,
+    n_layer, n_head, n_embd: those of init, else 32, 5, 3, 192. n_colors: of the palette that is made; None = init's,
+    else 512; images with fewer different colours get a palette of those, and a message. palette: one to use instead, or
+    the .npy file of one. Settings are those of Settings; warmup None = a tenth of the steps, at most 100. device: one
+    that torch can use here. compile: torch.compile, worth its half minute in a long run. threads: of the CPU, 1 to
+    1,024, None = torch's choice. save_seconds: at most this long between saves. log_every, sample_every: steps between
+    lines of log.csv, and between sample grids, which come with an export of the checkpoint. progress: a bar; None =
+    when stderr is a terminal, else a line for every line of the log.
 
-    Raises ValueError for bad settings, a folder without images, sizes that are not init's, or an `out` that holds a
-    training with other settings (the differences are named); CheckpointError for a bad init; OSError if `out` cannot be
-    written.
+    Raises TypeError or ValueError, before any work, for bad settings, a device that is not there, more memory than is
+    free, a folder without images, sizes that are not init's, or an `out` that holds a training with other settings (the
+    differences are named); CheckpointError for a bad init; OSError if `out` cannot be written. A loss that is not
+    finite raises ValueError as well, later.
     """
+    for name, path in (("out", out), ("images", images), ("init", init)):
+        if not isinstance(path, (str, os.PathLike)) and (path is not None or name == "out"):
+            raise TypeError(f"{name} must be a path, not {path!r}")
     settings = Settings(
-        steps, batch_size, learning_rate, warmup, weight_decay, Settings.clip, ema_decay, prompt_dropout, seed, dtype
+        steps,
+        batch_size,
+        learning_rate,
+        warmup_for(steps) if warmup is None else warmup,
+        weight_decay,
+        Settings.clip,
+        ema_decay,
+        prompt_dropout,
+        seed,
+        dtype,
     )
-    if not save_seconds > 0:
-        raise ValueError(f"save_seconds must be positive, not {save_seconds!r}")
-    for name, value in (("log_every", log_every), ("sample_every", sample_every)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value!r}")
+    if isinstance(save_seconds, bool) or not isinstance(save_seconds, (int, float)) or not save_seconds > 0:
+        raise ValueError(f"save_seconds must be a positive number, not {save_seconds!r}")
     sizes = {"n_layer": n_layer, "n_head": n_head, "n_embd": n_embd, "height": resolution, "width": resolution}
-    begun = None if init is None else _begun(init, sizes, captioned=images is None)
+    for name, value in {"log_every": log_every, "sample_every": sample_every, **sizes}.items():
+        if value is not None or name not in sizes:
+            whole(name if name not in ("height", "width") else "resolution", value, 1)
+    n_threads = None if threads is None else whole("threads", threads, 1, _MOST_THREADS)
+    if n_colors is not None:
+        whole("n_colors", n_colors, 1, MAX_COLORS)
+    place = _device(device)
+    given = palette if palette is None or isinstance(palette, Palette) else Palette.from_file(palette)
+    if given is not None and n_colors not in (None, given.n_colors):
+        raise ValueError(f"n_colors is {n_colors}, but palette has {given.n_colors} colours: give one of them")
+    begun = None if init is None else _begun(init, sizes | {"n_colors": n_colors}, given, captioned=images is None)
     if begun is None and images is None and resolution not in (None, 32):
         raise ValueError(f"the scenes are drawn at 32 × 32; resolution={resolution} needs a folder of images")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    used = {name: _SIZES[name] if size is None else size for name, size in sizes.items()}
+    most = n_colors or (given.n_colors if given else N_COLORS)
+    config = begun.config if begun else ImageGPTConfig(**used, n_colors=most)
+    _check_memory(config, batch_size, place)
     folder = Path(out)
     check_folder_writable(folder / "training")
-    data = _data(folder, images, begun, _SIZES["height"] if resolution is None else resolution, seed)
-    if begun is not None:
-        config = begun.config
-    else:
+    data = _data(folder, images, begun, given, n_colors, config.height, seed)
+    if begun is None:
         words = data.vocabulary
         config = ImageGPTConfig(
-            **{name: _SIZES[name] if size is None else size for name, size in sizes.items()},
+            **used,
             n_colors=data.palette.n_colors,
             n_words=words.n_words if words else 0,
             prompt_length=words.max_words if words else 0,
         )
-    run = Run(folder, config, settings, data, torch.device(device), compile)
+    if n_threads is not None:
+        torch.set_num_threads(n_threads)
+    run = Run(folder, config, settings, data, place, compile)
     if init is not None and begun is not None:
         run.begin_from(os.fspath(init), begun.weights)
     run.resume()
@@ -104,7 +138,33 @@ def train(
     return folder
 
 
-def _begun(init: str | os.PathLike[str], sizes: dict[str, int | None], *, captioned: bool) -> checkpoint.Checkpoint:
+def _device(device: torch.device | str) -> torch.device:
+    found = as_device(device)
+    try:
+        torch.empty(1, device=found).add(1).item()
+    except Exception as error:  # what a build of torch without this device raises differs
+        raise ValueError(f"device is {str(found)!r}, which torch cannot compute on here: {error}") from None
+    return found
+
+
+def _check_memory(config: ImageGPTConfig, batch_size: int, device: torch.device) -> None:
+    """Raises ValueError for sizes that cannot be meant: weights, gradients, averages and momenta, and the logits of a
+    batch with their gradients, are the least that a step holds."""
+    weights = config.n_embd * (
+        2 * config.n_colors + config.n_pixels + config.n_layer * (4 * config.n_embd + 2 * config.inner)
+    )
+    needed, free = 16 * weights + 8 * batch_size * config.n_pixels * config.n_colors, free_memory(device)
+    if needed > free:
+        raise ValueError(
+            f"a model of {weights} weights in batches of {batch_size} × {config.n_pixels} tokens of {config.n_colors} "
+            f"colours takes more than {needed >> 30} GiB, {free >> 30} are free: lower n_embd, n_layer, resolution, "
+            "batch_size or n_colors"
+        )
+
+
+def _begun(
+    init: str | os.PathLike[str], sizes: dict[str, int | None], given: Palette | None, *, captioned: bool
+) -> checkpoint.Checkpoint:
     """The checkpoint a training starts from, without its prompt where the data has no captions."""
     found = checkpoint.read(BUNDLED if init == "bundled" else checkpoint.locate(init))
     config, weights = found.config, found.weights
@@ -121,6 +181,10 @@ def _begun(init: str | os.PathLike[str], sizes: dict[str, int | None], *, captio
         )
     if found.palette is None:
         raise ValueError(f"init={os.fspath(init)!r} has no palette")
+    if given not in (None, found.palette):
+        raise ValueError(f"palette is not that of init={os.fspath(init)!r}, whose tokens mean other colours")
+    if HEAD not in weights:
+        raise ValueError(f"init={os.fspath(init)!r} ({found.architecture}) has no head for colours, {HEAD}")
     if weights.keys() & config.bias_shapes().keys():
         raise ValueError(f"init={os.fspath(init)!r} has biases, which training does not know")
     if captioned:
@@ -139,16 +203,22 @@ def _data(
     folder: Path,
     images: str | os.PathLike[str] | None,
     begun: checkpoint.Checkpoint | None,
-    resolution: int,
+    given: Palette | None,
+    n_colors: int | None,
+    side: int,
     seed: int,
 ) -> Data:
     """A run that goes on keeps the palette it began with, and one that starts from a checkpoint the checkpoint's."""
-    stored = _palette_file(folder)
-    palette = Palette.from_file(stored) if stored.is_file() else begun.palette if begun else None
+    palette = begun.palette if begun else given
+    if exists(_palette_file(folder)):
+        kept = Palette.from_file(_palette_file(folder), value_range=(-1, 1))
+        if given not in (None, kept):
+            raise ValueError(f"palette is not that of the training which {folder} holds")
+        # The same colours: the checkpoint's palette also knows how distances are measured.
+        palette = palette if palette is not None and np.array_equal(palette.clusters, kept.clusters) else kept
     if images is None:
-        return Scenes(seed, palette)
-    side = begun.config.height if begun else resolution
-    return Folder(images, side, n_colors=N_COLORS, seed=seed, warn=say, palette=palette)
+        return Scenes(seed, palette, n_colors)
+    return Folder(images, side, n_colors=n_colors, seed=seed, warn=say, palette=palette)
 
 
 def _keep_palette(folder: Path, palette: Palette) -> None:

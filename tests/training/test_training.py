@@ -19,7 +19,6 @@ from fastigpt.palette import Palette
 from fastigpt.training import report
 from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, scene_vocabulary
 from fastigpt.training.network import Network
-from fastigpt.training.run import Settings
 from fastigpt.training.train import train
 
 TINY = {
@@ -278,6 +277,64 @@ def test_held_out_images_are_never_trained_on(tmp_path):
     assert len(held) == 2 and len(trained) == 38 and not held & trained
 
 
+@pytest.mark.parametrize("n_colors", [1, 3, 16, None])
+def test_a_training_has_as_many_colours_as_were_asked_for_and_there_are(tmp_path, capsys, n_colors):
+    (tmp_path / "digits").mkdir()
+    for k in range(4):
+        Image.fromarray((np.arange(64, dtype=np.uint8).reshape(8, 8) + k) // 13 * 50).save(
+            tmp_path / "digits" / f"{k}.png"
+        )
+    folder = train(tmp_path / "run", images=tmp_path / "digits", resolution=8, n_colors=n_colors, **TINY | {"steps": 2})
+    model = ImageGPT.from_pretrained(folder)
+    n_there = 6
+    assert model.config.n_colors == model.palette.n_colors == min(n_colors or 512, n_there)
+    said = f"the images have 6 different colours, so the palette has 6, not {n_colors or 512}"
+    assert (said in capsys.readouterr().err) == ((n_colors or 512) > n_there)
+    assert (model.palette.colors.max(1) - model.palette.colors.min(1)).max() <= 1  # no colour that is not grey
+    assert model.sample(1, seed=0, output_type="tokens").max() < model.config.n_colors
+    train(folder, images=tmp_path / "digits", resolution=8, n_colors=n_colors, **TINY | {"steps": 2})  # goes on
+    if n_colors == 3:
+        with pytest.raises(ValueError, match="n_colors is 16, but the palette that is there has 3"):
+            train(folder, images=tmp_path / "digits", resolution=8, n_colors=16, **TINY | {"steps": 2})
+
+
+def test_a_training_takes_a_palette_of_ones_own(tmp_path):
+    own = Palette(np.random.default_rng(1).uniform(-1, 1, (5, 3)))
+    np.save(tmp_path / "own.npy", own.clusters)
+    images = photos(tmp_path / "photos", 3)
+    for k, given in enumerate((own, tmp_path / "own.npy")):
+        folder = train(tmp_path / str(k), images=images, resolution=4, palette=given, **TINY | {"steps": 1})
+        assert ImageGPT.from_pretrained(folder).palette == own
+    other = Palette(own.clusters[::-1])
+    for arguments, says in (
+        ({"palette": other}, "palette is not that of the training which"),
+        ({"palette": own, "n_colors": 4}, "n_colors is 4, but palette has 5"),
+        ({"palette": tmp_path / "no.npy"}, r"no\.npy does not exist"),
+        ({"palette": other, "init": tmp_path / "0"}, "palette is not that of init"),
+        ({"n_colors": 4, "init": tmp_path / "0"}, "n_colors: 5 there, 4 asked for"),
+    ):
+        settings = TINY if "init" not in arguments else {k: v for k, v in TINY.items() if not k.startswith("n_")}
+        with pytest.raises(ValueError, match=says):
+            train(tmp_path / "0", images=images, resolution=4, **settings | {"steps": 1} | arguments)
+
+
+def test_a_state_of_something_else_is_named(palette):
+    folder = palette("run")
+    train(folder, **TINY | {"steps": 1})
+    good = torch.load(folder / "training" / "state.pt", weights_only=True)
+    for wrong in (
+        [1, 2],
+        {},
+        good | {"identity": 3},
+        good | {"ema": {}},
+        good | {"optimizers": []},
+        good | {"step": "x"},
+    ):
+        torch.save(wrong, folder / "training" / "state.pt")
+        with pytest.raises(CheckpointError, match=r"state\.pt is no"):
+            train(folder, **TINY | {"steps": 1})
+
+
 # --- parts -----------------------------------------------------------------------------------------------------------
 
 
@@ -295,25 +352,6 @@ def test_a_palette_of_few_colours_holds_them_exactly():
     palette = fit_palette(pixels, 8, seed=0)
     assert palette.n_colors == 8
     np.testing.assert_array_equal(palette.decode(palette.encode(pixels)), pixels)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("steps", 0),
-        ("steps", 1.5),
-        ("batch_size", -1),
-        ("learning_rate", 0.0),
-        ("learning_rate", float("nan")),
-        ("ema_decay", 1.0),
-        ("prompt_dropout", -0.1),
-        ("dtype", "int8"),
-        ("seed", -1),
-    ],
-)
-def test_bad_settings_are_refused_by_name(name, value):
-    with pytest.raises(ValueError, match=name):
-        Settings(**{name: value})
 
 
 def test_scenes_have_one_size(tmp_path):

@@ -5,8 +5,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <mutex>
-#include <thread>
-#include <vector>
+#include <type_traits>
 
 namespace fastigpt {
 
@@ -15,7 +14,7 @@ class Gate {
  public:
   uint32_t now() const { return value_.load(std::memory_order_acquire); }
   void open();               // next value; wakes whoever sleeps
-  void pass(uint32_t seen, int spins);  // returns once the value is no longer `seen`; sleeps after that many looks
+  void pass(uint32_t seen);  // returns once the value is no longer `seen`; spins for about a millisecond, then sleeps
 
  private:
   alignas(64) std::atomic<uint32_t> value_{0};
@@ -24,19 +23,20 @@ class Gate {
   std::condition_variable wake_;
 };
 
+constexpr int kMaxThreads = 1024;  // that anybody may ask for
+
 class ThreadPool {
  public:
-  static constexpr int kSpins = 20000;  // about a millisecond
-  // threads: at least 1; the caller of run() is one of them. spins: looks at a gate before a worker sleeps; few where other
-  // libraries' threads need the cores between two jobs.
-  explicit ThreadPool(int threads, int spins = kSpins);
+  // threads: at least 1; the caller of run() is one of them. There are fewer where the system refuses to start them.
+  explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return size_; }
+  // Threads that a job runs on. Constant inside a job; between two it may fall (a forked child was given fewer), never rise.
+  int size() const { return size_.load(std::memory_order_relaxed); }
   // Calls body(thread) on every thread, 0 being the caller, and returns when all are done. `body` must not throw. Callers
-  // take turns: whoever comes second waits.
+  // take turns: whoever comes second waits. In a forked child the pool starts threads of its own.
   template <class Body>
   void run(Body&& body) {
     run_erased([](void* context, int thread) { (*static_cast<std::remove_reference_t<Body>*>(context))(thread); }, &body);
@@ -44,19 +44,16 @@ class ThreadPool {
   void barrier();  // inside a body: returns once every thread has come here
 
  private:
-  void run_erased(void (*body)(void*, int), void* context);
-  void start();
-  void work(int thread);
+  struct Crew;  // the threads of one process and what they wait on
 
-  const int size_, spins_;
-  std::mutex turn_;
-  void (*body_)(void*, int) = nullptr;
-  void* context_ = nullptr;
-  bool stop_ = false;
-  long owner_ = 0;  // process that started the workers: after fork() they must be started anew
-  Gate job_, barrier_;
-  alignas(64) std::atomic<int> arrived_{0};
-  std::vector<std::thread> workers_;
+  void run_erased(void (*body)(void*, int), void* context);
+  Crew& crew();
+  void start(Crew& crew);
+  void work(Crew& crew, int thread);
+  void meet(Crew& crew);
+
+  std::atomic<int> size_;
+  std::atomic<Crew*> crew_;
 };
 
 }  // namespace fastigpt

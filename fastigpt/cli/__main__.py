@@ -1,0 +1,3 @@
+from fastigpt.cli import main
+
+main()

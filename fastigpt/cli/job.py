@@ -1,0 +1,174 @@
+"""Draws a job of any size and writes it as it goes: memory follows the batch, and what is finished is never lost."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from fastigpt.cli.output import Output
+    from fastigpt.model import ImageGPT
+    from fastigpt.parts import Repeated
+    from fastigpt.waves import Stats
+
+FIRST_PART = 64  # images, before it is known how long one takes
+LEAST_PART = 16
+PART_SECONDS = 30.0  # between writes, about
+
+
+@dataclass
+class Totals:
+    """What a job took, added up over its parts. drawn, pass_starts: int64 [height, width], images in which a token was
+    drawn there, and in which a pass of the model began there."""
+
+    seed: int
+    images: int = 0
+    seconds: float = 0.0
+    batches: int = 0
+    drawn: Any = 0
+    pass_starts: Any = 0
+
+    def add(self, stats: Stats) -> None:
+        self.images += len(stats.drawn)
+        self.seconds += stats.seconds
+        self.batches += stats.waves
+        self.drawn = self.drawn + stats.drawn.sum(0)
+        self.pass_starts = self.pass_starts + stats.pass_starts.sum(0)
+
+    @property
+    def passes(self) -> float:
+        """Of an image."""
+        return int(self.pass_starts.sum()) / self.images
+
+    @property
+    def tokens_per_pass(self) -> float:
+        return int(self.drawn.sum()) / max(1, int(self.pass_starts.sum()))
+
+    @property
+    def seconds_per_pass(self) -> float:
+        """Of a batch's images together."""
+        return self.seconds / self.batches / max(1.0, self.passes)
+
+
+def draw(
+    model: ImageGPT,
+    canvases: Repeated,
+    out: Output,
+    *,
+    seed: int,
+    first_index: int,
+    options: dict[str, Any],
+    show: Callable[[range, torch.Tensor], np.ndarray] | None = None,
+) -> Totals:
+    """Fills canvases with the model and adds the images to `out`, in order.
+
+    options: of ImageGPT.fill. show: what to add to `out` for some of the images and their tokens; None: the images.
+    Ctrl-C and SIGTERM finish `out` with what is there, say how to go on, and end the program with the signal's status.
+    """
+    from fastigpt.arguments import whole
+    from fastigpt.options import LAST_INDEX
+    from fastigpt.progress import LOG_SECONDS, image_bar
+
+    count, done, totals = len(canvases), 0, Totals(seed)
+    whole("first_index", first_index, 0, LAST_INDEX - count + 1)
+    batch_size = options["batch_size"]
+    sizes = _part_sizes(None if batch_size is None else whole("batch_size", batch_size, 1))
+    size = next(sizes)
+    try:
+        with _signals() as signals, image_bar(count, True, model.config.height, log_after=LOG_SECONDS) as bar:
+            while done < count:
+                part = range(done, min(done + size, count))
+                tokens, stats = model.fill(
+                    canvases.part(part),
+                    seed=seed,
+                    first_index=first_index + done,
+                    on_row=None if options.get("particles", 1) > 1 else lambda some, row, _: bar.rows(len(some), row),
+                    progress=False,
+                    return_stats=True,
+                    **options,
+                )
+                with signals.held():
+                    out.add(model.decode(tokens) if show is None else show(part, tokens))
+                    totals.add(stats)
+                    done = part.stop
+                bar.images(done)
+                size = sizes.send(len(part) / stats.seconds)
+    except Interrupted as stop:
+        out.close()
+        held = f"{out.name} holds the {done:,} images that were finished" if done else "no image was finished"
+        print(
+            f"interrupted: {held}; the same command with --seed {seed} --first-index {first_index + done} and another "
+            f"--out goes on with the {count - done:,} others",
+            file=sys.stderr,
+        )
+        raise typer.Exit(128 + stop.number) from None
+    except BaseException:
+        out.close()
+        raise
+    out.close()
+    return totals
+
+
+def _part_sizes(batch_size: int | None) -> Generator[int, float, None]:
+    """Images of each part; is sent the images per second of the last one."""
+    from fastigpt.parts import MOST
+
+    size = FIRST_PART
+    while True:
+        whole_batches = size if batch_size is None else max(1, size // batch_size) * batch_size
+        rate = yield max(1, whole_batches)
+        size = min(MOST, max(LEAST_PART, int(rate * PART_SECONDS)))
+
+
+class Interrupted(BaseException):
+    """A signal that ends the job where it is. number: the signal's."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class _Signals:
+    """Turns SIGINT and SIGTERM into Interrupted, except where they are held until a block is through."""
+
+    def __init__(self) -> None:
+        self._holding, self._waiting = False, 0
+
+    def handle(self, number: int, frame: object) -> None:
+        if self._holding:
+            self._waiting = number
+        else:
+            raise Interrupted(number)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self._holding = True
+        try:
+            yield
+        finally:
+            self._holding = False
+        if self._waiting:
+            raise Interrupted(self._waiting)
+
+
+@contextmanager
+def _signals() -> Iterator[_Signals]:
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():  # only there can they be handled
+        yield signals
+        return
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

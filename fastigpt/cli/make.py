@@ -1,0 +1,69 @@
+"""`fastigpt convert` and `fastigpt train`: commands that write checkpoints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastigpt.cli.options import given
+
+
+def convert(
+    tf_checkpoint: Annotated[str, typer.Argument(help="Prefix of OpenAI's checkpoint: …/model.ckpt-1000000")],
+    palette: Annotated[Path, typer.Option(help="OpenAI's kmeans_centers.npy.")],
+    out: Annotated[str, typer.Option(help="Directory to write.")],
+    n_head: Annotated[int | None, typer.Option(help="Attention heads, where the file doesn't tell.")] = None,
+) -> None:
+    """Convert OpenAI's TensorFlow checkpoint to a directory that fastigpt and transformers open."""
+    from fastigpt.openai_checkpoint import convert as convert_checkpoint
+
+    folder = convert_checkpoint(tf_checkpoint, palette, given("--out", out), n_head=n_head)
+    print(f"wrote {folder}")
+
+
+def train(
+    images: Annotated[Path | None, typer.Argument(help="Folder of images. Default: the scenes fastigpt draws.")] = None,
+    out: Annotated[str, typer.Option(help="Folder of the training; goes on if it holds one.")] = "my-model",
+    init: Annotated[
+        str | None, typer.Option(help="Start from this checkpoint: directory, hub id or [bold]bundled[/].")
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Canvas, squared. Default: init's, else 32.")
+    ] = None,
+    n_layer: Annotated[int | None, typer.Option(min=1, max=1024, help="Blocks. Default: init's, else 5.")] = None,
+    n_head: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Attention heads. Default: init's, else 3.")
+    ] = None,
+    n_embd: Annotated[int | None, typer.Option(min=1, max=65_536, help="Width. Default: init's, else 192.")] = None,
+    colors: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="Colours of the palette, at most. Default: init's, else 512.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3800,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Images per step.")] = 12,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 3e-3,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights and data.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    compile: Annotated[bool, typer.Option("--compile", help="torch.compile: a minute, then faster steps.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Of the CPU. Default: torch's choice.")] = None,
+) -> None:
+    """Train a model, on a folder of your images or on drawn scenes: `fastigpt train photos/ --out my-model`."""
+    from fastigpt.training.train import train as train_model
+
+    folder = train_model(
+        given("--out", out),
+        images=images,
+        init=init,
+        resolution=resolution,
+        n_layer=n_layer,
+        n_head=n_head,
+        n_embd=n_embd,
+        n_colors=colors,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        seed=seed,
+        device=device,
+        compile=compile,
+        threads=threads,
+    )
+    print(f"trained {folder}; draw from it: fastigpt sample --model {folder}")

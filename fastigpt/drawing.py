@@ -1,0 +1,319 @@
+"""What a model draws: the calls that fill unknown tokens, with the types of what they return."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Unpack, overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from fastigpt.arguments import int64_tensor, output_kind, token_array, whole
+from fastigpt.engine import OnRow
+from fastigpt.filling import Fills
+from fastigpt.images import as_image_list
+from fastigpt.options import DEFAULTS, CompleteOptions, DrawOptions, JobOptions, checked
+from fastigpt.parts import Repeated
+from fastigpt.sampling import fresh_seed, seed_of
+from fastigpt.signatures import takes_options
+from fastigpt.streaming import RowStream
+from fastigpt.waves import Stats, run
+
+
+class Draws(Fills):
+    """The drawing calls of ImageGPT, which has the rest."""
+
+    @overload
+    def sample(
+        self,
+        n: int = ...,
+        *,
+        output_type: Literal["pil"] = ...,
+        return_stats: Literal[False] = ...,
+        **options: Unpack[JobOptions],
+    ) -> list[Image.Image]: ...
+    @overload
+    def sample(
+        self,
+        n: int = ...,
+        *,
+        output_type: Literal["pil"] = ...,
+        return_stats: Literal[True],
+        **options: Unpack[JobOptions],
+    ) -> tuple[list[Image.Image], Stats]: ...
+    @overload
+    def sample(
+        self,
+        n: int = ...,
+        *,
+        output_type: Literal["np"],
+        return_stats: Literal[False] = ...,
+        **options: Unpack[JobOptions],
+    ) -> np.ndarray: ...
+    @overload
+    def sample(
+        self, n: int = ..., *, output_type: Literal["np"], return_stats: Literal[True], **options: Unpack[JobOptions]
+    ) -> tuple[np.ndarray, Stats]: ...
+    @overload
+    def sample(
+        self,
+        n: int = ...,
+        *,
+        output_type: Literal["pt", "tokens"],
+        return_stats: Literal[False] = ...,
+        **options: Unpack[JobOptions],
+    ) -> torch.Tensor: ...
+    @overload
+    def sample(
+        self,
+        n: int = ...,
+        *,
+        output_type: Literal["pt", "tokens"],
+        return_stats: Literal[True],
+        **options: Unpack[JobOptions],
+    ) -> tuple[torch.Tensor, Stats]: ...
+    @overload
+    def sample(
+        self, n: int = ..., *, output_type: str, return_stats: bool = ..., **options: Unpack[JobOptions]
+    ) -> Any: ...
+    @takes_options(DEFAULTS)
+    def sample(
+        self, n: int = 1, *, output_type: str = "pil", return_stats: bool = False, **options: Unpack[JobOptions]
+    ) -> Any:
+        """Draws n images.
+
+        output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, H·W].
+        return_stats: also returns Stats. The images of a large job are held once, as what is returned, whatever n is;
+        ValueError if that does not fit the memory that is free.
+        """
+        canvases = self._empty(whole("n", n, 1))
+        return self._draw(canvases, options, output_kind(output_type), return_stats=return_stats)
+
+    @overload
+    def complete(
+        self,
+        images: Any,
+        n: int = ...,
+        *,
+        output_type: Literal["pil"] = ...,
+        return_stats: Literal[False] = ...,
+        **options: Unpack[CompleteOptions],
+    ) -> list[Image.Image]: ...
+    @overload
+    def complete(
+        self,
+        images: Any,
+        n: int = ...,
+        *,
+        output_type: Literal["pil"] = ...,
+        return_stats: Literal[True],
+        **options: Unpack[CompleteOptions],
+    ) -> tuple[list[Image.Image], Stats]: ...
+    @overload
+    def complete(
+        self,
+        images: Any,
+        n: int = ...,
+        *,
+        output_type: Literal["np"],
+        return_stats: Literal[False] = ...,
+        **options: Unpack[CompleteOptions],
+    ) -> np.ndarray: ...
+    @overload
+    def complete(
+        self,
+        images: Any,
+        n: int = ...,
+        *,
+        output_type: Literal["np"],
+        return_stats: Literal[True],
+        **options: Unpack[CompleteOptions],
+    ) -> tuple[np.ndarray, Stats]: ...
+    @overload
+    def complete(
+        self,
+        images: Any,
+        n: int = ...,
+        *,
+        output_type: Literal["pt", "tokens"],
+        return_stats: Literal[False] = ...,
+        **options: Unpack[CompleteOptions],
+    ) -> torch.Tensor: ...
+    @overload
+    def complete(
+        self,
+        images: Any,
+        n: int = ...,
+        *,
+        output_type: Literal["pt", "tokens"],
+        return_stats: Literal[True],
+        **options: Unpack[CompleteOptions],
+    ) -> tuple[torch.Tensor, Stats]: ...
+    @overload
+    def complete(
+        self,
+        images: Any,
+        n: int = ...,
+        *,
+        output_type: str,
+        return_stats: bool = ...,
+        **options: Unpack[CompleteOptions],
+    ) -> Any: ...
+    @takes_options(DEFAULTS)
+    def complete(
+        self,
+        images: Any,
+        n: int = 1,
+        *,
+        output_type: str = "pil",
+        return_stats: bool = False,
+        **options: Unpack[CompleteOptions],
+    ) -> Any:
+        """Draws n results for each image, keeping what is known exactly (as the palette has it); result j of image i
+        comes at i·n + j.
+
+        images: as for `encode`. What to draw anew is one of rows, mask and the transparent parts of the images. prompt:
+        one for all or one for each image. output_type and return_stats: as for `sample`.
+        """
+        count = whole("n", n, 1)
+        kind = output_kind(output_type)
+        self._palette()
+        pictures = as_image_list(images)
+        known = self.known_cells(pictures, rows=options.pop("rows", None), mask=options.pop("mask", None))
+        canvases = Repeated(self._encode(pictures).masked_fill(~known, -1), count)
+        return self._draw(canvases, options, kind, return_stats=return_stats)
+
+    @overload
+    def fill(
+        self,
+        tokens: torch.Tensor,
+        *,
+        particles: int = ...,
+        on_row: OnRow | None = ...,
+        return_stats: Literal[False] = ...,
+        **options: Unpack[JobOptions],
+    ) -> torch.Tensor: ...
+    @overload
+    def fill(
+        self,
+        tokens: torch.Tensor,
+        *,
+        particles: int = ...,
+        on_row: OnRow | None = ...,
+        return_stats: Literal[True],
+        **options: Unpack[JobOptions],
+    ) -> tuple[torch.Tensor, Stats]: ...
+    @overload
+    def fill(
+        self,
+        tokens: torch.Tensor,
+        *,
+        particles: int = ...,
+        on_row: OnRow | None = ...,
+        return_stats: bool,
+        **options: Unpack[JobOptions],
+    ) -> Any: ...
+    @takes_options(DEFAULTS)
+    def fill(
+        self,
+        tokens: torch.Tensor,
+        *,
+        particles: int = 1,
+        on_row: OnRow | None = None,
+        return_stats: bool = False,
+        **options: Unpack[JobOptions],
+    ) -> Any:
+        """int64 [B, H·W]: the unknown tokens drawn in raster order, the known ones kept exactly.
+
+        tokens: int64 [B, H·W], −1 = draw. particles: as for `complete`. on_row(images, row, tokens) is called with
+        every finished row: a range of images, the row's number and its tokens int64 [len(images), W]; not with
+        particles, whose rows are not final before the end. return_stats: also returns Stats.
+        """
+        canvases = Repeated(token_array("tokens", tokens, self.config, unknown=True, whole_canvas=True))
+        how: Any = {**options, "particles": particles}
+        return self._draw(canvases, how, "tokens", return_stats=return_stats, on_row=on_row)
+
+    @takes_options(DEFAULTS)
+    def stream(self, tokens_or_n: torch.Tensor | int, **options: Unpack[DrawOptions]) -> RowStream:
+        """`fill` (or `sample`, for a number) as an iterator of finished rows: (images, row, tokens), a range of images
+        of the job, the row's number, and its tokens int64 [len(images), W]; every row of every image comes once.
+
+        tokens_or_n: int64 [B, H·W], −1 = draw, or how many empty canvases to draw.
+
+        The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
+        arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same
+        time: each job gets the tokens it would get alone, and its own memory (a cache for all images of its wave).
+        """
+        if isinstance(tokens_or_n, (torch.Tensor, np.ndarray)):
+            canvases = Repeated(token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True))
+        else:
+            canvases = self._empty(whole("tokens_or_n", tokens_or_n, 1))
+        choice = checked(options, len(canvases), self.config)
+        jobs = self._jobs(canvases, choice)
+
+        def work(on_row: OnRow) -> None:
+            for part, job in jobs:
+
+                def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:
+                    on_row(range(some.start + first, some.stop + first), row, tokens)
+
+                with self._named():
+                    filled, *_ = run(self.engine, job, batch_size=choice.batch_size, on_row=report)
+                self._check_drawn(job, filled)
+
+        return RowStream(work, choice.drawing.seed)
+
+    @takes_options(DEFAULTS)
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        *,
+        max_length: int | None = None,
+        max_new_tokens: int | None = None,
+        do_sample: bool = False,
+        num_return_sequences: int = 1,
+        generator: torch.Generator | None = None,
+        **options: Unpack[DrawOptions],
+    ) -> torch.Tensor:
+        """int64 [B · num_return_sequences, T]: as transformers' generate, faster. Ids begin with the start token.
+
+        input_ids: int64 [B, 1 + known pixels]. Without max_length or max_new_tokens the whole canvas is drawn.
+        max_length: T, the start token included. do_sample=False takes the argmax, whatever temperature, top_k and
+        top_p say. num_return_sequences: for each row of input_ids. The seed comes from `seed`, else from `generator`,
+        else from the system.
+        """
+        config = self.config
+        given = self._checked_ids(input_ids)
+        copies = whole("num_return_sequences", num_return_sequences, 1)
+        if max_length is not None and max_new_tokens is not None:
+            raise ValueError("give max_length or max_new_tokens, not both")
+        end = config.n_pixels + 1
+        if max_length is not None:
+            end = whole("max_length", max_length, given.shape[1] + 1, config.n_pixels + 1)
+        if max_new_tokens is not None:
+            end = given.shape[1] + whole("max_new_tokens", max_new_tokens, 1, config.n_pixels + 1 - given.shape[1])
+        if not do_sample and copies > 1:
+            raise ValueError(f"num_return_sequences is {copies}, but without do_sample all would be the same")
+        if options.get("seed") is None:
+            options["seed"] = fresh_seed() if generator is None else seed_of(generator)
+        if not do_sample:
+            options.update({"temperature": 0.0, "top_k": None, "top_p": None})
+        tokens = torch.full((len(given), config.n_pixels), -1, dtype=torch.int64, device="cpu")
+        tokens[:, : given.shape[1] - 1] = given[:, 1:]
+        tokens[:, end - 1 :] = 0  # beyond max_length nothing is drawn: whatever is known there is never looked at
+        how: Any = {**options, "progress": False}
+        filled = self._draw(Repeated(tokens, copies), how, "tokens", return_stats=False)
+        start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64, device="cpu")
+        result = torch.cat([start, filled[:, : end - 1]], 1)
+        return result.to(input_ids.device) if isinstance(input_ids, torch.Tensor) else result
+
+    def _checked_ids(self, input_ids: torch.Tensor | np.ndarray) -> torch.Tensor:
+        config = self.config
+        input_ids = int64_tensor("input_ids", input_ids)
+        if input_ids.ndim != 2 or len(input_ids) == 0 or not 1 <= input_ids.shape[1] <= config.n_pixels:
+            raise ValueError(f"input_ids must be [B, 1 to {config.n_pixels}], not {list(input_ids.shape)}")
+        if bool((input_ids[:, 0] != config.start_token).any()):
+            raise ValueError(f"input_ids must begin with the start token, {config.start_token}")
+        if input_ids.shape[1] > 1:
+            token_array("input_ids after the start token", input_ids[:, 1:], config)
+        return input_ids
