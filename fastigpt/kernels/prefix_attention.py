@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastigpt.kernels.launch import SCALED_TYPES, Table, padded_head, settings
+from fastigpt.kernels.launch import SCALED_TYPES, Table, expect_contiguous, padded_head, settings
 from fastigpt.kernels.online_softmax import LOG2_E, attend_block, part_scratch
 from fastigpt.kernels.overlap import begin, overlap
 
@@ -170,6 +170,7 @@ def make_prefix(
     """The prefixes of lanes whose sources are `source` (−1: none), for windows of `window` queries of this dtype. There
     is room for any other assignment of the same number of lanes and sources."""
     sources, n_head, _, head_dim = k.shape
+    expect_contiguous(prefix_k=k, prefix_v=v, prefix_k_scale=k_scale, prefix_v_scale=v_scale, lengths=lengths)
     lanes, rows, device = len(source), len(source) * window, k.device
     config = settings(configs, "prefix_attention", rows, dtype)
     # Every source may end in a block that is not full.

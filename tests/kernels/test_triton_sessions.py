@@ -51,10 +51,10 @@ def finish(session, slots, seconds=0.0):
             return decided
 
 
-@pytest.mark.parametrize("window", [1, 3])
-def test_canvases_that_join_and_leave_at_any_time_equal_those_drawn_alone(device, window):
+@pytest.mark.parametrize("window, count", [(1, 3), (3, 6)])
+def test_canvases_that_join_and_leave_at_any_time_equal_those_drawn_alone(device, window, count):
     reference, engine = both(PROMPTED, device, 1)
-    asked, chance = mixed(), random.Random(window)
+    asked, chance = mixed()[:count], random.Random(window)
     wanted = fill(reference, asked).tokens
     session = engine.open(3, window=window)
     waiting, image_of, found = list(range(len(asked))), {}, {}
@@ -319,7 +319,7 @@ def test_guesses_that_lead_to_no_finite_logits_do_no_harm(device):
     engine, draft = (TritonEngine(spec, each, device=device, dtype=torch.float32) for each in (weights, stubborn))
     # Engines refuse such weights, so they come later.
     reference.weights["token.embedding"][6, 0] = engine.model.head.wte[6, 0] = float("inf")
-    asked = requests(SMALL, empty(SMALL, 2), Drawing(temperature=0.0))
+    asked = requests(SMALL, empty(SMALL, 1), Drawing(temperature=0.0))
     filled = fill(engine, asked, window=3, draft=draft)
     assert torch.equal(filled.tokens, fill(reference, asked).tokens) and filled.pass_starts.all()
     spoilt = empty(SMALL, 2)
