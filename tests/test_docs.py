@@ -63,7 +63,7 @@ def run_page(page: Path, also: str = "") -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with photo.jpg, scene.png, photos/, and my-model/, which also stands in for the package's own model."""
+    """A working directory with photo.jpg, scene.png, photos/, my-model/, which stands in for the package's own too."""
     photo = Image.fromarray(skimage.data.astronaut()).resize((160, 120))
     photo.save(tmp_path / "photo.jpg")
     Image.fromarray(next(scenes(2026, 2))[0]).save(tmp_path / "scene.png")
