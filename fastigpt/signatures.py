@@ -80,4 +80,4 @@ def _listed(meanings: Mapping[str, str]) -> str:
         textwrap.fill(f"{name}: {meaning}", 100, initial_indent="    ", subsequent_indent="        ")
         for name, meaning in meanings.items()
     ]
-    return "\n".join(["Options:", *lines])
+    return "\n".join(["Keyword Args:", *lines])

@@ -25,6 +25,7 @@ import fastigpt
 from fastigpt import api, cli
 from fastigpt.bundled import BUNDLED
 from fastigpt.checkpoint import read
+from fastigpt.training.scenes import scenes
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -62,9 +63,10 @@ def run_page(page: Path, also: str = "") -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working directory with photo.jpg, photos/, and my-model/, which also stands in for the package's own model."""
+    """A working directory with photo.jpg, scene.png, photos/, my-model/, which stands in for the package's own too."""
     photo = Image.fromarray(skimage.data.astronaut()).resize((160, 120))
     photo.save(tmp_path / "photo.jpg")
+    Image.fromarray(next(scenes(2026, 2))[0]).save(tmp_path / "scene.png")
     (tmp_path / "photos").mkdir()
     for name in ("a", "b"):
         photo.save(tmp_path / "photos" / f"{name}.jpg")
