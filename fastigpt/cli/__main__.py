@@ -1,3 +1,6 @@
+"""`python -m fastigpt.cli`."""
+
 from fastigpt.cli import main
 
-main()
+if __name__ == "__main__":
+    main()
