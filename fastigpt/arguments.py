@@ -42,9 +42,11 @@ def output_kind(output_type: str) -> str:
 
 
 def flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, not {shown(value)}")
-    return bool(value)
+    """`value` as True or False, whatever has one of the two."""
+    try:
+        return bool(value)
+    except Exception:  # arrays and tensors of several numbers, or of none
+        raise TypeError(f"{name} must be True or False, not {shown(value)}") from None
 
 
 def token_array(

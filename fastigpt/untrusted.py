@@ -25,7 +25,7 @@ def short(value: object, limit: int = 80) -> str:
         return shown_value(value)
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # an int of more than 4,300 digits, lists in lists in lists
+    except Exception:  # an int of more than 4,300 digits, lists in lists in lists, whatever a stranger's repr raises
         text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
