@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstdlib>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 
@@ -30,11 +31,15 @@ int argmax(const float* scores, int n) {
   return best;
 }
 
-// x − x is 0 for numbers and NaN for the rest.
+// Of what is not finite, all bits of the exponent are set. Integers have a maximum that compilers vectorise.
 bool all_finite(const float* x, int n) {
-  float sum = 0;
-  for (int i = 0; i < n; ++i) sum += x[i] - x[i];
-  return sum == 0;
+  uint32_t largest = 0;
+  for (int i = 0; i < n; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, x + i, sizeof bits);
+    largest = std::max(largest, bits & 0x7fffffffu);
+  }
+  return largest < 0x7f800000u;
 }
 
 double log_probability(const float* logits, int n, int64_t token) {

@@ -38,10 +38,10 @@ def run(
     neighbours that started together; on_done with the number of canvases that have just been finished.
     """
     capacity = slots_for(engine, requests, batch_size=batch_size, window=window, draft=draft)
-    found: list[Filled | None] = [None] * len(requests)
+    found = _empty(len(requests), engine)
     waiting = iter(range(len(requests)))
     image_of: dict[int, int] = {}
-    rows = None if on_row is None else _Rows(engine, on_row)
+    rows = None if on_row is None else _Rows(engine, on_row, found)
     with closing(engine.open(capacity, window=window, draft=draft)) as session:
         while True:
             started = [image for _, image in zip(range(capacity - len(image_of)), waiting)]
@@ -56,16 +56,32 @@ def run(
             ends = {slot: _end(requests[image], engine) for slot, image in image_of.items()}
             done = [advance.slot for advance in moved if advance.decided >= ends[advance.slot]]
             if done:
-                for slot, canvas in zip(done, split(session.read(done))):
-                    found[image_of[slot]] = canvas
+                _keep(session.read(done), found, [image_of[slot] for slot in done])
             if rows is not None:
-                rows.advance(session, {advance.slot: advance.decided for advance in moved}, found)
+                rows.advance(session, {advance.slot: advance.decided for advance in moved}, [image_of[s] for s in done])
             for slot in done:
                 session.remove(slot)
                 del image_of[slot]
             if done and on_done is not None:
                 on_done(len(done))
-    return joined(canvas for canvas in found if canvas is not None), capacity
+    return found, capacity
+
+
+def _empty(n: int, engine: Engine) -> Filled:
+    """Room for n canvases: results go to their places at once, as thousands of small tensors would wake Python's
+    garbage collector, which then walks through all of PyTorch."""
+    shape = (n, engine.spec.n_positions)
+    return Filled(
+        torch.full(shape, -1, dtype=torch.int64, device="cpu"),
+        torch.zeros(shape, dtype=torch.bool, device="cpu"),
+        torch.zeros(n, dtype=torch.float64, device="cpu"),
+    )
+
+
+def _keep(canvases: Filled, found: Filled, images: list[int]) -> None:
+    at = torch.tensor(images, device="cpu")
+    found.tokens[at], found.pass_starts[at] = canvases.tokens.cpu(), canvases.pass_starts.cpu()
+    found.log_likelihood[at] = canvases.log_likelihood.cpu()
 
 
 def _end(request: Request, engine: Engine) -> int:
@@ -97,12 +113,6 @@ def draw_until_stopped(session: Session, stops: dict[int, int]) -> None:
             return
 
 
-def split(filled: Filled) -> list[Filled]:
-    """One Filled for each canvas."""
-    columns = filled.tokens, filled.pass_starts, filled.log_likelihood
-    return [Filled(*(column[i : i + 1] for column in columns)) for i in range(len(filled.tokens))]
-
-
 def joined(parts: Iterable[Filled]) -> Filled:
     """The canvases of all parts, in order."""
     columns = zip(*((part.tokens, part.pass_starts, part.log_likelihood) for part in parts))
@@ -119,29 +129,30 @@ class _Group:
 
 
 class _Rows:
-    """Hands out rows in order, each once."""
+    """Hands out rows in order, each once. found: where finished canvases are kept."""
 
-    def __init__(self, engine: Engine, on_row: OnRow) -> None:
-        self.height, self.columns, self.on_row = engine.spec.height, engine.spec.columns, on_row
+    def __init__(self, engine: Engine, on_row: OnRow, found: Filled) -> None:
+        self.height, self.columns, self.on_row, self.found = engine.spec.height, engine.spec.columns, on_row, found
         self.groups: list[_Group] = []
 
     def start(self, slots: list[int], images: list[int]) -> None:
         self.groups.append(_Group(range(images[0], images[-1] + 1), dict(zip(images, slots))))
 
-    def advance(self, session: Session, decided: dict[int, int], found: list[Filled | None]) -> None:
-        """found: of each image that is finished, its canvas."""
+    def advance(self, session: Session, decided: dict[int, int], finished: list[int]) -> None:
+        """finished: images that are kept in `found` since the last call."""
         for group in self.groups:
-            group.slot_of = {image: slot for image, slot in group.slot_of.items() if found[image] is None}
+            for image in finished:
+                group.slot_of.pop(image, None)
             least = min((decided[slot] // self.columns for slot in group.slot_of.values()), default=self.height)
             if least > group.reported:
-                self._report(session, group, least, found)
+                self._report(session, group, least)
         self.groups = [group for group in self.groups if group.reported < self.height]
 
-    def _report(self, session: Session, group: _Group, until: int, found: list[Filled | None]) -> None:
-        slots = list(group.slot_of.values())
-        drawing = iter(session.read(slots).tokens if slots else ())
-        lines = [next(drawing) if canvas is None else canvas.tokens[0] for canvas in (found[i] for i in group.images)]
-        tokens = torch.stack(lines)
+    def _report(self, session: Session, group: _Group, until: int) -> None:
+        tokens = self.found.tokens[group.images.start : group.images.stop].clone()
+        if group.slot_of:
+            at = torch.tensor(list(group.slot_of), device="cpu") - group.images.start
+            tokens[at] = session.read(list(group.slot_of.values())).tokens.cpu()
         for row in range(group.reported, until):
             group.reported = row + 1
             self.on_row(group.images, row, tokens[:, row * self.columns : (row + 1) * self.columns].clone())
