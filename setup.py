@@ -80,6 +80,8 @@ ISA_FLAGS = {
         ["/arch:AVX512"],
     ),
 }
+# Folders of csrc that hold C++.
+ROOMS = ("runtime", "operators", "nearest", "engine", "bindings")
 CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
 
 
@@ -89,9 +91,7 @@ def isa_suffix(source: str) -> str | None:
 
 
 def sources() -> list[str]:
-    found = sorted(
-        p.relative_to(ROOT).as_posix() for folder in ("cpu", "bindings") for p in (ROOT / "csrc" / folder).glob("*.cpp")
-    )
+    found = sorted(p.relative_to(ROOT).as_posix() for room in ROOMS for p in (ROOT / "csrc" / room).glob("*.cpp"))
     return [s for s in found if X86 or isa_suffix(s) is None]
 
 
@@ -183,7 +183,7 @@ def extension() -> Pybind11Extension:
     ext = Pybind11Extension(
         "fastigpt._C",
         sources(),
-        include_dirs=["csrc/include", "csrc/cpu"],
+        include_dirs=["csrc/include", "csrc"],
         depends=[p.relative_to(ROOT).as_posix() for p in (ROOT / "csrc").rglob("*") if p.suffix in {".h", ".cu"}],
         extra_compile_args=flags,
         extra_link_args=[] if MSVC else ["-pthread"],

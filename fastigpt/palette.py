@@ -1,7 +1,7 @@
 """The colours an Image GPT draws with: pixels to tokens, tokens to pixels, and palettes made from images.
 
 A palette is what transformers calls `clusters`: float32 [n_colors, 3] in [−1, 1], where a channel value p of 0 … 255
-stands at p/127.5 − 1. Encoding is exact; csrc/cpu/quantize_rgb.cpp works out all 2²⁴ colours at the first call.
+stands at p/127.5 − 1. Encoding is exact; csrc/nearest/rgb_table.cpp works out all 2²⁴ colours at the first call.
 Palettes of another range are brought there when they are read, so nothing else has to know of ranges.
 """
 

@@ -1,7 +1,7 @@
 """Nearest centroid: for every point the index of the closest row of a codebook, exactly and without an N × K matrix.
 
-Arrays of any framework come in, indices of the same framework go out. The work is done in csrc/cpu/quantize.cpp and
-csrc/cuda/quantize.cu; this file checks what it is given and hands over addresses and strides, so nothing is copied.
+Arrays of any framework come in, indices of the same framework go out. The work is done in csrc/nearest/ and
+csrc/cuda/nearest_centroid_cuda.cu; this file checks what it is given and hands over addresses and strides, so nothing is copied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastigpt.operands import readable
 from fastigpt.scalars import integer, shown
 
 _DTYPES = ("uint8", "float16", "bfloat16", "float32")
-_MAX_CUDA_AXES = 3  # kMaxAxes in csrc/include/fastigpt/quantize.h
+_MAX_CUDA_AXES = 3  # kMaxAxes in csrc/include/fastigpt/nearest_centroid.h
 
 
 class _Array(NamedTuple):

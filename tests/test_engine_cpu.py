@@ -79,7 +79,7 @@ def test_approximate_noise_is_within_its_bound_for_every_input(isa: str) -> None
         got = _C.cpu_gumbel(k << np.uint32(8) | np.uint32(0xA5), isa)
         want = -np.log(-np.log((k + 0.5) * 2.0**-24))
         worst = max(worst, float(np.abs(got - want).max()))
-    assert worst < 4e-6  # kNoiseError of csrc/cpu/draw_impl.h
+    assert worst < 4e-6  # kNoiseError of csrc/operators/draw_impl.h
 
 
 @pytest.mark.parametrize("isa", ISAS)

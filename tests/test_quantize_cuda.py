@@ -14,7 +14,7 @@ import torch
 from fastigpt.palette import Palette
 from fastigpt.quantize import few_axes, nearest_centroid
 
-SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "quantize.cu"
+SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "nearest_centroid_cuda.cu"
 
 
 @pytest.mark.slow
@@ -24,7 +24,7 @@ def test_kernels_compile_without_spills(arch: str, tmp_path: Path) -> None:
     include = SOURCE.parents[1] / "include"
     command = ["nvcc", "-O3", "-std=c++17", f"-arch={arch}", "-Xptxas=-v", f"-I{include}", "-cubin", str(SOURCE)]
     done = subprocess.run(
-        [*command, "-o", str(tmp_path / "quantize.cubin")], capture_output=True, text=True, check=False
+        [*command, "-o", str(tmp_path / "nearest_centroid.cubin")], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     properties = r"Function properties for (\S+)\n *(\d+) bytes stack frame, (\d+) bytes spill stores.*\n"

@@ -2,11 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "bindings.h"
+#include "bindings/bindings.h"
 #include "fastigpt/bandwidth.h"
 #include "fastigpt/isa.h"
-#include "fastigpt/threads.h"
-#include "helpers.h"
+#include "runtime/thread_team.h"
+#include "runtime/helpers.h"
 
 namespace py = pybind11;
 
@@ -30,7 +30,7 @@ PYBIND11_MODULE(_C, m) {
 #else
   m.attr("has_cuda") = false;
 #endif
-  fastigpt::bind_cpu_engine(m);
+  fastigpt::bind_engine(m);
   fastigpt::bind_operators(m);
-  fastigpt::bind_quantize(m);
+  fastigpt::bind_nearest_centroid(m);
 }

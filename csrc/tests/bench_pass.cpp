@@ -10,7 +10,7 @@
 #define private public  // reaches the pass below the public interface
 #include "fastigpt/decode.h"
 #undef private
-#include "model.h"
+#include "engine/model.h"
 
 namespace fastigpt {
 extern double profile_seconds[8];
@@ -20,7 +20,7 @@ using Clock = std::chrono::steady_clock;
 static double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
 // GB/s of all threads reading a buffer as large as the weights and caches, best of several.
-static double read_bandwidth(ThreadPool& pool, size_t bytes) {
+static double read_bandwidth(ThreadTeam& pool, size_t bytes) {
   Buffer b(bytes);
   const size_t words = bytes / 8 / pool.size();
   pool.run([&](int t) {

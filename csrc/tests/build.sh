@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds a program of this folder with the sources of csrc/cpu:  build.sh PROGRAM OUTPUT [FLAGS...]
+# Builds a program of this folder with the engine and the operators, without Python:  build.sh PROGRAM OUTPUT [FLAGS...]
 # e.g. build.sh bench_pass /tmp/bench_pass -O3 -DFASTIGPT_PROFILE
 #      build.sh test_decode /tmp/test_decode -O1 -g -fsanitize=address,undefined
 set -e
@@ -11,11 +11,10 @@ objects=$(mktemp -d)
 trap 'rm -rf "$objects"' EXIT
 x86=$("$cxx" -dumpmachine | grep -E '^(x86_64|amd64)' || true)  # empty: for another processor, which has no AVX files
 avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
-for source in "$here/$program.cpp" "$here"/../cpu/*.cpp; do
+for source in "$here/$program.cpp" "$here"/../runtime/*.cpp "$here"/../operators/*.cpp "$here"/../engine/*.cpp; do
   name=$(basename "$source" .cpp)
   flags=
   case $name in
-    quantize*) continue ;;
     *_avx*) [ -n "$x86" ] || continue ;;
   esac
   case $name in
@@ -23,7 +22,7 @@ for source in "$here/$program.cpp" "$here"/../cpu/*.cpp; do
     *_avx512) flags=$avx512 ;;
     *_avx512vnni) flags="$avx512 -mavx512vnni -mavx512bf16" ;;
   esac
-  "$cxx" -std=c++17 -Wall -Wextra -Wno-unused-parameter -ffp-contract=off "$@" $flags -I"$here/../include" -I"$here/../cpu" \
+  "$cxx" -std=c++17 -Wall -Wextra -Wno-unused-parameter -ffp-contract=off "$@" $flags -I"$here/../include" -I"$here/.." \
     -c "$source" -o "$objects/$name.o" &
 done
 wait

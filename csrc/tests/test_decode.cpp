@@ -16,10 +16,10 @@
 
 #include "fastigpt/decode.h"
 #include "fastigpt/rows.h"
-#include "guess.h"
-#include "helpers.h"
-#include "kernels.h"
-#include "window.h"
+#include "engine/guess.h"
+#include "runtime/helpers.h"
+#include "operators/kernels.h"
+#include "engine/window.h"
 
 using namespace fastigpt;
 

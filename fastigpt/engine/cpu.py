@@ -141,7 +141,7 @@ class CpuEngine:
 
 
 class CpuSession:
-    """csrc/cpu/session.h. Keys and values lie in memory that is reserved at once and touched as it is needed."""
+    """csrc/engine/session.h. Keys and values lie in memory that is reserved at once and touched as it is needed."""
 
     def __init__(self, engine: CpuEngine, capacity: int, window: int | None, draft: CpuEngine | None) -> None:
         self.capacity, self._spec = capacity, engine.spec

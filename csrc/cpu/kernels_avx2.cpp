@@ -1,3 +1,0 @@
-// The kernels for AVX2 and FMA.
-#define FASTIGPT_ISA avx2
-#include "kernels_impl.h"

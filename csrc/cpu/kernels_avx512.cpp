@@ -1,3 +1,0 @@
-// The kernels for AVX-512 F, BW, DQ and VL.
-#define FASTIGPT_ISA avx512
-#include "kernels_impl.h"

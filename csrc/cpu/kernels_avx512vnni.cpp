@@ -1,3 +1,0 @@
-// The kernels for AVX-512 with VNNI and BF16 dot products.
-#define FASTIGPT_ISA avx512vnni
-#include "kernels_impl.h"

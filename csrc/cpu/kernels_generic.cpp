@@ -1,3 +1,0 @@
-// The kernels for SSE2, NEON, or whatever the compiler's baseline is.
-#define FASTIGPT_ISA generic
-#include "kernels_impl.h"

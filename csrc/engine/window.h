@@ -1,0 +1,43 @@
+// Chooses how many tokens a pass scores of each image when the caller leaves it open: as many as keep the most tokens per
+// second.
+#pragma once
+#include <cstdint>
+
+#include "engine/guess.h"
+
+namespace fastigpt {
+
+// What jobs with as many images have found out, kept from job to job.
+struct WindowStatistics {
+  static constexpr int kWidths = 8;
+  static constexpr int width[kWidths] = {1, 2, 3, 4, 6, 8, 12, 16};
+  double cost[kWidths] = {};  // of a pass, in units that all widths share; 0: not measured
+  int trials[kWidths] = {};
+  // Guesses of each kind, after right ones only. One kind will do where all guesses come from a draft.
+  double tried[Guesser::kKinds] = {}, right[Guesser::kKinds] = {};
+  double tokens = 0, spent = 0;  // kept by an image, and cost of the passes, lately
+};
+
+// One job's choice. It changes the time a job takes and never its tokens.
+class WindowTuner {
+ public:
+  explicit WindowTuner(const WindowStatistics& statistics) : statistics_(statistics) {}
+  // For the next pass: a width for all images, whose time is to be measured, or 0: width() of each image's guesses.
+  int plan();
+  int widest() const { return WindowStatistics::width[widest_]; }
+  // kind: of the guesses that follow the first position, `places` of them; certain: these are known tokens.
+  int width(const uint8_t* kind, const uint8_t* certain, int places) const;
+  // A pass in which an image scored `width` tokens and kept `kept`, on average. planned: all scored plan()'s width.
+  void passed(double width, double kept, double seconds, bool planned);
+  void guessed(int kind, bool right);  // a guess, if all before it in its window were right
+  const WindowStatistics& statistics() const { return statistics_; }
+
+ private:
+  double cost(double width) const;
+  double odds(int kind) const;
+  WindowStatistics statistics_;
+  double unit_ = 0;  // seconds: passes take longer as the canvas fills, all widths alike
+  int passes_ = 0, widest_ = 0;
+};
+
+}  // namespace fastigpt

@@ -1,0 +1,209 @@
+// The exact table of all 2^24 colours: how it is made, and how pixels are looked up in it.
+//
+// Making: boxes of colours are split by four along each axis, 256 -> 64 -> 16 -> 4 -> 1, and each box keeps the centroids
+// that can win somewhere inside it (Candidates::keep). A box with one centroid left needs no further work. Distances are float64; colours whose two best are too close for float64 are
+// decided in exact arithmetic, ties by the lower index.
+//
+// Looking up: a pixel costs two loads, the second somewhere in 15 MB, so pixels go in batches: all addresses first, each
+// prefetched, and the answers one batch later.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <numeric>
+
+#include "fastigpt/nearest_centroid.h"
+#include "nearest/codebook.h"
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+namespace fastigpt {
+namespace {
+
+constexpr int64_t kCells = RgbTable::kCells, kCellSize = RgbTable::kCellSize;
+constexpr int kBatch = 64;
+
+// Position of a colour: cell (6 bits of each channel), then the place inside it (2 bits of each).
+inline uint32_t place(uint32_t r, uint32_t g, uint32_t b) {
+  return (r >> 2) << 18 | (g >> 2) << 12 | (b >> 2) << 6 | (r & 3) << 4 | (g & 3) << 2 | (b & 3);
+}
+
+inline void prefetch(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address);
+#else
+  (void)address;
+#endif
+}
+
+struct Builder {
+  double scale, offset;
+  uint32_t* cells;
+  uint16_t* blocks;
+  std::atomic<int64_t> used;  // blocks
+
+  double coordinate(double level) const { return scale * level + offset; }
+
+  // The candidates of `box` that can win in the box of `edge` levels beginning at `low`.
+  void keep(const Candidates& box, const int* low, int edge, Candidates& kept) const {
+    double middle[3], half[3];
+    for (int d = 0; d < 3; ++d) {
+      middle[d] = coordinate(low[d] + 0.5 * (edge - 1));
+      half[d] = std::abs(scale) * 0.5 * (edge - 1);
+    }
+    kept.keep(box, middle, half);
+  }
+
+  // All 64 colours of a cell. low: its first levels.
+  void fill_cell(const Candidates& box, const int* low, uint16_t* answers) const {
+    double best[kCellSize];
+    int32_t winner[kCellSize];
+    unsigned char close[kCellSize] = {};
+    std::fill(best, best + kCellSize, std::numeric_limits<double>::infinity());
+    for (size_t c = 0; c < box.index.size(); ++c) {
+      double square[3][4];
+      for (int d = 0; d < 3; ++d)
+        for (int i = 0; i < 4; ++i) {
+          const double t = coordinate(low[d] + i) - box.at[d][c];
+          square[d][i] = t * t;
+        }
+      const int32_t index = box.index[c];
+      for (int i = 0; i < 16; ++i) {
+        const double rg = square[0][i / 4] + square[1][i % 4];
+        for (int b = 0; b < 4; ++b) {
+          const int at = i * 4 + b;
+          const double d2 = rg + square[2][b], old = best[at];
+          close[at] |= std::abs(d2 - old) <= 1e-14 * d2;
+          winner[at] = d2 < old ? index : winner[at];
+          best[at] = d2 < old ? d2 : old;
+        }
+      }
+    }
+    for (int at = 0; at < kCellSize; ++at) {
+      if (close[at]) {
+        const double x[3] = {coordinate(low[0] + at / 16), coordinate(low[1] + at / 4 % 4), coordinate(low[2] + at % 4)};
+        size_t nearest = 0;
+        for (size_t c = 1; c < box.index.size(); ++c) {
+          const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
+          const double least[3] = {box.at[0][nearest], box.at[1][nearest], box.at[2][nearest]};
+          if (exactly_nearer(x, here, least, 3)) nearest = c;
+        }
+        winner[at] = box.index[nearest];
+      }
+      answers[at] = uint16_t(winner[at]);
+    }
+  }
+
+  // Cells inside the box of `edge` levels that begins at `low`. scratch[0] serves this split, the rest the deeper ones.
+  void split(const Candidates& box, const int* low, int edge, Candidates* scratch) {
+    if (edge == 4 || box.index.size() == 1) {
+      uint32_t start;
+      if (box.index.size() == 1) {
+        start = uint32_t(box.index[0] * kCellSize);
+      } else {
+        start = uint32_t(used++ * kCellSize);
+        fill_cell(box, low, blocks + start);
+      }
+      for (int r = low[0]; r < low[0] + edge; r += 4)
+        for (int g = low[1]; g < low[1] + edge; g += 4)
+          for (int b = low[2]; b < low[2] + edge; b += 4) cells[place(r, g, b) / kCellSize] = start;
+      return;
+    }
+    const int child = edge / 4;
+    for (int i = 0; i < 64; ++i) {
+      const int corner[3] = {low[0] + i / 16 * child, low[1] + i / 4 % 4 * child, low[2] + i % 4 * child};
+      keep(box, corner, child, scratch[0]);
+      split(scratch[0], corner, child, scratch + 1);
+    }
+  }
+};
+
+}  // namespace
+
+RgbTable::RgbTable(const double* centroids, int64_t k, double scale, double offset, int threads) {
+  constexpr int64_t kPage = 2 << 20;
+  bytes_ = kPage + kCells * 4 + (kCells + k) * kCellSize * 2;  // most of it is never touched
+  memory_.reset(new char[bytes_]);
+  char* const aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + kPage - 1) & ~uintptr_t(kPage - 1));
+#ifdef __linux__
+  madvise(aligned, size_t(bytes_ - kPage), MADV_HUGEPAGE);
+#endif
+  cells_ = reinterpret_cast<uint32_t*>(aligned);
+  blocks_ = reinterpret_cast<uint16_t*>(aligned + kCells * 4);
+
+  // Of equal centroids only the first can win.
+  std::vector<int64_t> order(k);
+  std::iota(order.begin(), order.end(), 0);
+  const auto row = [&](int64_t i) { return centroids + 3 * i; };
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int64_t i, int64_t j) { return std::lexicographical_compare(row(i), row(i) + 3, row(j), row(j) + 3); });
+  std::vector<char> repeated(k, 0);
+  for (int64_t i = 1; i < k; ++i) repeated[order[i]] = std::equal(row(order[i]), row(order[i]) + 3, row(order[i - 1]));
+  Candidates all;
+  for (int64_t i = 0; i < k; ++i) {
+    if (!repeated[i]) all.add(int32_t(i), row(i)[0], row(i)[1], row(i)[2]);
+    std::fill_n(blocks_ + i * kCellSize, kCellSize, uint16_t(i));
+  }
+
+  Builder builder{scale, offset, cells_, blocks_, {k}};
+  parallel(64, threads, [&](int64_t i) {
+    Candidates scratch[4];
+    const int low[3] = {int(i / 16 * 64), int(i / 4 % 4 * 64), int(i % 4 * 64)};
+    builder.keep(all, low, 64, scratch[0]);
+    builder.split(scratch[0], low, 64, scratch + 1);
+  });
+  bytes_ = kCells * 4 + builder.used * kCellSize * 2;
+}
+
+void RgbTable::lookup(const PointsView& points, int64_t* indices, int threads) const {
+  const int64_t n = points.size();
+  const int64_t width = points.shape.empty() ? 1 : points.shape.back();
+  const int64_t step = points.shape.empty() ? 0 : points.strides.back(), channel = points.dim_stride;
+  const int rank = int(points.shape.size());
+  const uint32_t* const cells = cells_;
+  const uint16_t* const blocks = blocks_;
+
+  // Where the answers to pixels [first, first + count) will be; prefetches them.
+  const auto locate = [&](int64_t first, int count, uint32_t* where) {
+    for (int done = 0; done < count;) {
+      int64_t rest = first + done;
+      const int64_t column = rest % width;
+      rest /= width;
+      const uint8_t* p = static_cast<const uint8_t*>(points.data) + column * step;
+      for (int axis = rank - 2; axis >= 0; --axis) {
+        p += rest % points.shape[axis] * points.strides[axis];
+        rest /= points.shape[axis];
+      }
+      const int run = int(std::min<int64_t>(count - done, width - column));
+      if (step == 3 && channel == 1) {
+        for (int i = 0; i < run; ++i, p += 3) where[done + i] = place(p[0], p[1], p[2]);
+      } else {
+        for (int i = 0; i < run; ++i, p += step) where[done + i] = place(p[0], p[channel], p[2 * channel]);
+      }
+      done += run;
+    }
+    for (int i = 0; i < count; ++i) {
+      where[i] = cells[where[i] / kCellSize] + where[i] % kCellSize;
+      prefetch(blocks + where[i]);
+    }
+  };
+  constexpr int64_t kChunk = 1 << 14;
+  const int64_t chunks = (n + kChunk - 1) / kChunk;
+  // A thread takes some 20 us to wake, in which this one looks up about 8,000 pixels.
+  parallel(chunks, int(std::min<int64_t>(threads, 1 + n / 32768)), [&](int64_t chunk) {
+    const int64_t begin = chunk * kChunk, end = std::min(n, begin + kChunk);
+    uint32_t where[2][kBatch];
+    int ready = int(std::min<int64_t>(kBatch, end - begin));
+    locate(begin, ready, where[0]);
+    for (int64_t at = begin, turn = 0; at < end; turn ^= 1) {
+      const int following = int(std::min<int64_t>(kBatch, end - at - ready));
+      if (following > 0) locate(at + ready, following, where[turn ^ 1]);
+      for (int i = 0; i < ready; ++i) indices[at + i] = blocks[where[turn][i]];
+      at += ready;
+      ready = following;
+    }
+  });
+}
+
+}  // namespace fastigpt

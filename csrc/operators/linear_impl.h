@@ -1,0 +1,188 @@
+// Norms and linear layers, written once for all instruction sets; see kernels.h for the layout and the promises.
+#include "operators/kernels.h"
+
+namespace fastigpt {
+namespace FASTIGPT_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kTileRows = 12, kTileVectors = 2;  // 24 sums, 2 of the panel, 1 broadcast: 27 of 32 registers
+#else
+constexpr int kTileRows = 6, kTileVectors = 1;  // AVX2: 12 of 16 registers hold sums
+#endif
+
+// Raw sums of R rows × kPanel outputs, tile[r][kPanel]; integers keep their bits. The panel's groups lie 128 bytes apart.
+template <class P, int R>
+void tile_rows(const uint8_t* in, size_t stride, const uint8_t* panel, int groups, float* tile, const uint8_t* next,
+               size_t next_step) {
+  for (int part = 0; part < 2; part += kTileVectors) {
+    typename P::Acc acc[R][kTileVectors];
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < kTileVectors; ++c) acc[r][c] = P::none();
+    const uint8_t* b = panel + part * 64;
+    for (int g = 0; g < groups; ++g, b += 128, next += next_step) {
+      I16 w[kTileVectors];
+      for (int c = 0; c < kTileVectors; ++c) w[c] = load(static_cast<const void*>(b + c * 64));
+      prefetch(next);
+      prefetch(next + 64);
+#pragma GCC unroll 12
+      for (int r = 0; r < R; ++r) {
+        const auto a = P::act(reinterpret_cast<const typename P::Elem*>(in + r * stride) + size_t(g) * P::kGroup);
+        for (int c = 0; c < kTileVectors; ++c) acc[r][c] = P::mac(acc[r][c], w[c], a);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int c = 0; c < kTileVectors; ++c) {
+        if constexpr (P::kGroup == 4)
+          store(static_cast<void*>(tile + r * kPanel + (part + c) * 16), acc[r][c]);
+        else
+          store(tile + r * kPanel + (part + c) * 16, acc[r][c]);
+      }
+  }
+}
+
+using TileFn = void (*)(const uint8_t*, size_t, const uint8_t*, int, float*, const uint8_t*, size_t);
+
+template <class P>
+TileFn tile_for(int rows) {
+  static constexpr TileFn fns[] = {
+      tile_rows<P, 1>, tile_rows<P, 2>, tile_rows<P, 3>, tile_rows<P, 4>, tile_rows<P, 5>, tile_rows<P, 6>,
+#if defined(__AVX512F__)
+      tile_rows<P, 7>, tile_rows<P, 8>, tile_rows<P, 9>, tile_rows<P, 10>, tile_rows<P, 11>, tile_rows<P, 12>,
+#endif
+  };
+  return fns[rows - 1];
+}
+
+inline F16 quick_gelu(F16 x) {
+  const F16 one = set1(1.0f);
+  return div(x, add(one, exp16(mul(x, set1(-1.702f)))));
+}
+
+void finish_tile(const Linear& layer, Rows in, int rows, int row0, int panel, const float* tile, const LinearOut& out) {
+  const int column = panel * kPanel;
+  for (int r = 0; r < rows; ++r)
+    for (int c = 0; c < 2; ++c) {
+      const int at = column + c * 16;
+      F16 y;
+      if (layer.number == Number::i8) {
+        const I16 offset = shift_left<7>(load(static_cast<const void*>(layer.column_sum + at)));
+        const I16 sum = subi(load(static_cast<const void*>(tile + r * kPanel + c * 16)), offset);
+        y = mul(to_float(sum), mul(set1(in.scale[row0 + r]), load(layer.scale + at)));
+      } else {
+        y = load(tile + r * kPanel + c * 16);
+      }
+      if (layer.bias) y = add(y, load(layer.bias + at));
+      float* to = out.floats + (row0 + r) * out.stride + at;
+      switch (out.sink) {
+        case Sink::store:
+          store(to, y);
+          break;
+        case Sink::add:
+          store(to, add(load(to), y));
+          break;
+        case Sink::gelu:
+          y = quick_gelu(y);
+          if (!out.rows.data)
+            store(to, y);
+          else if (out.rows_number == Number::f32)
+            store_act(reinterpret_cast<PanelF32::Elem*>(out.rows.data + (row0 + r) * out.rows.stride) + at, y);
+          else
+            store_act(reinterpret_cast<PanelBf16::Elem*>(out.rows.data + (row0 + r) * out.rows.stride) + at, y);
+          break;
+      }
+    }
+}
+
+template <class P>
+void linear_as(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next) {
+  alignas(64) float tile[kTileRows * kPanel];
+  const int tiles = (rows + kTileRows - 1) / kTileRows;
+  // Each tile prefetches its share of the panel after this one.
+  const size_t step = tiles >= 128 ? 1 : size_t(128) / tiles;
+  for (int panel = first; panel < last; ++panel) {
+    const uint8_t* data = layer.data + panel * layer.panel_bytes();
+    const uint8_t* after = panel + 1 < last ? data + layer.panel_bytes() : next;
+    for (int i = 0; i < tiles; ++i) {
+      const int row0 = int(int64_t(rows) * i / tiles), row1 = int(int64_t(rows) * (i + 1) / tiles);
+      tile_for<P>(row1 - row0)(in.data + row0 * in.stride, in.stride, data, layer.groups, tile,
+                               after ? after + size_t(i) * step * layer.groups : data, after ? step : 0);
+      finish_tile(layer, in, row1 - row0, row0, panel, tile, out);
+    }
+  }
+}
+
+void linear(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next) {
+  if (layer.number == Number::f32)
+    linear_as<PanelF32>(layer, in, rows, first, last, out, next);
+  else if (layer.number == Number::bf16)
+    linear_as<PanelBf16>(layer, in, rows, first, last, out, next);
+  else
+    linear_as<PanelI8>(layer, in, rows, first, last, out, next);
+}
+
+size_t activation_bytes(Number weights) {
+  return weights == Number::f32 ? sizeof(PanelF32::Elem) : weights == Number::bf16 ? sizeof(PanelBf16::Elem) : 1;
+}
+
+inline float norm_scale(const float* x, int padded, int width, float epsilon) {
+  F16 sum = zero();
+  for (int i = 0; i < padded; i += 16) {
+    const F16 v = load(x + i);
+    sum = fma(v, v, sum);
+  }
+  return 1.0f / __builtin_sqrtf(reduce_add(sum) / float(width) + epsilon);
+}
+
+void quantize_row(const float* x, int padded, uint8_t* out, float* scale) {
+  F16 most = zero();
+  for (int i = 0; i < padded; i += 16) most = max(most, abs(load(x + i)));
+  const float largest = reduce_max(most);
+  *scale = largest / 127.0f;
+  const F16 inverse = set1(largest > 0 ? 127.0f / largest : 0.0f);
+  for (int i = 0; i < padded; i += 16) {
+    const I16 q = addi(nearest(mul(load(x + i), inverse)), set1i(128));
+#if defined(__AVX512F__)
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm512_cvtepi32_epi8(q));
+#else
+    int32_t lanes[16];
+    store(static_cast<void*>(lanes), q);
+    for (int j = 0; j < 16; ++j) out[i + j] = uint8_t(lanes[j]);
+#endif
+  }
+}
+
+void quantize_rows(const float* x, size_t stride, int rows, int width, Rows out) {
+  const int padded = (width + 31) / 32 * 32;
+  for (int r = 0; r < rows; ++r) quantize_row(x + r * stride, padded, out.data + r * out.stride, out.scale + r);
+}
+
+void norm_floats(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, float* out,
+                 size_t out_stride) {
+  const int padded = (width + 31) / 32 * 32;
+  for (int r = 0; r < rows; ++r) {
+    const F16 scale = set1(norm_scale(x + r * stride, padded, width, epsilon));
+    for (int i = 0; i < padded; i += 16)
+      store(out + r * out_stride + i, mul(mul(load(x + r * stride + i), scale), load(gain + i)));
+  }
+}
+
+void norm(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, Number number, Rows out) {
+  const int padded = (width + 31) / 32 * 32;
+  for (int r = 0; r < rows; ++r) {
+    const float* row = x + r * stride;
+    uint8_t* to = out.data + r * out.stride;
+    const F16 scale = set1(norm_scale(row, padded, width, epsilon));
+    for (int i = 0; i < padded; i += 16) {
+      const F16 y = mul(mul(load(row + i), scale), load(gain + i));
+      if (number == Number::f32)
+        store_act(reinterpret_cast<PanelF32::Elem*>(to) + i, y);
+      else
+        store_act(reinterpret_cast<PanelBf16::Elem*>(to) + i, y);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace FASTIGPT_ISA
+}  // namespace fastigpt
