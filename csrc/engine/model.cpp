@@ -186,6 +186,16 @@ void ModelImpl::keep_window_statistics(int sequences, const WindowStatistics& st
   statistics_[sequences] = statistics;
 }
 
+TurnStatistics ModelImpl::turn_statistics() const {
+  BriefLock lock;
+  return turn_statistics_;
+}
+
+void ModelImpl::keep_turn_statistics(const TurnStatistics& statistics) const {
+  BriefLock lock;
+  turn_statistics_ = statistics;
+}
+
 void ModelImpl::begin(Pass& pass) const {
   for (int i = 0; i < pass.n_layer; ++i) pass.ws->tickets[i].store(0, std::memory_order_relaxed);
 }

@@ -11,6 +11,7 @@
 #include "fastigpt/decode.h"
 #include "runtime/thread_team.h"
 #include "operators/kernels.h"
+#include "engine/turn.h"
 #include "engine/window.h"
 
 namespace fastigpt {
@@ -114,6 +115,8 @@ struct ModelImpl {
   // What jobs with so many sequences have found out about windows.
   WindowStatistics window_statistics(int sequences) const;
   void keep_window_statistics(int sequences, const WindowStatistics& statistics) const;
+  TurnStatistics turn_statistics() const;
+  void keep_turn_statistics(const TurnStatistics& statistics) const;
 
   // Prepares a pass (before the threads start) and runs one thread's part of it. All threads return together.
   void begin(Pass& pass) const;
@@ -124,7 +127,8 @@ struct ModelImpl {
   }
 
  private:
-  mutable std::map<int, WindowStatistics> statistics_;  // under BriefLock
+  mutable std::map<int, WindowStatistics> statistics_;  // under BriefLock, and so is the next
+  mutable TurnStatistics turn_statistics_;
 
   Rows norm(const Pass& pass, int thread, const float* gain, Number number) const;
   Rows quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const;

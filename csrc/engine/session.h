@@ -52,6 +52,7 @@ struct Slot {
   double log_likelihood = 0;
   int draft_fed = 0;   // inputs that the draft has read, right or wrong
   int draft_told = 0;  // decided tokens that the draft knows of
+  uint64_t served = 0;  // the last turn it was in
   bool working() const { return taken && position < limit; }
 };
 
@@ -69,7 +70,10 @@ struct SessionImpl {
 
   // session_step.cpp: passes.
   void step(double seconds);
-  void one_pass_of_all(WindowTuner* tuner);
+  bool choose_turn();
+  double key_bytes(const Slot& slot, int sequence) const;
+  void end_turn();
+  void pass_of_turn(WindowTuner* tuner);
   void pass(const int* slots, int count, WindowTuner* tuner);
   void pass_in_parts(const std::vector<int>& slots);
   void draw_row(const Slot& slot, int which, int j, FilterScratch& filter, float* scores);
@@ -96,6 +100,13 @@ struct SessionImpl {
   KvCache caches[2];             // one lane for each slot; the second appears with the first guided canvas
   std::map<std::vector<int64_t>, std::weak_ptr<const SharedPrefix>> prefixes;
   std::map<int, WindowTuner> tuners;  // by the number of sequences, in powers of two
+  std::vector<int> turn;          // slots that draw at present
+  int turn_sequences = 0;         // of those
+  size_t turn_wanted = 0;         // sequences that the tuner asked for; 0: it is to be asked
+  bool turn_measured = false;     // it had as many in all passes, and none merely tried out a width
+  uint64_t turns = 1;             // this one; canvases that have just come were in none
+  double turn_tokens = 0, turn_seconds = 0;
+  TurnTuner turn_tuner;
   int kept = 0;      // tokens of this pass, all canvases together
   bool warm = false;  // the first pass pays for memory that was never touched
   Workspace ws;

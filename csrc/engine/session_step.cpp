@@ -19,6 +19,7 @@ namespace fastigpt {
 namespace {
 
 constexpr uint8_t kNone[kWidestChoice] = {};
+constexpr double kTurnSeconds = 0.05;  // of a turn, so that every canvas gets on and keys and values are read once for many passes
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 using Clock = std::chrono::steady_clock;
 
@@ -188,9 +189,8 @@ void SessionImpl::pass_in_parts(const std::vector<int>& which) {
 void SessionImpl::guess_with_draft(int window) {
   std::vector<int> batch;
   batch.reserve(capacity);
-  for (int i = 0; i < capacity; ++i) {
+  for (int i : turn) {
     Slot& mine = slots[i];
-    if (!mine.working()) continue;
     for (int& p = mine.draft_told; p < mine.position; ++p) {
       draft->tokens_of(i)[p] = tokens_of(i)[p];
       draft->guesses_of(i)[p] = int32_t(tokens_of(i)[p]);
@@ -205,17 +205,16 @@ void SessionImpl::guess_with_draft(int window) {
   draft->pass_in_parts(batch);
   for (int place = 1; place + 1 < window; ++place) {
     batch.clear();
-    for (int i = 0; i < capacity; ++i) {
-      if (!slots[i].working() || draft->slots[i].position >= n_positions) continue;
+    for (int i : turn) {
+      if (draft->slots[i].position >= n_positions) continue;
       draft->slots[i].width = 1;
       ++slots[i].draft_fed;
       batch.push_back(i);
     }
     if (!batch.empty()) draft->pass_in_parts(batch);
   }
-  for (int i = 0; i < capacity; ++i) {
+  for (int i : turn) {
     const Slot& mine = slots[i];
-    if (!mine.working()) continue;
     const int until = std::min(mine.position + window - 1, mine.limit - 1);
     for (int p = mine.position; p < until; ++p)
       if (!known(i, p)) guesses_of(i)[p] = int32_t(draft->tokens_of(i)[p]);
@@ -231,25 +230,70 @@ WindowTuner& SessionImpl::tuner_for(int sequences) {
   return tuners.emplace(bucket, WindowTuner(draft ? WindowStatistics{} : model.window_statistics(bucket))).first->second;
 }
 
+// Whose turn it is: those that have waited longest, as many as the tuner says. Places of canvases that are done are filled at once.
+// Returns whether there is anything to draw.
+bool SessionImpl::choose_turn() {
+  turn.erase(std::remove_if(turn.begin(), turn.end(), [&](int i) { return !slots[i].working() || slots[i].served != turns; }), turn.end());
+  std::vector<int> order = turn;
+  for (int i = 0; i < capacity; ++i)
+    if (slots[i].working() && slots[i].served != turns) order.push_back(i);
+  std::stable_sort(order.begin() + turn.size(), order.end(), [&](int a, int b) { return slots[a].served < slots[b].served; });
+  if (turn_wanted == 0) {
+    std::vector<double> upto;
+    double bytes = 0;
+    for (int i : order)
+      for (int s = 0; s < slots[i].sequences; ++s) upto.push_back(bytes += key_bytes(slots[i], s));
+    turn_wanted = std::max<size_t>(1, turn_tuner.choose(upto));
+    turn_measured = true;
+  }
+  turn.clear();
+  turn_sequences = 0;
+  for (int i : order) {
+    if (size_t(turn_sequences) >= turn_wanted) break;
+    turn.push_back(i);
+    turn_sequences += slots[i].sequences;
+    slots[i].served = turns;
+  }
+  turn_measured &= size_t(turn_sequences) >= turn_wanted;
+  return !turn.empty();
+}
+
+// Keys and values of a sequence, shared ones not counted.
+double SessionImpl::key_bytes(const Slot& slot, int s) const {
+  const Sequence& sequence = slot.sequence[s];
+  const CacheShape shape = model.cache_shape();
+  const int inputs = sequence.offset() + slot.position - sequence.begin + 1;
+  return double(model.shape.n_layer) * model.shape.n_head * (shape.k_bytes(inputs) + shape.v_bytes(inputs));
+}
+
+void SessionImpl::end_turn() {
+  turn_tuner.passed(turn_tokens, turn_seconds, turn_measured);
+  turn.clear();
+  turn_wanted = 0;
+  turn_tokens = turn_seconds = 0;
+  ++turns;
+}
+
 void SessionImpl::step(double seconds) {
   const auto started = Clock::now();
-  for (;;) {
-    int sequences = 0, working = 0;
-    for (const Slot& slot : slots)
-      if (slot.working()) sequences += slot.sequences, ++working;
-    if (working == 0) return;
-    WindowTuner* tuner = fixed_window ? nullptr : &tuner_for(sequences);
-    one_pass_of_all(tuner);
-    const int still = int(std::count_if(slots.begin(), slots.end(), [](const Slot& slot) { return slot.working(); }));
-    if (still < working || since(started) >= seconds) {
-      if (still == 0 && !draft)
-        for (const auto& [bucket, known] : tuners) model.keep_window_statistics(bucket, known.statistics());
-      return;
-    }
+  while (choose_turn()) {
+    const auto pass_started = Clock::now();
+    WindowTuner* tuner = fixed_window ? nullptr : &tuner_for(turn_sequences);
+    pass_of_turn(tuner);
+    turn_tokens += kept;
+    turn_seconds += since(pass_started);
+    turn_measured &= !tuner || !tuner->trying();
+    const bool finished = std::any_of(turn.begin(), turn.end(), [&](int i) { return !slots[i].working(); });
+    if (turn_seconds >= kTurnSeconds) end_turn();
+    if (finished || since(started) >= seconds) break;
+  }
+  if (!draft && std::none_of(slots.begin(), slots.end(), [](const Slot& slot) { return slot.working(); })) {
+    for (const auto& [bucket, known] : tuners) model.keep_window_statistics(bucket, known.statistics());
+    model.keep_turn_statistics(turn_tuner.statistics());
   }
 }
 
-void SessionImpl::one_pass_of_all(WindowTuner* tuner) {
+void SessionImpl::pass_of_turn(WindowTuner* tuner) {
   const auto started = Clock::now();
   const int planned = tuner ? tuner->plan() : fixed_window;
   // A draft's guesses are all of one kind, and their number must be known beforehand.
@@ -259,9 +303,8 @@ void SessionImpl::one_pass_of_all(WindowTuner* tuner) {
   batch.reserve(capacity);
   int rows = 0, scored = 0, drawing = 0;
   kept = 0;
-  for (int i = 0; i < capacity; ++i) {
+  for (int i : turn) {
     Slot& slot = slots[i];
-    if (!slot.working()) continue;
     // Known tokens are certain, so they widen the window.
     int sure = slot.position;
     while (sure < slot.limit && sure - slot.position < kKnownRun && known(i, sure)) ++sure;

@@ -33,6 +33,7 @@ int WindowTuner::plan() {
   ++passes_;
   // Wider windows are tried until even good guesses cost more than tokens do at best.
   double best = 0;
+  trying_ = true;
   for (int i = 0; i < WindowStatistics::kWidths; ++i) {
     if (statistics_.trials[i] < kTrials) return WindowStatistics::width[i];
     widest_ = i;
@@ -45,6 +46,7 @@ int WindowTuner::plan() {
     for (int j = 1; j < WindowStatistics::width[i]; ++j) sum += reached *= kPrior;
     best = std::max(best, sum / statistics_.cost[i]);
   }
+  trying_ = false;
   if (unit_ > 0 && passes_ % kProbeEvery == 0) return WindowStatistics::width[passes_ / kProbeEvery % (widest_ + 1)];
   return 0;
 }

@@ -24,6 +24,7 @@ class WindowTuner {
   explicit WindowTuner(const WindowStatistics& statistics) : statistics_(statistics) {}
   // For the next pass: a width for all images, whose time is to be measured, or 0: width() of each image's guesses.
   int plan();
+  bool trying() const { return trying_; }  // the last plan() was a width that nothing is known of
   int widest() const { return WindowStatistics::width[widest_]; }
   // kind: of the guesses that follow the first position, `places` of them; certain: these are known tokens.
   int width(const uint8_t* kind, const uint8_t* certain, int places) const;
@@ -38,6 +39,7 @@ class WindowTuner {
   WindowStatistics statistics_;
   double unit_ = 0;  // seconds: passes take longer as the canvas fills, all widths alike
   int passes_ = 0, widest_ = 0;
+  bool trying_ = false;
 };
 
 }  // namespace fastigpt

@@ -1,0 +1,71 @@
+#include "engine/turn.h"
+
+#include <algorithm>
+
+namespace fastigpt {
+namespace {
+
+constexpr int kTurns = 4;            // of each of two numbers of sequences, before they are compared
+constexpr double kBetter = 1.03;     // times as fast, to be worth a change
+constexpr int kChallengeEvery = 60;  // turns: canvases fill and machines change
+constexpr double kAllowance = 4;     // times the bytes of everybody, once that was best
+
+}  // namespace
+
+TurnTuner::TurnTuner(const TurnStatistics& statistics) : statistics_(statistics) {
+  if (!statistics_.settled) challenge(Rival::twice);
+}
+
+void TurnTuner::challenge(Rival rival) {
+  rival_ = rival;
+  rivals_turn_ = false;
+  rival_bytes_ = 0;
+  mine_ = theirs_ = Tally{};
+  unchallenged_ = 0;
+}
+
+size_t TurnTuner::choose(const std::vector<double>& upto) {
+  const size_t all = upto.size(), fewest = std::min(all, kFewest);
+  const size_t best = std::max(fewest, size_t(std::upper_bound(upto.begin(), upto.end(), statistics_.bytes) - upto.begin()));
+  possible_ = false;
+  if (best == all && rival_ != Rival::half) return best;
+  const size_t other = rival_ == Rival::none ? best : rival_ == Rival::twice ? std::min(all, 2 * best) : std::max(fewest, best / 2);
+  possible_ = rival_ == Rival::none || other != best;
+  if (!possible_ || rival_ == Rival::none || !rivals_turn_) return best;
+  rival_bytes_ = upto[other - 1];
+  all_ = other == all;
+  return other;
+}
+
+void TurnTuner::passed(double tokens, double seconds, bool measured) {
+  if (!possible_) {  // there is nothing less than the fewest
+    if (rival_ == Rival::half) statistics_.settled = true, challenge(Rival::none);
+    return;
+  }
+  if (rival_ == Rival::none) {
+    if (++unchallenged_ < kChallengeEvery) return;
+    challenge(twice_next_ ? Rival::twice : Rival::half);
+    twice_next_ = !twice_next_;
+    return;
+  }
+  if (!measured) return;  // once more
+  Tally& tally = rivals_turn_ ? theirs_ : mine_;
+  tally.tokens += tokens;
+  tally.seconds += seconds;
+  ++tally.turns;
+  rivals_turn_ = !rivals_turn_;
+  if (mine_.turns >= kTurns && theirs_.turns >= kTurns) judge();
+}
+
+// On in the direction that was better; at first, upwards and then downwards.
+void TurnTuner::judge() {
+  if (theirs_.tokens * mine_.seconds > kBetter * mine_.tokens * theirs_.seconds) {
+    statistics_.bytes = all_ ? kAllowance * rival_bytes_ : rival_bytes_;
+    return challenge(rival_);
+  }
+  const bool look_down = rival_ == Rival::twice && !statistics_.settled;
+  statistics_.settled = true;
+  challenge(look_down ? Rival::half : Rival::none);
+}
+
+}  // namespace fastigpt
