@@ -137,4 +137,6 @@ struct ModelImpl {
   void attention(const Pass& pass, int layer, int thread) const;
 };
 
+inline const ModelImpl& impl_of(const CpuModel& model) { return *model.impl_; }
+
 }  // namespace fastigpt

@@ -19,7 +19,6 @@ namespace fastigpt {
 namespace {
 
 constexpr uint8_t kNone[kWidestChoice] = {};
-constexpr double kTurnSeconds = 0.05;  // of a turn, so that every canvas gets on and keys and values are read once for many passes
 constexpr float kForbidden = -std::numeric_limits<float>::infinity();
 using Clock = std::chrono::steady_clock;
 
@@ -284,7 +283,7 @@ void SessionImpl::step(double seconds) {
     turn_seconds += since(pass_started);
     turn_measured &= !tuner || !tuner->trying();
     const bool finished = std::any_of(turn.begin(), turn.end(), [&](int i) { return !slots[i].working(); });
-    if (turn_seconds >= kTurnSeconds) end_turn();
+    if (turn_seconds >= turn_tuner.statistics().seconds) end_turn();
     if (finished || since(started) >= seconds) break;
   }
   if (!draft && std::none_of(slots.begin(), slots.end(), [](const Slot& slot) { return slot.working(); })) {

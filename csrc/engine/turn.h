@@ -11,6 +11,7 @@ namespace fastigpt {
 struct TurnStatistics {
   double bytes = 32 << 20;  // of keys and values that a turn goes through, or of kFewest sequences where they have more
   bool settled = false;     // neither twice nor half as many sequences were faster
+  double seconds = 0.05;    // of a turn: short, so that every canvas gets on, and long enough to read keys and values once
 };
 
 class TurnTuner {

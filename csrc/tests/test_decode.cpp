@@ -18,7 +18,9 @@
 #include "fastigpt/rows.h"
 #include "engine/guess.h"
 #include "runtime/helpers.h"
+#include "engine/model.h"
 #include "operators/kernels.h"
+#include "engine/turn.h"
 #include "engine/window.h"
 
 using namespace fastigpt;
@@ -225,6 +227,74 @@ static void check_tuner() {
   assert(first < 1.35 * best && later < 1.05 * best);
 }
 
+// Seconds that 64 canvases of 1,000 tokens take in turns. A pass reads weights worth `weights` tokens, and keys and values: cheaply
+// those that were there in the pass before, if all of the turn fit a cache of `cache` keys. sequences: of every turn, or 0: tuned.
+static double simulate_turns(double weights, double cache, size_t sequences) {
+  constexpr int kCanvases = 64, kLength = 1000;
+  TurnTuner tuner{TurnStatistics{}};
+  std::vector<int> position(kCanvases, 1), served(kCanvases);
+  double total = 0;
+  for (int turn = 1;; ++turn) {
+    std::vector<int> order;
+    for (int i = 0; i < kCanvases; ++i)
+      if (position[i] < kLength) order.push_back(i);
+    if (order.empty()) return total;
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return served[a] < served[b]; });
+    std::vector<double> upto;
+    for (int i : order) upto.push_back((upto.empty() ? 0 : upto.back()) + 4e3 * position[i]);  // 4 kB a key
+    const size_t wanted = sequences ? std::min(sequences, order.size()) : tuner.choose(upto);
+    double tokens = 0, seconds = 0;
+    for (int pass = 0; seconds < 0.05 && pass < 1000; ++pass) {
+      double keys = 0, live = 0;
+      for (size_t k = 0; k < wanted; ++k)
+        if (position[order[k]] < kLength) keys += position[order[k]]++, ++live;
+      if (live == 0) break;
+      tokens += live;
+      seconds += 5e-5 * (weights + live + keys * (keys < cache && pass > 0 ? 1e-3 : 5e-3));
+      for (size_t k = 0; k < wanted; ++k) served[order[k]] = turn;
+    }
+    if (!sequences) tuner.passed(tokens, seconds, true);
+    total += seconds;
+  }
+}
+
+static void check_turn_tuner() {
+  // Weights that cost nothing, as much as all canvases, and much more; caches for all, some and nothing of the keys.
+  for (double weights : {0., 20., 200.})
+    for (double cache : {1e9, 2e4, 0.}) {
+      double best = INFINITY;
+      for (size_t sequences : {16, 32, 64}) best = std::min(best, simulate_turns(weights, cache, sequences));
+      const double tuned = simulate_turns(weights, cache, 0);
+      assert(tuned <= 1.12 * best);
+    }
+}
+
+// Canvases that draw in turns get what they get alone.
+static void check_turns() {
+  const ModelShape s{1, 1, 40, 33, 21, 100, 2, 2, 1e-5f, 5};
+  const auto model = make(s, "f32", "f32", supported_isas().back(), 2);
+  TurnStatistics shortest;
+  shortest.bytes = shortest.seconds = 0;
+  shortest.settled = true;
+  impl_of(*model).keep_turn_statistics(shortest);
+  std::vector<Canvas> given, want;
+  std::vector<CanvasRequest> wanted;
+  for (int i = 0; i < 50; ++i) {
+    given.emplace_back(s.n_positions, -1);
+    for (int j = 0; j < i % 4; ++j) given.back()[j * 5 % s.n_positions] = (i + j) % s.n_tokens;
+  }
+  for (int i = 0; i < 50; ++i) {
+    DrawSettings draw;
+    draw.seed = uint64_t(i) * 77;
+    draw.guided = i % 3 == 0;
+    draw.guidance_scale = 2;
+    wanted.push_back(request(s, given[i], i, draw, {i % 2, 1}));
+    want.push_back(alone(*model, wanted.back(), given[i], 1));
+  }
+  for (int window : {1, 0})
+    for (bool together : {false, true}) assert(crowded(*model, wanted, given, 40, window, together, nullptr) == want);
+}
+
 static void check_guesser() {
   Guesser guesser(4);
   //                    decided         drawn    never drawn
@@ -349,6 +419,8 @@ static void check_helpers() {
 int main() {
   check_helpers();
   check_tuner();
+  check_turn_tuner();
+  check_turns();
   check_guesser();
   const ModelShape shapes[] = {
       {2, 3, 15, 7, 29, 7, 6, 20, 1e-5f, 6},  // head_dim 5, nothing a multiple of anything, a prefix longer than a key block

@@ -50,6 +50,7 @@ class CpuModel {
 
  private:
   friend class Session;
+  friend const ModelImpl& impl_of(const CpuModel& model);  // engine/model.h
   std::unique_ptr<ModelImpl> impl_;
 };
 
