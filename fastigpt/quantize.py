@@ -1,7 +1,7 @@
 """Nearest centroid: for every point the index of the closest row of a codebook, exactly and without an N × K matrix.
 
 Arrays of any framework come in, indices of the same framework go out. The work is done in csrc/nearest/ and
-csrc/cuda/nearest_centroid_cuda.cu; this file checks what it is given and hands over addresses and strides, so nothing is copied.
+csrc/cuda/; this file checks what it is given and hands over addresses and strides, so nothing is copied.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@
 #include "bindings/bindings.h"
 #include "fastigpt/decode.h"
 #include "fastigpt/isa.h"
-#include "runtime/thread_team.h"
+#include "fastigpt/threads.h"
 #include "operators/kernels.h"
 
 namespace py = pybind11;
@@ -56,7 +56,7 @@ std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int width, int n_i
   if (width % n_head) throw std::invalid_argument("n_head must divide the width");
   if (threads < 1 || threads > kMaxThreads)
     throw std::invalid_argument("threads must be from 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(threads));
-  return std::make_shared<CpuModel>(shape, weights, cache, parse_isa(isa), threads);
+  return std::make_shared<CpuModel>(shape, parse_dtype("weights", weights), parse_dtype("cache", cache), parse_isa(isa), threads);
 }
 
 void load(CpuModel& model, const std::string& name, const Floats& tensor) {

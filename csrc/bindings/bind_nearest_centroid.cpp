@@ -8,19 +8,16 @@
 #include <thread>
 
 #include "bindings/bindings.h"
-#include "runtime/thread_team.h"
+#include "fastigpt/threads.h"
 
 namespace py = pybind11;
 
 namespace fastigpt {
 namespace {
 
-PointsView view(uintptr_t data, const std::string& dtype, std::vector<int64_t> shape, std::vector<int64_t> strides) {
-  PointsView points{reinterpret_cast<const void*>(data), Scalar::f32, shape.back(), strides.back(), {}, {}};
-  if (dtype == "uint8") points.type = Scalar::u8;
-  else if (dtype == "float16") points.type = Scalar::f16;
-  else if (dtype == "bfloat16") points.type = Scalar::bf16;
-  else if (dtype != "float32") throw std::invalid_argument("dtype " + dtype);
+PointsView view(uintptr_t data, DType dtype, std::vector<int64_t> shape, std::vector<int64_t> strides) {
+  check_dtype("points", dtype, {DType::u8, DType::f16, DType::bf16, DType::f32});
+  PointsView points{reinterpret_cast<const void*>(data), dtype, shape.back(), strides.back(), {}, {}};
   shape.pop_back();
   strides.pop_back();
   for (size_t axis = 0; axis < shape.size(); ++axis) {  // neighbouring axes that are one run in memory become one axis
@@ -49,7 +46,7 @@ void bind_nearest_centroid(py::module_& m) {
       "nearest_centroid",
       [](uintptr_t data, const std::string& dtype, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t centroids,
          int64_t k, bool cosine, uintptr_t indices, uintptr_t distances, const std::string& isa, int threads) {
-        const PointsView points = view(data, dtype, std::move(shape), std::move(strides));
+        const PointsView points = view(data, parse_dtype("points", dtype), std::move(shape), std::move(strides));
         const Isa chosen = parse_isa(isa);
         py::gil_scoped_release release;
         return nearest_centroid_cpu(points, reinterpret_cast<const float*>(centroids), k, cosine, reinterpret_cast<int64_t*>(indices),
@@ -65,7 +62,7 @@ void bind_nearest_centroid(py::module_& m) {
       .def("lookup",
            [](const RgbTable& table, uintptr_t data, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t indices,
               int threads) {
-             const PointsView points = view(data, "uint8", std::move(shape), std::move(strides));
+             const PointsView points = view(data, DType::u8, std::move(shape), std::move(strides));
              py::gil_scoped_release release;
              table.lookup(points, reinterpret_cast<int64_t*>(indices), thread_count(threads));
            })
@@ -80,14 +77,14 @@ void bind_nearest_centroid(py::module_& m) {
   m.def("nearest_centroid_cuda",
         [check](uintptr_t data, const std::string& dtype, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t centroids,
                 int64_t k, uintptr_t indices, uintptr_t distances, uintptr_t stream) {
-          const PointsView points = view(data, dtype, std::move(shape), std::move(strides));
+          const PointsView points = view(data, parse_dtype("points", dtype), std::move(shape), std::move(strides));
           check(nearest_centroid_cuda(points, reinterpret_cast<const float*>(centroids), k, reinterpret_cast<int64_t*>(indices),
                                       reinterpret_cast<float*>(distances), reinterpret_cast<void*>(stream)));
         });
   m.def("rgb_lookup_cuda",
         [check](uintptr_t data, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t cells, uintptr_t blocks,
                 uintptr_t indices, uintptr_t stream) {
-          const PointsView points = view(data, "uint8", std::move(shape), std::move(strides));
+          const PointsView points = view(data, DType::u8, std::move(shape), std::move(strides));
           check(rgb_lookup_cuda(points, reinterpret_cast<const uint32_t*>(cells), reinterpret_cast<const uint16_t*>(blocks),
                                 reinterpret_cast<int64_t*>(indices), reinterpret_cast<void*>(stream)));
         });

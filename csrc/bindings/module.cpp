@@ -5,8 +5,7 @@
 #include "bindings/bindings.h"
 #include "fastigpt/bandwidth.h"
 #include "fastigpt/isa.h"
-#include "runtime/thread_team.h"
-#include "runtime/helpers.h"
+#include "fastigpt/threads.h"
 
 namespace py = pybind11;
 

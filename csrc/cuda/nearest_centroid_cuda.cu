@@ -23,7 +23,7 @@ struct View {
   const char* data;
   int64_t n, shape[kMaxAxes], strides[kMaxAxes], dim_stride;
   int dim;
-  Scalar type;
+  DType dtype;
 
   __device__ const char* at(int64_t i) const {
     const int64_t row = i / shape[2];
@@ -34,10 +34,10 @@ struct View {
 // Coordinate d of the point at p, widened.
 __device__ float coordinate(const View& view, const char* p, int d) {
   p += d * view.dim_stride;
-  switch (view.type) {
-    case Scalar::u8: return *reinterpret_cast<const uint8_t*>(p);
-    case Scalar::f16: return __half2float(*reinterpret_cast<const __half*>(p));
-    case Scalar::bf16: return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(p));
+  switch (view.dtype) {
+    case DType::u8: return *reinterpret_cast<const uint8_t*>(p);
+    case DType::f16: return __half2float(*reinterpret_cast<const __half*>(p));
+    case DType::bf16: return __bfloat162float(*reinterpret_cast<const __nv_bfloat16*>(p));
     default: return *reinterpret_cast<const float*>(p);
   }
 }
@@ -135,7 +135,8 @@ __global__ void __launch_bounds__(kThreads) nearest_many_dimensions(View view, c
   __shared__ int winners[kSide][17];
   __shared__ double low[kThreads];
   __shared__ int low_index[kThreads];
-  const int row = threadIdx.x / 16, column = threadIdx.x % 16;  // this thread's points: row + 16 i, centroids: column + 16 j
+  // This thread's points: row + 16 i, centroids: column + 16 j.
+  const int row = threadIdx.x / 16, column = threadIdx.x % 16;
   const int64_t first = int64_t(blockIdx.x) * kSide;
   float best[kCorner], second[kCorner];
   int index[kCorner];
@@ -180,7 +181,8 @@ __global__ void __launch_bounds__(kThreads) nearest_many_dimensions(View view, c
     winners[row + 16 * i][column] = index[i];
   }
   __syncthreads();
-  for (int p = 0; p < kSide && first + p < view.n; ++p) {  // every thread follows every point: the float64 part needs all
+  // Every thread follows every point: the float64 part needs all.
+  for (int p = 0; p < kSide && first + p < view.n; ++p) {
     float least = INFINITY, next = INFINITY;
     int winner = -1;
     for (int c = 0; c < 16; ++c) {
@@ -248,7 +250,7 @@ __global__ void __launch_bounds__(kThreads) rgb_lookup_packed(const uint32_t* __
 const char* to_view(const PointsView& points, View& view) {
   const int axes = int(points.shape.size());
   if (axes > kMaxAxes) return "points have more than three axes that are not one run in memory";
-  view = {static_cast<const char*>(points.data), points.size(), {1, 1, 1}, {0, 0, 0}, points.dim_stride, int(points.dim), points.type};
+  view = {static_cast<const char*>(points.data), points.size(), {1, 1, 1}, {0, 0, 0}, points.dim_stride, int(points.dim), points.dtype};
   for (int axis = 0; axis < axes; ++axis) {
     view.shape[kMaxAxes - axes + axis] = points.shape[axis];
     view.strides[kMaxAxes - axes + axis] = points.strides[axis];

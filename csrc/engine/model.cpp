@@ -1,8 +1,7 @@
-// Packing weights, and the pass through all layers.
+// The memory of a model, and the pass through all layers.
 #include "engine/model.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstring>
 #include <stdexcept>
 
@@ -29,83 +28,13 @@ static void profile(int phase, int thread) {
 #define PHASE(number)
 #endif
 
-namespace {
-
-Number parse_number(const std::string& name, const char* what) {
-  if (name == "f32") return Number::f32;
-  if (name == "bf16") return Number::bf16;
-  if (name == "i8") return Number::i8;
-  throw std::invalid_argument(std::string(what) + " must be f32, bf16 or i8, not " + name);
-}
-
-uint16_t round_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-// data: [out, in].
-void pack(PackedLinear& p, const float* data, ThreadTeam& pool) {
-  const Number number = p.view.number;
-  const int in = p.view.in, out = p.view.out, panels = p.view.panels();
-  const int group = group_size(number), bytes = 4 / group;
-  std::memset(p.data, 0, panels * p.view.panel_bytes());
-  if (number == Number::i8) {
-    p.scale = Buffer(size_t(panels) * kPanel * 4);
-    p.column_sum = Buffer(size_t(panels) * kPanel * 4);
-    p.view.scale = p.scale.as<float>();
-    p.view.column_sum = p.column_sum.as<int32_t>();
-  }
-  auto weight = [&](int i, int o) { return data[size_t(o) * in + i]; };
-  pool.run([&](int thread) {
-    for (int panel = panels * thread / pool.size(); panel < panels * (thread + 1) / pool.size(); ++panel) {
-      uint8_t* to = p.data + panel * p.view.panel_bytes();
-      const int columns = std::min(kPanel, out - panel * kPanel);
-      float inverse[kPanel] = {};
-      if (number == Number::i8)
-        for (int c = 0; c < columns; ++c) {
-          float largest = 0;
-          for (int i = 0; i < in; ++i) largest = std::max(largest, std::fabs(weight(i, panel * kPanel + c)));
-          p.scale.as<float>()[panel * kPanel + c] = largest / 127.0f;
-          inverse[c] = largest > 0 ? 127.0f / largest : 0.0f;
-        }
-      for (int i = 0; i < in; ++i)
-        for (int c = 0; c < columns; ++c) {
-          const float w = weight(i, panel * kPanel + c);
-          uint8_t* at = to + (size_t(i / group) * kPanel + c) * 4 + (i % group) * bytes;
-          if (number == Number::f32) {
-            std::memcpy(at, &w, 4);
-          } else if (number == Number::bf16) {
-            const uint16_t half = round_bf16(w);
-            std::memcpy(at, &half, 2);
-          } else {
-            const int8_t q = int8_t(std::nearbyint(w * inverse[c]));
-            std::memcpy(at, &q, 1);
-            p.column_sum.as<int32_t>()[panel * kPanel + c] += q;
-          }
-        }
-    }
-  });
-  p.loaded = true;
-}
-
-// Rows padded with zeros to a multiple of 32.
-Buffer pad_rows(const float* data, int rows, int width) {
-  const size_t padded = round_up(width, 32);
-  Buffer b(size_t(rows) * padded * sizeof(float));
-  for (int r = 0; r < rows; ++r) std::memcpy(b.as<float>() + r * padded, data + size_t(r) * width, width * sizeof(float));
-  return b;
-}
-
-}  // namespace
-
-KvCache::KvCache(const ModelShape& model, Number number, int lanes, int slots)
-    : shape{number, model.head_dim()}, n_head(model.n_head), lanes(lanes), slots(int(round_up(slots, kKeyBlock))) {
+KvCache::KvCache(const ModelShape& model, DType dtype, int lanes, int slots)
+    : shape{dtype, model.head_dim()}, n_head(model.n_head), lanes(lanes), slots(int(round_up(slots, kKeyBlock))) {
   head_bytes = round_up(shape.head_bytes(this->slots), 64);
   memory = Buffer(head_bytes * n_head * lanes * model.n_layer);
 }
 
-Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, Number weights, CacheShape cache, int rows, int slots,
+Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, DType weights, CacheShape cache, int rows, int slots,
                      int threads)
     : rows(rows), thread(threads), tickets(new std::atomic<int>[shape.n_layer]()) {
   const size_t d = round_up(shape.width, 32), f = round_up(shape.n_inner, 32), n = size_t(rows);
@@ -121,7 +50,7 @@ Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, Number wei
   rows_memory = Buffer(n * widest * 4);
   normed_scale = Buffer(n * 4);
   normed = {rows_memory.as<>(), widest * 4, normed_scale.as<float>()};
-  if (weights == Number::i8) {
+  if (weights == DType::i8) {
     attn = Buffer(n * d * 4);
     inner = Buffer(n * f * 4);
     attn_out = inner_out = Rows{};
@@ -142,17 +71,19 @@ Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, Number wei
   }
 }
 
-ModelImpl::ModelImpl(const ModelShape& shape, Number weights, Number cache, Isa isa, int threads)
+ModelImpl::ModelImpl(const ModelShape& shape, DType weights, DType cache, Isa isa, int threads)
     : shape(shape), weights(weights), cache(cache), kernels(kernels_for(isa)), pool(threads), layers(shape.n_layer) {
-  if (weights == Number::i8 && std::max(shape.width, shape.n_inner) > 65000)
+  check_dtype("weights", weights, {DType::f32, DType::bf16, DType::i8});
+  check_dtype("cache", cache, {DType::f32, DType::bf16, DType::i8});
+  if (weights == DType::i8 && std::max(shape.width, shape.n_inner) > 65000)
     throw std::invalid_argument("int8 layers read at most 65000 inputs: their sums are 32 bits");
   const int d = shape.width, f = shape.n_inner;
   size_t bytes = 0;
-  auto shape_linear = [&](PackedLinear& p, int in, int out, Number number) {
-    p.view.number = number;
+  auto shape_linear = [&](PackedLinear& p, int in, int out, DType dtype) {
+    p.view.dtype = dtype;
     p.view.in = in;
     p.view.out = out;
-    p.view.groups = (in + group_size(number) - 1) / group_size(number);
+    p.view.groups = (in + group_size(dtype) - 1) / group_size(dtype);
     p.view.data = nullptr;
     bytes += round_up(p.view.panels() * p.view.panel_bytes(), 64);
   };
@@ -163,7 +94,7 @@ ModelImpl::ModelImpl(const ModelShape& shape, Number weights, Number cache, Isa 
     shape_linear(w.out, f, d, weights);
   }
   // 1/300 of the weights, and nothing after it averages its errors out: int8 models keep a bfloat16 head.
-  shape_linear(head, d, shape.n_tokens, weights == Number::i8 ? Number::bf16 : weights);
+  shape_linear(head, d, shape.n_tokens, weights == DType::i8 ? DType::bf16 : weights);
   // One piece of memory, in the order a pass reads it, so that it lies in huge pages.
   linear_memory = Buffer(bytes);
   uint8_t* at = linear_memory.as<>();
@@ -200,21 +131,21 @@ void ModelImpl::begin(Pass& pass) const {
   for (int i = 0; i < pass.n_layer; ++i) pass.ws->tickets[i].store(0, std::memory_order_relaxed);
 }
 
-Rows ModelImpl::norm(const Pass& pass, int thread, const float* gain, Number number) const {
+Rows ModelImpl::norm(const Pass& pass, int thread, const float* gain, DType dtype) const {
   Workspace& ws = *pass.ws;
   const int rows = pass.rows(), threads = pool.size();
   const bool alone = rows <= kSmallPass;
   const Rows out = alone ? ws.thread[thread].normed : ws.normed;
   const int first = alone ? 0 : rows * thread / threads, last = alone ? rows : rows * (thread + 1) / threads;
   const float* x = ws.x.as<float>() + first * ws.x_stride;
-  if (number == Number::i8) {
+  if (dtype == DType::i8) {
     float* floats = ws.thread[thread].floats.as<float>();
     for (int r = first; r < last; ++r, x += ws.x_stride) {
       kernels.norm_floats(x, ws.x_stride, gain, shape.epsilon, 1, shape.width, floats, ws.x_stride);
       kernels.quantize_rows(floats, ws.x_stride, 1, shape.width, out.from(r));
     }
   } else {
-    kernels.norm(x, ws.x_stride, gain, shape.epsilon, last - first, shape.width, number, out.from(first));
+    kernels.norm(x, ws.x_stride, gain, shape.epsilon, last - first, shape.width, dtype, out.from(first));
   }
   if (!alone) pool.barrier();
   return out;
@@ -287,10 +218,10 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
     job.out_stride = ws.x_stride;
     job.out_rows = ws.attn_out;
     if (element) job.out_rows.data += row * ws.attn_out.stride + head * d * element;
-    job.out_number = weights;
+    job.out_dtype = weights;
     job.scratch = ws.thread[thread].attend.as<>();
     job.next = next ? next : job.own.v;
-    if (cache == Number::i8)
+    if (cache == DType::i8)
       for (int i = 0; i < job.count; ++i) {
         const float* q = job.q + i * ws.qkv_stride;
         kernels.put_key(job.shape, job.own, job.slot + i - job.begin, q + shape.width, 0, d);
@@ -298,7 +229,7 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
       }
     kernels.attend(job);
   };
-  if (tasks < kFewTasks * threads && cache != Number::i8) {
+  if (tasks < kFewTasks * threads && cache != DType::i8) {
     // Each thread gets as many queries as the others, counted head by head.
     const int queries = heads * pass.rows();
     const int first = int(int64_t(queries) * thread / threads), last = int(int64_t(queries) * (thread + 1) / threads);
@@ -324,7 +255,7 @@ void ModelImpl::run(const Pass& pass, int thread) const {
   }
   pool.barrier();
   PHASE(-1);
-  const bool i8 = weights == Number::i8;
+  const bool i8 = weights == DType::i8;
   const LinearOut to_qkv{Sink::store, ws.qkv.as<float>(), ws.qkv_stride, {}, weights};
   const LinearOut to_x{Sink::add, ws.x.as<float>(), ws.x_stride, {}, weights};
   const LinearOut to_inner{Sink::gelu, ws.inner.as<float>(), ws.inner_stride, ws.inner_out, weights};
@@ -333,7 +264,7 @@ void ModelImpl::run(const Pass& pass, int thread) const {
     Rows h = norm(pass, thread, w.norm_1.as<float>(), weights);
     PHASE(0);
     linear(w.qkv, h, pass, thread, to_qkv, &w.proj);
-    if (cache != Number::i8) put_keys_and_values(pass, i, thread);
+    if (cache != DType::i8) put_keys_and_values(pass, i, thread);
     pool.barrier();
     PHASE(1);
     attention(pass, i, thread);
@@ -354,7 +285,7 @@ void ModelImpl::run(const Pass& pass, int thread) const {
     PHASE(5);
   }
   if (pass.logits) {
-    const Rows h = norm(pass, thread, last_norm.as<float>(), head.view.number);
+    const Rows h = norm(pass, thread, last_norm.as<float>(), head.view.dtype);
     linear(head, h, pass, thread, {Sink::store, ws.logits.as<float>(), ws.logits_stride, {}, weights}, &layers[0].qkv);
     pool.barrier();
     PHASE(6);
@@ -371,73 +302,13 @@ void ModelImpl::run(const Pass& pass, int thread) const {
 
 // --- CpuModel ---------------------------------------------------------------------------------------------------------
 
-CpuModel::CpuModel(const ModelShape& shape, const std::string& weights, const std::string& cache, Isa isa, int threads)
-    : impl_(new ModelImpl(shape, parse_number(weights, "weights"), parse_number(cache, "cache"), isa, threads)) {}
+CpuModel::CpuModel(const ModelShape& shape, DType weights, DType cache, Isa isa, int threads)
+    : impl_(new ModelImpl(shape, weights, cache, isa, threads)) {}
 
 CpuModel::~CpuModel() = default;
 
 const ModelShape& CpuModel::shape() const { return impl_->shape; }
 int CpuModel::threads() const { return impl_->pool.size(); }
-
-void CpuModel::load(const std::string& name, const float* data, size_t count) {
-  ModelImpl& m = *impl_;
-  const ModelShape& s = m.shape;
-  auto expect = [&](size_t wanted) {
-    if (count != wanted)
-      throw std::invalid_argument(name + " holds " + std::to_string(count) + " numbers, expected " + std::to_string(wanted));
-  };
-  auto rows = [&](Buffer& to, int n, int width) {
-    expect(size_t(n) * width);
-    to = pad_rows(data, n, width);
-  };
-  auto linear = [&](PackedLinear& to, const std::string& part) {
-    if (part == "weight") {
-      expect(size_t(to.view.in) * to.view.out);
-      return pack(to, data, m.pool);
-    }
-    rows(to.bias, 1, to.view.out);
-    to.view.bias = to.bias.as<float>();
-  };
-  if (name == "prefix.embedding") return rows(m.prefix_embedding, s.n_prefix_tokens, s.width);
-  if (name == "token.embedding") return rows(m.token_embedding, s.n_tokens, s.width);
-  if (name == "positions") return rows(m.positions, s.context(), s.width);
-  if (name == "norm") return rows(m.last_norm, 1, s.width);
-  if (name == "head.weight") return linear(m.head, "weight");
-  for (int i = 0; i < s.n_layer; ++i) {
-    const std::string block = "blocks." + std::to_string(i) + ".";
-    if (name.compare(0, block.size(), block) != 0) continue;
-    LayerWeights& w = m.layers[i];
-    const std::string part = name.substr(block.size());
-    if (part == "norm_1") return rows(w.norm_1, 1, s.width);
-    if (part == "norm_2") return rows(w.norm_2, 1, s.width);
-    for (auto& [known, to] : {std::pair<const char*, PackedLinear*>{"qkv.", &w.qkv}, {"proj.", &w.proj}, {"fc.", &w.fc}, {"out.", &w.out}})
-      for (const char* what : {"weight", "bias"})
-        if (part == std::string(known) + what) return linear(*to, what);
-  }
-  throw std::invalid_argument("the model has no tensor " + name);
-}
-
-void CpuModel::check_complete() const {
-  const ModelImpl& m = *impl_;
-  auto need = [](bool there, const std::string& name) {
-    if (!there) throw std::invalid_argument(name + " is missing");
-  };
-  need(bool(m.prefix_embedding), "prefix.embedding");
-  need(bool(m.token_embedding), "token.embedding");
-  need(bool(m.positions), "positions");
-  need(bool(m.last_norm), "norm");
-  need(m.head.loaded, "head.weight");
-  for (int i = 0; i < m.shape.n_layer; ++i) {
-    const std::string block = "blocks." + std::to_string(i) + ".";
-    const LayerWeights& w = m.layers[i];
-    need(bool(w.norm_1), block + "norm_1");
-    need(bool(w.norm_2), block + "norm_2");
-    need(w.qkv.loaded, block + "qkv.weight");
-    need(w.proj.loaded, block + "proj.weight");
-    need(w.fc.loaded, block + "fc.weight");
-    need(w.out.loaded, block + "out.weight");
-  }
-}
 
 size_t CpuModel::weight_bytes() const { return impl_->linear_memory.size(); }
 

@@ -1,4 +1,4 @@
-// The model's weights, caches and workspaces, and the pass that all work is made of: some tokens of some sequences, each at
+// The model: its weights, caches and workspaces, and the pass that all work is made of: some tokens of some sequences, each at
 // its own place, through all layers.
 #pragma once
 #include <atomic>
@@ -7,32 +7,20 @@
 #include <string>
 #include <vector>
 
-#include "runtime/buffer.h"
-#include "fastigpt/decode.h"
-#include "runtime/thread_team.h"
-#include "operators/kernels.h"
 #include "engine/turn.h"
+#include "engine/weights.h"
 #include "engine/window.h"
+#include "fastigpt/decode.h"
+#include "operators/kernels.h"
+#include "runtime/buffer.h"
+#include "runtime/spinning_pool.h"
 
 namespace fastigpt {
-
-// A linear layer; `data` lies in ModelImpl::linear_memory.
-struct PackedLinear {
-  Linear view;
-  uint8_t* data = nullptr;
-  bool loaded = false;
-  Buffer scale, column_sum, bias;
-};
-
-struct LayerWeights {
-  Buffer norm_1, norm_2;
-  PackedLinear qkv, proj, fc, out;
-};
 
 // Keys and values of `lanes` sequences of `slots` slots (a multiple of 16), [layer][lane][head].
 struct KvCache {
   KvCache() = default;
-  KvCache(const ModelShape& model, Number number, int lanes, int slots);
+  KvCache(const ModelShape& model, DType dtype, int lanes, int slots);
   HeadCache at(int layer, int lane, int head) const {
     return shape.at(memory.as<>() + ((size_t(layer) * lanes + lane) * n_head + head) * head_bytes, slots);
   }
@@ -58,7 +46,7 @@ struct Input {
 
 // Activations for up to `rows` tokens, and the scratch of each thread.
 struct Workspace {
-  Workspace(const ModelShape& shape, const Kernels& kernels, Number weights, CacheShape cache, int rows, int slots, int threads);
+  Workspace(const ModelShape& shape, const Kernels& kernels, DType weights, CacheShape cache, int rows, int slots, int threads);
   int rows;
   size_t x_stride, qkv_stride, inner_stride, logits_stride;  // floats
   Buffer x, qkv, attn, inner, logits, rows_memory, attn_rows, inner_rows;
@@ -73,8 +61,7 @@ struct Workspace {
   std::unique_ptr<std::atomic<int>[]> tickets;  // one for each layer
 };
 
-constexpr int kSmallPass = 8;  // rows up to which threads repeat the norms instead of sharing them and meeting once more
-
+constexpr int kSmallPass = 8;  // rows up to which threads repeat the norms instead of sharing them and meeting again
 constexpr int kFewTasks = 8;   // heads of sequences for each thread, below which threads share heads evenly
 
 struct Pass {
@@ -92,11 +79,11 @@ struct Pass {
 };
 
 struct ModelImpl {
-  ModelImpl(const ModelShape& shape, Number weights, Number cache, Isa isa, int threads);
+  ModelImpl(const ModelShape& shape, DType weights, DType cache, Isa isa, int threads);
   ModelShape shape;
-  Number weights, cache;
+  DType weights, cache;
   const Kernels& kernels;
-  mutable ThreadTeam pool;
+  mutable SpinningPool pool;
   Buffer prefix_embedding, token_embedding, positions, last_norm;
   PackedLinear head;
   Buffer linear_memory;
@@ -130,7 +117,7 @@ struct ModelImpl {
   mutable std::map<int, WindowStatistics> statistics_;  // under BriefLock, and so is the next
   mutable TurnStatistics turn_statistics_;
 
-  Rows norm(const Pass& pass, int thread, const float* gain, Number number) const;
+  Rows norm(const Pass& pass, int thread, const float* gain, DType dtype) const;
   Rows quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const;
   void linear(const PackedLinear& layer, Rows in, const Pass& pass, int thread, const LinearOut& out, const PackedLinear* next) const;
   void put_keys_and_values(const Pass& pass, int layer, int thread) const;

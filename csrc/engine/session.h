@@ -14,7 +14,7 @@ namespace fastigpt {
 
 constexpr int kPassRows = 512;  // tokens in a pass, all canvases together
 constexpr int kKnownRun = 64;   // known tokens that a window takes along
-constexpr int kWidestChoice = WindowStatistics::width[WindowStatistics::kWidths - 1];  // window that the tuner may choose
+constexpr int kWidestChoice = WindowStatistics::width[WindowStatistics::kWidths - 1];  // that the tuner may choose
 
 // What several canvases read before their first unknown token, computed once. Whole blocks of keys are used where they lie; what
 // is left over after the last of them is copied to each canvas.

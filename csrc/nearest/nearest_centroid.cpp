@@ -38,18 +38,18 @@ float half_to_float(uint16_t h) {
   return f;
 }
 
-template <Scalar type>
+template <DType dtype>
 float widen(const char* p) {
-  if constexpr (type == Scalar::u8) {
+  if constexpr (dtype == DType::u8) {
     return *reinterpret_cast<const uint8_t*>(p);
-  } else if constexpr (type == Scalar::f32) {
+  } else if constexpr (dtype == DType::f32) {
     float f;
     std::memcpy(&f, p, sizeof f);
     return f;
   } else {
     uint16_t h;
     std::memcpy(&h, p, sizeof h);
-    if constexpr (type == Scalar::f16) return half_to_float(h);
+    if constexpr (dtype == DType::f16) return half_to_float(h);
     const uint32_t bits = uint32_t(h) << 16;
     float f;
     std::memcpy(&f, &bits, sizeof f);
@@ -100,7 +100,7 @@ struct BlockBuffers {
 };
 
 // Copies points [first, first + count) into w.rows, widened. Any layout: the position is kept as coordinates.
-template <Scalar type>
+template <DType dtype>
 void gather(const PointsView& points, int64_t first, int count, float* rows) {
   const int rank = int(points.shape.size());
   std::vector<int64_t> at(rank);
@@ -111,7 +111,7 @@ void gather(const PointsView& points, int64_t first, int count, float* rows) {
     p += at[axis] * points.strides[axis];
   }
   for (int i = 0; i < count; ++i) {
-    for (int64_t d = 0; d < points.dim; ++d) *rows++ = widen<type>(p + d * points.dim_stride);
+    for (int64_t d = 0; d < points.dim; ++d) *rows++ = widen<dtype>(p + d * points.dim_stride);
     for (int axis = rank - 1; axis >= 0; --axis) {
       p += points.strides[axis];
       if (++at[axis] < points.shape[axis]) break;
@@ -141,11 +141,11 @@ void centre(const Codebook& book, const float* rows, int count, BlockBuffers& w)
 }  // namespace
 
 void gather(const PointsView& points, int64_t first, int count, float* rows) {
-  switch (points.type) {
-    case Scalar::u8: return gather<Scalar::u8>(points, first, count, rows);
-    case Scalar::f16: return gather<Scalar::f16>(points, first, count, rows);
-    case Scalar::bf16: return gather<Scalar::bf16>(points, first, count, rows);
-    case Scalar::f32: return gather<Scalar::f32>(points, first, count, rows);
+  switch (points.dtype) {
+    case DType::u8: return gather<DType::u8>(points, first, count, rows);
+    case DType::f16: return gather<DType::f16>(points, first, count, rows);
+    case DType::bf16: return gather<DType::bf16>(points, first, count, rows);
+    default: return gather<DType::f32>(points, first, count, rows);
   }
 }
 
@@ -204,7 +204,7 @@ int64_t nearest_centroid_cpu(const PointsView& points, const float* centroids, i
   // Work of one point in vectors of 16: what a leaf costs with its share of the branches, and all centroids at once.
   const double leaf_cost = 3.5 * double(dim) + 12, brute_cost = 0.8 * double(k) / 16 * double(dim + 2);
   std::atomic<int64_t> bad{-1}, opened{0}, searched{0};
-  const bool in_place = points.type == Scalar::f32 && !cosine && points.shape.size() == 1 && points.dim_stride == 4 &&
+  const bool in_place = points.dtype == DType::f32 && !cosine && points.shape.size() == 1 && points.dim_stride == 4 &&
                         points.strides[0] == 4 * dim;
   constexpr int64_t kChunk = 16;  // blocks
 

@@ -3,16 +3,19 @@
 // Scores, softmax and the weighted sum of values are three walks: scores of all keys first (at most a few thousand), so
 // that the largest is known and no running rescale is needed. Queries share the walks over keys and values, up to
 // kMaxQueries at a time; keys after a query get the score −inf, hence weight 0, and leave its sums as they are.
+#pragma once
 #include "operators/kernels.h"
+#include "simd/functions.h"
+#include "simd/panels.h"
 
 namespace fastigpt {
 namespace FASTIGPT_ISA {
 namespace {
 
-template <Number N> struct CachePanel;
-template <> struct CachePanel<Number::f32> { using P = PanelF32; };
-template <> struct CachePanel<Number::bf16> { using P = PanelBf16; };
-template <> struct CachePanel<Number::i8> { using P = PanelU8; };
+template <DType N> struct CachePanel;
+template <> struct CachePanel<DType::f32> { using P = PanelF32; };
+template <> struct CachePanel<DType::bf16> { using P = PanelBf16; };
+template <> struct CachePanel<DType::i8> { using P = PanelU8; };
 
 // Queries or weights in the activation format of a cache panel, in one plane or (int8) two: x ≈ scale · (high + low / 256).
 template <class P>
@@ -50,10 +53,10 @@ AttendScratch scratch_at(uint8_t* base, CacheShape shape, int slots) {
 void put_key(CacheShape shape, const HeadCache& head, int at, const float* k, int first, int last) {
   const int block = at / kKeyBlock, lane = at % kKeyBlock, d = shape.head_dim;
   uint8_t* base = head.k + size_t(block) * shape.k_groups() * 64;
-  if (shape.number == Number::f32) {
+  if (shape.dtype == DType::f32) {
     float* to = reinterpret_cast<float*>(base) + lane;
     for (int i = first; i < last; ++i) to[i * 16] = k[i];
-  } else if (shape.number == Number::bf16) {
+  } else if (shape.dtype == DType::bf16) {
     uint16_t* to = reinterpret_cast<uint16_t*>(base) + lane * 2;
     constexpr int kChunk = 64;
     uint16_t half[kChunk];
@@ -77,11 +80,11 @@ void put_key(CacheShape shape, const HeadCache& head, int at, const float* k, in
 
 // Likewise a value.
 void put_value(CacheShape shape, const HeadCache& head, int at, const float* v, int first, int last) {
-  const int d = shape.head_dim, group = group_size(shape.number);
+  const int d = shape.head_dim, group = group_size(shape.dtype);
   const size_t row = size_t(at / group) * shape.value_dim() * group;
-  if (shape.number == Number::f32) {
+  if (shape.dtype == DType::f32) {
     std::memcpy(reinterpret_cast<float*>(head.v) + row + first, v + first, (last - first) * sizeof(float));
-  } else if (shape.number == Number::bf16) {
+  } else if (shape.dtype == DType::bf16) {
     // Two values share the words of a group; whole words can be written several at a time.
     uint32_t* to = reinterpret_cast<uint32_t*>(head.v) + row / 2;
     const int shift = at % 2 * 16;
@@ -346,7 +349,7 @@ void attend_as(const Attend& job) {
       for (int j = 0; j < dim; j += 16) store(y + j, mul(load(y + j), set1(inverse[i])));
       if (!job.out_rows.data) {
         std::memcpy(job.out_floats + row * job.out_stride, y, d * sizeof(float));
-      } else if (job.out_number == Number::f32 || sizeof(PanelBf16::Elem) == 4) {
+      } else if (job.out_dtype == DType::f32 || sizeof(PanelBf16::Elem) == 4) {
         std::memcpy(job.out_rows.data + row * job.out_rows.stride, y, d * sizeof(float));
       } else {
         auto to = reinterpret_cast<uint16_t*>(job.out_rows.data + row * job.out_rows.stride);
@@ -357,9 +360,9 @@ void attend_as(const Attend& job) {
 }
 
 void attend(const Attend& job) {
-  if (job.shape.number == Number::f32)
+  if (job.shape.dtype == DType::f32)
     attend_as<PanelF32>(job);
-  else if (job.shape.number == Number::bf16)
+  else if (job.shape.dtype == DType::bf16)
     attend_as<PanelBf16>(job);
   else
     attend_as<PanelU8>(job);

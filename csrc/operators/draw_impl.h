@@ -3,9 +3,12 @@
 // The contract's noise is float64 arithmetic rounded to float32. Here every token first gets float32 noise whose error is
 // bounded (kNoiseError, checked over all 2²⁴ inputs by the tests); only the tokens that could still win are then
 // evaluated as the contract says, usually one.
+#pragma once
 #include <cmath>
 
 #include "operators/kernels.h"
+#include "simd/functions.h"
+#include "simd/integers.h"
 
 namespace fastigpt {
 namespace FASTIGPT_ISA {

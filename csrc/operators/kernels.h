@@ -12,22 +12,21 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "fastigpt/dtype.h"
 #include "fastigpt/isa.h"
 
 namespace fastigpt {
-
-enum class Number : int { f32 = 0, bf16 = 1, i8 = 2 };
 
 constexpr int kPanel = 32;      // outputs in a panel of weights
 constexpr int kKeyBlock = 16;   // keys in a block of the cache
 constexpr int kMaxQueries = 8;  // queries that share one walk over the cache
 
-constexpr int group_size(Number number) { return number == Number::f32 ? 1 : number == Number::bf16 ? 2 : 4; }
+constexpr int group_size(DType dtype) { return int(4 / size_of(dtype)); }  // f32, bf16 or i8
 
 // A linear layer, packed. int8: weight = data · scale[output]; activations arrive as unsigned bytes offset by 128, and
 // column_sum[output] · 128 takes the offset out again. All pointers are padded to whole panels with zeros.
 struct Linear {
-  Number number = Number::f32;
+  DType dtype = DType::f32;
   int in = 0, out = 0;
   int groups = 0;  // inputs / group_size, rounded up
   const uint8_t* data = nullptr;
@@ -53,7 +52,7 @@ struct LinearOut {
   float* floats;      // store, add; gelu when rows.data is null
   size_t stride;      // floats between rows
   Rows rows;          // gelu: activations for the next layer
-  Number rows_number; // weights of the next layer
+  DType rows_dtype;   // weights of the next layer
 };
 
 // One head's cache in one sequence: [key blocks][groups of head_dim][16][k], [groups of keys][value_dim][k], and in int8
@@ -66,19 +65,18 @@ struct HeadCache {
 };
 
 struct CacheShape {
-  Number number = Number::bf16;
+  DType dtype = DType::bf16;
   int head_dim = 0;
-  int k_groups() const { return (head_dim + group_size(number) - 1) / group_size(number); }
+  int k_groups() const { return (head_dim + group_size(dtype) - 1) / group_size(dtype); }
   int value_dim() const { return (head_dim + 15) / 16 * 16; }
   size_t k_bytes(int slots) const { return size_t(slots) / kKeyBlock * k_groups() * 64; }
-  size_t v_bytes(int slots) const { return size_t(slots) / group_size(number) * value_dim() * group_size(number) * bytes(); }
-  size_t scale_bytes(int slots) const { return number == Number::i8 ? size_t(slots) * sizeof(float) : 0; }
+  size_t v_bytes(int slots) const { return size_t(slots) / group_size(dtype) * value_dim() * group_size(dtype) * size_of(dtype); }
+  size_t scale_bytes(int slots) const { return dtype == DType::i8 ? size_t(slots) * sizeof(float) : 0; }
   size_t head_bytes(int slots) const { return k_bytes(slots) + v_bytes(slots) + 2 * scale_bytes(slots); }
-  int bytes() const { return number == Number::f32 ? 4 : number == Number::bf16 ? 2 : 1; }
   HeadCache at(uint8_t* base, int slots) const {
     uint8_t* v = base + k_bytes(slots);
     uint8_t* scales = v + v_bytes(slots);
-    const bool i8 = number == Number::i8;
+    const bool i8 = dtype == DType::i8;
     return {base, v, i8 ? reinterpret_cast<float*>(scales) : nullptr,
             i8 ? reinterpret_cast<float*>(scales + scale_bytes(slots)) : nullptr};
   }
@@ -95,7 +93,7 @@ struct Attend {
   float* out_floats;  // [count] rows of the head's slice; used when rows.data is null
   size_t out_stride;  // floats
   Rows out_rows;      // else as activations for weights of out_number, already at the head's first element
-  Number out_number;
+  DType out_dtype;
   uint8_t* scratch;  // attend_scratch() bytes, 64-byte aligned
   const uint8_t* next;  // keys that the thread will read after this, to be prefetched
 };
@@ -112,8 +110,8 @@ constexpr int kMaxRows = 64;  // queries of one AttendRows
 // Attention of `count` consecutive queries of one head over two segments, the second of which ends with the keys of the
 // queries themselves: the last query sees everything, the one before it one key less, and so on.
 struct AttendRows {
-  Number number;  // f32 or bf16: of q and out
-  Number stored;  // of keys and values
+  DType dtype;  // f32 or bf16: of q and out
+  DType stored;  // f32, bf16 or i8: of keys and values
   int head_dim, count;
   float scale;
   const void* q;
@@ -133,10 +131,10 @@ struct DrawKey {
 struct Kernels {
   Isa isa;
   // Bytes of one activation for weights of this kind.
-  size_t (*activation_bytes)(Number weights);
+  size_t (*activation_bytes)(DType weights);
   // out[row] = x · rsqrt(mean(x²) + epsilon) · gain, in the format of float32 or bfloat16 weights, or as floats; x is padded
   // with zeros to a multiple of 32.
-  void (*norm)(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, Number number, Rows out);
+  void (*norm)(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, DType dtype, Rows out);
   void (*norm_floats)(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, float* out,
                       size_t out_stride);
   // Quantises float rows, padded with zeros to a multiple of 32, to bytes with a scale each.
@@ -149,12 +147,12 @@ struct Kernels {
   void (*attend)(const Attend& job);
   size_t (*attend_scratch)(CacheShape shape, int slots);
   // One row of a key or value, of `d` numbers, into a cache of rows; scales: of int8.
-  void (*put_row)(const void* from, Number number, int d, void* cache, float* scales, size_t at, Number stored);
+  void (*put_row)(const void* from, DType dtype, int d, void* cache, float* scales, size_t at, DType stored);
   void (*attend_rows)(const AttendRows& job);
   size_t (*attend_rows_scratch)(int count, int keys, int head_dim);
   // out[i][j] = rows[j] · x[i] for n rows of `width` numbers, f32 or bf16, and `count` rows of floats; scratch: count rows of
   // width floats, rounded up to a multiple of 32.
-  void (*product_rows)(const void* rows, Number stored, int n, int width, const float* x, int count, float* out, size_t stride,
+  void (*product_rows)(const void* rows, DType stored, int n, int width, const float* x, int count, float* out, size_t stride,
                        float* scratch);
   // argmax over scores[v] + noise(key, v); scores are padded to a multiple of 64 with −inf. Returns −1 if all are NaN or −inf.
   int (*draw)(const float* scores, int n, const DrawKey& key);

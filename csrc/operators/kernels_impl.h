@@ -1,9 +1,8 @@
 // What a kernels_*.cpp file is made of: the kernels, compiled with that file's instructions, and their table.
-#include "operators/kernels.h"
-#include "simd/vectors.h"
-
+#pragma once
 #include "operators/attention_impl.h"
 #include "operators/draw_impl.h"
+#include "operators/kernels.h"
 #include "operators/linear_impl.h"
 #include "operators/row_attention_impl.h"
 

@@ -1,5 +1,8 @@
 // Norms and linear layers, written once for all instruction sets; see kernels.h for the layout and the promises.
+#pragma once
 #include "operators/kernels.h"
+#include "simd/functions.h"
+#include "simd/panels.h"
 
 namespace fastigpt {
 namespace FASTIGPT_ISA {
@@ -65,7 +68,7 @@ void finish_tile(const Linear& layer, Rows in, int rows, int row0, int panel, co
     for (int c = 0; c < 2; ++c) {
       const int at = column + c * 16;
       F16 y;
-      if (layer.number == Number::i8) {
+      if (layer.dtype == DType::i8) {
         const I16 offset = shift_left<7>(load(static_cast<const void*>(layer.column_sum + at)));
         const I16 sum = subi(load(static_cast<const void*>(tile + r * kPanel + c * 16)), offset);
         y = mul(to_float(sum), mul(set1(in.scale[row0 + r]), load(layer.scale + at)));
@@ -85,7 +88,7 @@ void finish_tile(const Linear& layer, Rows in, int rows, int row0, int panel, co
           y = quick_gelu(y);
           if (!out.rows.data)
             store(to, y);
-          else if (out.rows_number == Number::f32)
+          else if (out.rows_dtype == DType::f32)
             store_act(reinterpret_cast<PanelF32::Elem*>(out.rows.data + (row0 + r) * out.rows.stride) + at, y);
           else
             store_act(reinterpret_cast<PanelBf16::Elem*>(out.rows.data + (row0 + r) * out.rows.stride) + at, y);
@@ -113,16 +116,16 @@ void linear_as(const Linear& layer, Rows in, int rows, int first, int last, cons
 }
 
 void linear(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next) {
-  if (layer.number == Number::f32)
+  if (layer.dtype == DType::f32)
     linear_as<PanelF32>(layer, in, rows, first, last, out, next);
-  else if (layer.number == Number::bf16)
+  else if (layer.dtype == DType::bf16)
     linear_as<PanelBf16>(layer, in, rows, first, last, out, next);
   else
     linear_as<PanelI8>(layer, in, rows, first, last, out, next);
 }
 
-size_t activation_bytes(Number weights) {
-  return weights == Number::f32 ? sizeof(PanelF32::Elem) : weights == Number::bf16 ? sizeof(PanelBf16::Elem) : 1;
+size_t activation_bytes(DType weights) {
+  return weights == DType::f32 ? sizeof(PanelF32::Elem) : weights == DType::bf16 ? sizeof(PanelBf16::Elem) : 1;
 }
 
 inline float norm_scale(const float* x, int padded, int width, float epsilon) {
@@ -167,7 +170,7 @@ void norm_floats(const float* x, size_t stride, const float* gain, float epsilon
   }
 }
 
-void norm(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, Number number, Rows out) {
+void norm(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, DType dtype, Rows out) {
   const int padded = (width + 31) / 32 * 32;
   for (int r = 0; r < rows; ++r) {
     const float* row = x + r * stride;
@@ -175,7 +178,7 @@ void norm(const float* x, size_t stride, const float* gain, float epsilon, int r
     const F16 scale = set1(norm_scale(row, padded, width, epsilon));
     for (int i = 0; i < padded; i += 16) {
       const F16 y = mul(mul(load(row + i), scale), load(gain + i));
-      if (number == Number::f32)
+      if (dtype == DType::f32)
         store_act(reinterpret_cast<PanelF32::Elem*>(to) + i, y);
       else
         store_act(reinterpret_cast<PanelBf16::Elem*>(to) + i, y);

@@ -7,12 +7,14 @@
 #include <vector>
 
 #include "runtime/helpers.h"
-#include "operators/row_types.h"
+#include "operators/kernels.h"
 
 namespace fastigpt {
 namespace {
 
 void check(const DecodeRows& job) {
+  check_dtype("q", job.dtype, {DType::f32, DType::bf16});
+  check_dtype("the cache", job.stored, {DType::f32, DType::bf16, DType::i8});
   const int64_t last = job.cache.slots - job.window;
   for (int64_t b = 0; b < job.n; ++b)
     if (job.positions[b] < 0 || job.positions[b] > last)
@@ -30,14 +32,14 @@ void check(const DecodeRows& job) {
 void decode_rows(const DecodeRows& job, Isa isa, int threads) {
   check(job);
   const Kernels& kernels = kernels_for(isa);
-  const Number number = number_of(job.number), stored = number_of(job.stored);
+  const DType dtype = job.dtype, stored = job.stored;
   const int64_t d = job.head_dim, per_source = job.prefix.rows ? job.n / job.prefix.rows : 1;
   const auto at = [](const void* base, int64_t element, size_t bytes) {
     return base ? static_cast<const uint8_t*>(base) + element * int64_t(bytes) : nullptr;
   };
   const auto segment = [&](const StoredRows& from, int64_t row, int64_t head, int64_t slots) {
     const int64_t first = (row * job.n_head + head) * from.slots;
-    return RowSegment{at(from.k, first * d, bytes_of(stored)), at(from.v, first * d, bytes_of(stored)),
+    return RowSegment{at(from.k, first * d, size_of(stored)), at(from.v, first * d, size_of(stored)),
                       from.k_scale ? from.k_scale + first : nullptr, from.v_scale ? from.v_scale + first : nullptr, int(slots)};
   };
 
@@ -48,19 +50,19 @@ void decode_rows(const DecodeRows& job, Isa isa, int threads) {
     total += known + job.positions[b] + job.window;
   }
   // A thread is woken for four megabytes, not for less: waking takes tens of microseconds, and one core reads 30 GB/s.
-  const double bytes = double(total) * job.n_head * d * 2 * bytes_of(stored);
+  const double bytes = double(total) * job.n_head * d * 2 * size_of(stored);
   threads = int(std::max(1.0, std::min<double>({double(threads), bytes / 4e6, double(job.n * job.n_head)})));
   const int tile = int(std::min<int64_t>(job.window, kMaxRows));
   const size_t scratch = kernels.attend_rows_scratch(tile, int(most), int(d)) / sizeof(float);
   std::vector<float> floats(scratch * threads);
 
   const auto work = [&](int64_t b, int64_t head, float* own, const void* soon) {
-    const size_t size = bytes_of(number);
+    const size_t size = size_of(dtype);
     const int64_t row = b * job.window, column = head * d, start = job.positions[b];
     const int64_t slot = ((b * job.n_head + head) * job.cache.slots) + start;
     for (int64_t j = 0; j < job.window; ++j) {
-      kernels.put_row(at(job.k, (row + j) * job.k_stride + column, size), number, int(d), job.cache.k, job.cache.k_scale, slot + j, stored);
-      kernels.put_row(at(job.v, (row + j) * job.v_stride + column, size), number, int(d), job.cache.v, job.cache.v_scale, slot + j, stored);
+      kernels.put_row(at(job.k, (row + j) * job.k_stride + column, size), dtype, int(d), job.cache.k, job.cache.k_scale, slot + j, stored);
+      kernels.put_row(at(job.v, (row + j) * job.v_stride + column, size), dtype, int(d), job.cache.v, job.cache.v_scale, slot + j, stored);
     }
     RowSegment prefix;
     if (job.prefix.rows) {
@@ -69,7 +71,7 @@ void decode_rows(const DecodeRows& job, Isa isa, int threads) {
     }
     for (int64_t first = 0; first < job.window; first += tile) {
       const int64_t count = std::min<int64_t>(tile, job.window - first);
-      AttendRows attend{number, stored, int(d), int(count), 1.0f / __builtin_sqrtf(float(d)),
+      AttendRows attend{dtype, stored, int(d), int(count), 1.0f / __builtin_sqrtf(float(d)),
                         at(job.q, (row + first) * job.q_stride + column, size), size_t(job.q_stride),
                         {prefix, segment(job.cache, b, head, start + first + count)},
                         const_cast<uint8_t*>(at(job.out, ((row + first) * job.n_head + head) * d, size)), size_t(job.n_head * d), soon, own};

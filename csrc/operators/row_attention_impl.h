@@ -3,9 +3,12 @@
 //
 // As in attention_impl.h all scores come first, then the softmax, then the weighted sum of values. Keys and values are walked
 // in chunks that stay in the first-level cache while all queries of a window use them: memory is read once.
+#pragma once
 #include <type_traits>
 
 #include "operators/kernels.h"
+#include "simd/functions.h"
+#include "simd/panels.h"
 
 namespace fastigpt {
 namespace FASTIGPT_ISA {
@@ -240,16 +243,16 @@ void product_rows_as(const void* rows, int n, int width, const float* x, int cou
                  after<T>(rows, all, first, width, nullptr));
 }
 
-void product_rows(const void* rows, Number stored, int n, int width, const float* x, int count, float* out, size_t stride,
+void product_rows(const void* rows, DType stored, int n, int width, const float* x, int count, float* out, size_t stride,
                   float* scratch) {
-  if (stored == Number::f32)
+  if (stored == DType::f32)
     product_rows_as<float>(rows, n, width, x, count, out, stride, scratch);
   else
     product_rows_as<uint16_t>(rows, n, width, x, count, out, stride, scratch);
 }
 
-inline float number_at(const void* base, size_t i, Number number) {
-  if (number == Number::f32) return static_cast<const float*>(base)[i];
+inline float value_at(const void* base, size_t i, DType dtype) {
+  if (dtype == DType::f32) return static_cast<const float*>(base)[i];
   const uint32_t bits = uint32_t(static_cast<const uint16_t*>(base)[i]) << 16;
   float x;
   std::memcpy(&x, &bits, 4);
@@ -257,22 +260,22 @@ inline float number_at(const void* base, size_t i, Number number) {
 }
 
 // A key or value row of `d` numbers into slot `at`. int8: scale = largest / 127, ties away from zero.
-void put_row(const void* from, Number number, int d, void* cache, float* scales, size_t at, Number stored) {
-  if (stored != Number::i8) {
-    const size_t bytes = size_t(d) * (stored == Number::f32 ? 4 : 2);
+void put_row(const void* from, DType dtype, int d, void* cache, float* scales, size_t at, DType stored) {
+  if (stored != DType::i8) {
+    const size_t bytes = d * size_of(stored);
     std::memcpy(static_cast<uint8_t*>(cache) + at * bytes, from, bytes);
     return;
   }
   float largest = 0;
   for (int i = 0; i < d; ++i) {
-    const float x = __builtin_fabsf(number_at(from, i, number));
+    const float x = __builtin_fabsf(value_at(from, i, dtype));
     largest = x > largest ? x : largest;
   }
   const float scale = largest > 0 ? largest / 127.0f : 1.0f;
   scales[at] = scale;
   int8_t* to = static_cast<int8_t*>(cache) + at * d;
   for (int i = 0; i < d; ++i) {
-    const float x = number_at(from, i, number) / scale;
+    const float x = value_at(from, i, dtype) / scale;
     const int32_t rounded = int32_t(__builtin_fabsf(x) + 0.5f);
     to[i] = int8_t(x < 0 ? -rounded : rounded);
   }
@@ -293,7 +296,7 @@ void attend_rows_as(const AttendRows& job) {
   float* scores = out + size_t(count) * dim;
   std::memset(q, 0, 2 * size_t(count) * dim * sizeof(float));  // and out behind it
   for (int i = 0; i < count; ++i)
-    for (int j = 0; j < d; ++j) q[i * dim + place<T>(j)] = number_at(job.q, i * job.q_stride + j, job.number) * job.scale;
+    for (int j = 0; j < d; ++j) q[i * dim + place<T>(j)] = value_at(job.q, i * job.q_stride + j, job.dtype) * job.scale;
   const RowSegment *prefix = &job.segments[0], *own = &job.segments[1];
   const void* values = prefix->slots ? prefix->v : own->v;
   int before = 0;
@@ -340,7 +343,7 @@ void attend_rows_as(const AttendRows& job) {
     for (int j = 0; j < d; ++j) {
       const float y = out[i * dim + place<T>(j)] * inverse[i];
       const size_t at = i * job.out_stride + j;
-      if (job.number == Number::f32)
+      if (job.dtype == DType::f32)
         static_cast<float*>(job.out)[at] = y;
       else
         static_cast<uint16_t*>(job.out)[at] = to_bf16(y);
@@ -348,9 +351,9 @@ void attend_rows_as(const AttendRows& job) {
 }
 
 void attend_rows(const AttendRows& job) {
-  if (job.stored == Number::f32)
+  if (job.stored == DType::f32)
     attend_rows_as<float>(job);
-  else if (job.stored == Number::bf16)
+  else if (job.stored == DType::bf16)
     attend_rows_as<uint16_t>(job);
   else
     attend_rows_as<int8_t>(job);

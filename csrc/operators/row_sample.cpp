@@ -7,9 +7,10 @@
 #include <stdexcept>
 #include <vector>
 
+#include "fastigpt/rows.h"
 #include "operators/filter.h"
+#include "operators/kernels.h"
 #include "runtime/helpers.h"
-#include "operators/row_types.h"
 
 namespace fastigpt {
 namespace {
@@ -27,8 +28,8 @@ struct SampleScratch {
 };
 
 // One row, floats: x · rsqrt(mean(x²) + epsilon) · gain.
-void norm_row(const void* from, Number number, const float* gain, float epsilon, int64_t width, float* to) {
-  if (number == Number::f32) {
+void norm_row(const void* from, DType dtype, const float* gain, float epsilon, int64_t width, float* to) {
+  if (dtype == DType::f32) {
     std::memcpy(to, from, width * sizeof(float));
   } else {
     for (int64_t i = 0; i < width; ++i) {
@@ -53,11 +54,12 @@ int pick(const Kernels& kernels, const float* scores, int n, const DrawSettings&
 }  // namespace
 
 void sample_rows(const SampleRows& job, Isa isa, int threads) {
+  check_dtype("hidden", job.hidden_dtype, {DType::f32, DType::bf16});
+  check_dtype("weight", job.weight_dtype, {DType::f32, DType::bf16});
   for (int64_t b = 0; b < job.n; ++b)
     if (job.position[b] < 0 || job.position[b] >= int64_t(1) << 32)
       throw std::invalid_argument("position must be from 0 to " + std::to_string((int64_t(1) << 32) - 1) + ", found " + std::to_string(job.position[b]));
   const Kernels& kernels = kernels_for(isa);
-  const Number hidden_type = number_of(job.hidden_type), weight_type = number_of(job.weight_type);
   const int64_t tiles = (job.n + kTile - 1) / kTile, tile = std::min<int64_t>(job.n, kTile);
   threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, tiles)));
   std::vector<SampleScratch> scratch(threads, SampleScratch(tile, job.width, job.colours));
@@ -65,10 +67,10 @@ void sample_rows(const SampleRows& job, Isa isa, int threads) {
   std::atomic<bool> finite{true};
 
   const auto logits = [&](const void* rows, int64_t first, int64_t count, SampleScratch& own, float* to) {
-    const size_t bytes = job.width * bytes_of(hidden_type);
+    const size_t bytes = job.width * size_of(job.hidden_dtype);
     for (int64_t i = 0; i < count; ++i)
-      norm_row(static_cast<const uint8_t*>(rows) + (first + i) * bytes, hidden_type, job.gain, job.epsilon, job.width, own.x.data() + i * job.width);
-    kernels.product_rows(job.weight, weight_type, int(job.colours), int(job.width), own.x.data(), int(count), to, own.stride, own.padded.data());
+      norm_row(static_cast<const uint8_t*>(rows) + (first + i) * bytes, job.hidden_dtype, job.gain, job.epsilon, job.width, own.x.data() + i * job.width);
+    kernels.product_rows(job.weight, job.weight_dtype, int(job.colours), int(job.width), own.x.data(), int(count), to, own.stride, own.padded.data());
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < job.colours; ++c)
         if (!std::isfinite(to[i * own.stride + c])) finite = false;

@@ -15,11 +15,14 @@ std::mutex brief;
 std::atomic<uint32_t> generation{0};
 
 #ifndef _WIN32
-[[maybe_unused]] const int registered = pthread_atfork([] { brief.lock(); }, [] { brief.unlock(); },
-                                      [] {
-                                        generation.fetch_add(1, std::memory_order_release);
-                                        brief.unlock();
-                                      });
+void before() { brief.lock(); }
+void in_parent() { brief.unlock(); }
+void in_child() {
+  generation.fetch_add(1, std::memory_order_release);
+  brief.unlock();
+}
+
+[[maybe_unused]] const int registered = pthread_atfork(before, in_parent, in_child);
 #endif
 
 }  // namespace

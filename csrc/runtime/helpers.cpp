@@ -9,6 +9,7 @@
 #include <mutex>
 #include <thread>
 
+#include "fastigpt/threads.h"
 #include "runtime/fork.h"
 
 namespace fastigpt {
@@ -20,8 +21,8 @@ struct Job {
   int wanted;       // helpers that may still join
   int next = 1;     // number of the next one
   int running = 0;  // helpers inside the body
-  std::exception_ptr error;
-  std::condition_variable done;
+  std::exception_ptr error{};
+  std::condition_variable done{};
 };
 
 struct Helpers {

@@ -1,5 +1,5 @@
 // The threads that all operators of a process share. They sleep while there is nothing to do: between two calls the cores
-// belong to other libraries.
+// belong to other libraries. (The engine's threads cannot afford that: spinning_pool.h says why.)
 //
 // A job is a body that takes its work piece by piece from a counter of its own, so that any number of threads finishes it. The
 // caller begins at once; helpers that are free join until all is taken. Several callers' jobs run side by side.
@@ -16,7 +16,5 @@ template <class Body>
 void share(int threads, Body&& body) {
   share_erased(threads, [](void* context, int thread) { (*static_cast<std::remove_reference_t<Body>*>(context))(thread); }, &body);
 }
-
-int helper_threads();  // how many there are in this process; for tests
 
 }  // namespace fastigpt

@@ -20,7 +20,7 @@ using Clock = std::chrono::steady_clock;
 static double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
 
 // GB/s of all threads reading a buffer as large as the weights and caches, best of several.
-static double read_bandwidth(ThreadTeam& pool, size_t bytes) {
+static double read_bandwidth(SpinningPool& pool, size_t bytes) {
   Buffer b(bytes);
   const size_t words = bytes / 8 / pool.size();
   pool.run([&](int t) {
@@ -48,7 +48,7 @@ int main(int argc, char** argv) {
   if (std::sscanf(argv[1], "%d,%d,%d", &layers, &heads, &width) != 3) return 2;
   const int n = std::atoi(argv[2]), window = std::atoi(argv[3]);
   const ModelShape shape{layers, heads, width, 4 * width, 1024, 512, 1, 1, 1e-5f};
-  CpuModel model(shape, argv[4], argv[5], parse_isa(argv[6]), std::atoi(argv[7]));
+  CpuModel model(shape, parse_dtype("WEIGHTS", argv[4]), parse_dtype("CACHE", argv[5]), parse_isa(argv[6]), std::atoi(argv[7]));
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, 0.02f);
   std::vector<float> noise(4 * width * width + 1024 * width);

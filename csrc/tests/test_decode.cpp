@@ -16,25 +16,17 @@
 
 #include "fastigpt/decode.h"
 #include "fastigpt/rows.h"
-#include "engine/guess.h"
-#include "runtime/helpers.h"
+#include "fastigpt/threads.h"
 #include "engine/model.h"
 #include "operators/kernels.h"
-#include "engine/turn.h"
-#include "engine/window.h"
+#include "runtime/helpers.h"
+#include "tests/check_turns.h"
+#include "tests/check_windows.h"
+#include "tests/noise.h"
 
 using namespace fastigpt;
 
-static std::mt19937 rng(7);
-
-static std::vector<float> noise(size_t n, float scale, float mean = 0) {
-  std::normal_distribution<float> normal(mean, scale);
-  std::vector<float> x(n);
-  for (auto& v : x) v = normal(rng);
-  return x;
-}
-
-static std::unique_ptr<CpuModel> make(const ModelShape& s, const char* weights, const char* cache, Isa isa, int threads) {
+static std::unique_ptr<CpuModel> make(const ModelShape& s, DType weights, DType cache, Isa isa, int threads) {
   rng.seed(7);
   auto model = std::make_unique<CpuModel>(s, weights, cache, isa, threads);
   const int d = s.width, f = s.n_inner;
@@ -111,7 +103,7 @@ static std::vector<Canvas> crowded(const CpuModel& m, const std::vector<CanvasRe
   return done;
 }
 
-static void check(const ModelShape& s, const char* weights, const char* cache, Isa isa, bool thorough) {
+static void check(const ModelShape& s, DType weights, DType cache, Isa isa, bool thorough) {
   const auto one = make(s, weights, cache, isa, 1), two = make(s, weights, cache, isa, 2);
   const int n = 3, L = s.prefix_length;
   std::vector<int64_t> known(size_t(n) * s.n_positions), prefix(size_t(n) * L);
@@ -186,93 +178,10 @@ static void check(const ModelShape& s, const char* weights, const char* cache, I
   assert(first == want && second == want);
 }
 
-// A made-up machine on which a window of 6 is best, passes slow down towards the end of the canvas, and some are interrupted.
-static double seconds_of(int width, int position, int pass) {
-  return (4 + std::max(width, 2)) * (1 + position / 500.0) * (pass % 37 == 5 ? 10 : 1) * 1e-6;
-}
-
-// Time of a job that keeps each guess with probability 0.8; tuner: null for the same width throughout.
-static double simulate(WindowTuner* tuner, int fixed) {
-  std::bernoulli_distribution right(0.8);
-  double seconds = 0;
-  for (int position = 0, pass = 0; position < 1024; ++pass) {
-    const uint8_t kinds[40] = {}, certain[40] = {};
-    const int planned = tuner ? tuner->plan() : fixed, width = planned ? planned : tuner->width(kinds, certain, 40);
-    int kept = 1;
-    for (bool more = true; more && kept < width; kept += more) {
-      more = right(rng);
-      if (tuner) tuner->guessed(0, more);
-    }
-    seconds += seconds_of(width, position, pass);
-    if (tuner) tuner->passed(width, kept, seconds_of(width, position, pass), planned > 0);
-    position += kept;
-  }
-  return seconds;
-}
-
-static void check_tuner() {
-  WindowStatistics statistics;
-  double first = 0, later = 0, best = INFINITY;
-  for (int job = 0; job < 20; ++job) {
-    WindowTuner tuner(statistics);
-    (job == 0 ? first : later) += simulate(&tuner, 0);
-    statistics = tuner.statistics();
-  }
-  later /= 19;
-  for (int width : WindowStatistics::width) {
-    double mean = 0;
-    for (int job = 0; job < 20; ++job) mean += simulate(nullptr, width) / 20;
-    best = std::min(best, mean);
-  }
-  assert(first < 1.35 * best && later < 1.05 * best);
-}
-
-// Seconds that 64 canvases of 1,000 tokens take in turns. A pass reads weights worth `weights` tokens, and keys and values: cheaply
-// those that were there in the pass before, if all of the turn fit a cache of `cache` keys. sequences: of every turn, or 0: tuned.
-static double simulate_turns(double weights, double cache, size_t sequences) {
-  constexpr int kCanvases = 64, kLength = 1000;
-  TurnTuner tuner{TurnStatistics{}};
-  std::vector<int> position(kCanvases, 1), served(kCanvases);
-  double total = 0;
-  for (int turn = 1;; ++turn) {
-    std::vector<int> order;
-    for (int i = 0; i < kCanvases; ++i)
-      if (position[i] < kLength) order.push_back(i);
-    if (order.empty()) return total;
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return served[a] < served[b]; });
-    std::vector<double> upto;
-    for (int i : order) upto.push_back((upto.empty() ? 0 : upto.back()) + 4e3 * position[i]);  // 4 kB a key
-    const size_t wanted = sequences ? std::min(sequences, order.size()) : tuner.choose(upto);
-    double tokens = 0, seconds = 0;
-    for (int pass = 0; seconds < 0.05 && pass < 1000; ++pass) {
-      double keys = 0, live = 0;
-      for (size_t k = 0; k < wanted; ++k)
-        if (position[order[k]] < kLength) keys += position[order[k]]++, ++live;
-      if (live == 0) break;
-      tokens += live;
-      seconds += 5e-5 * (weights + live + keys * (keys < cache && pass > 0 ? 1e-3 : 5e-3));
-      for (size_t k = 0; k < wanted; ++k) served[order[k]] = turn;
-    }
-    if (!sequences) tuner.passed(tokens, seconds, true);
-    total += seconds;
-  }
-}
-
-static void check_turn_tuner() {
-  // Weights that cost nothing, as much as all canvases, and much more; caches for all, some and nothing of the keys.
-  for (double weights : {0., 20., 200.})
-    for (double cache : {1e9, 2e4, 0.}) {
-      double best = INFINITY;
-      for (size_t sequences : {16, 32, 64}) best = std::min(best, simulate_turns(weights, cache, sequences));
-      const double tuned = simulate_turns(weights, cache, 0);
-      assert(tuned <= 1.12 * best);
-    }
-}
-
 // Canvases that draw in turns get what they get alone.
 static void check_turns() {
   const ModelShape s{1, 1, 40, 33, 21, 100, 2, 2, 1e-5f, 5};
-  const auto model = make(s, "f32", "f32", supported_isas().back(), 2);
+  const auto model = make(s, DType::f32, DType::f32, supported_isas().back(), 2);
   TurnStatistics shortest;
   shortest.bytes = shortest.seconds = 0;
   shortest.settled = true;
@@ -295,30 +204,6 @@ static void check_turns() {
     for (bool together : {false, true}) assert(crowded(*model, wanted, given, 40, window, together, nullptr) == want);
 }
 
-static void check_guesser() {
-  Guesser guesser(4);
-  //                    decided         drawn    never drawn
-  int32_t row[12] = {1, 2, 3, 4, 5, 6, 9, 7, 9, 0, 0, 0};
-  uint8_t known[12] = {}, kinds[12];
-  std::memset(kinds, 255, sizeof kinds);
-  known[10] = 1;
-  guesser.guess(row, known, 6, 12, 9, 9, kinds);
-  const int32_t want[12] = {1, 2, 3, 4, 5, 6, 6, 7, 7, 7, 0, 0};  // 9 was wrong; position 10 is known
-  assert(!std::memcmp(row, want, sizeof row));
-  // What followed the same neighbours often is guessed again, whatever was drawn.
-  int32_t canvas[12] = {1, 1, 1, 1, 8, 3, 1, 1, 8, 0, 0, 0};
-  for (int i = 0; i < 3; ++i) guesser.learn(canvas, 5);
-  uint8_t unknown[12] = {};
-  canvas[4] = canvas[5] = canvas[6] = canvas[7] = 1;
-  guesser.guess(canvas, unknown, 9, 10, 9, -1, kinds);
-  assert(canvas[9] == 3);
-  // Without rows there is only the left.
-  int32_t line[3] = {5, 0, 0};
-  Guesser(0).guess(line, unknown, 1, 3, 1, -1, kinds);
-  for (int at : {6, 7, 8, 9, 11}) assert(kinds[at] < Guesser::kKinds);
-  assert(line[1] == 5 && line[2] == 5);
-}
-
 // Decode over plain rows against a loop in double; every buffer is exactly as long as what may be read.
 static void check_rows(Isa isa) {
   for (int d : {5, 24, 64, 96})
@@ -331,7 +216,7 @@ static void check_rows(Isa isa) {
         auto first_keys = noise(size_t(heads) * known * d, 1), first_values = noise(first_keys.size(), 1);
         std::vector<float> out(q.size(), NAN);
         const int32_t positions[2] = {start[0], start[1]};
-        const DecodeRows job{"float32", "float32", q.data(), k.data(), v.data(), heads * d, heads * d, heads * d, n, window, heads, d,
+        const DecodeRows job{DType::f32, DType::f32, q.data(), k.data(), v.data(), heads * d, heads * d, heads * d, n, window, heads, d,
                              {keys.data(), values.data(), nullptr, nullptr, n, slots}, positions,
                              {first_keys.data(), first_values.data(), nullptr, nullptr, 1, known}, nullptr, out.data()};
         decode_rows(job, isa, threads);
@@ -358,12 +243,12 @@ static void check_rows(Isa isa) {
             }
         // The narrow caches, for the sanitizers.
         std::vector<uint16_t> half(q.size(), 0x3f80), half_out(q.size()), half_keys(keys.size(), 0x3f80), half_values(keys.size(), 0x4000);
-        DecodeRows narrow{"bfloat16", "bfloat16", half.data(), half.data(), half.data(), heads * d, heads * d, heads * d, n, window, heads, d,
+        DecodeRows narrow{DType::bf16, DType::bf16, half.data(), half.data(), half.data(), heads * d, heads * d, heads * d, n, window, heads, d,
                           {half_keys.data(), half_values.data(), nullptr, nullptr, n, slots}, positions, {}, nullptr, half_out.data()};
         decode_rows(narrow, isa, threads);
         std::vector<int8_t> small_keys(keys.size(), 1), small_values(keys.size(), 2);
         std::vector<float> scales(size_t(n) * heads * slots, 0.5f), other_scales = scales;
-        narrow.stored = "int8";
+        narrow.stored = DType::i8;
         narrow.cache = {small_keys.data(), small_values.data(), scales.data(), other_scales.data(), n, slots};
         decode_rows(narrow, isa, threads);
         assert(half_out[0] == 0x3f80);  // the one value it sees is 1
@@ -371,7 +256,7 @@ static void check_rows(Isa isa) {
         const int colours = d * 3 + 1;
         const auto gain = noise(d, 0.1f, 1), weight = noise(size_t(colours) * d, 1), hidden = noise(size_t(window) * d, 1);
         std::vector<int64_t> index(window, 5), position(window, 7), tokens(window, -1);
-        SampleRows head{"float32", "float32", hidden.data(), hidden.data(), gain.data(), weight.data(), index.data(), position.data(),
+        SampleRows head{DType::f32, DType::f32, hidden.data(), hidden.data(), gain.data(), weight.data(), index.data(), position.data(),
                         window, d, colours, 1e-5f, {}, tokens.data()};
         head.settings.top_k = 4;
         head.settings.top_p = 0.9;
@@ -429,7 +314,7 @@ int main() {
       {1, 1, 128, 64, 18, 512, 1, 1, 1e-5f},  // head_dim 128
       {1, 1, 1, 1, 1, 1, 1, 1, 1e-5f},        // the smallest there is
   };
-  const char* kinds[][2] = {{"f32", "f32"}, {"bf16", "bf16"}, {"i8", "i8"}, {"bf16", "i8"}};
+  const DType kinds[][2] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::i8, DType::i8}, {DType::bf16, DType::i8}};
   for (Isa isa : supported_isas()) {
     for (const auto& shape : shapes)
       for (const auto& kind : kinds) check(shape, kind[0], kind[1], isa, &shape == shapes && &kind == kinds + 1);

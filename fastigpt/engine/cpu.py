@@ -22,7 +22,7 @@ from fastigpt.operands import readable
 from fastigpt.quantize import check_threads
 from fastigpt.spec import ModelSpec
 
-_NUMBERS = {torch.float32: "f32", torch.bfloat16: "bf16", torch.int8: "i8"}
+_DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 _BFLOAT16_OVERFLOWS = np.float32((2 - 2**-8) * 2.0**127)  # halfway between the largest and what would come next
 _SMALLEST = 1e-35  # of weights that int8 tells from 0
 _MEMORY_SHARE = 0.8  # of the free memory, for the caches of a session
@@ -82,8 +82,8 @@ class CpuEngine:
             n_prefix_tokens=spec.n_prefix_tokens,
             prefix_length=spec.prefix_length,
             epsilon=spec.block.norm_epsilon,
-            weights=_NUMBERS[self.dtype],
-            cache=_NUMBERS[self.kv_dtype],
+            weights=_name(self.dtype),
+            cache=_name(self.kv_dtype),
             isa=self.isa,
             threads=n_threads,
         )
@@ -108,8 +108,8 @@ class CpuEngine:
         return {
             "isa": self.isa,
             "threads": self.threads,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "kv_dtype": str(self.kv_dtype).removeprefix("torch."),
+            "dtype": _name(self.dtype),
+            "kv_dtype": _name(self.kv_dtype),
             "reason": self._reason,
             "weight_bytes": self._model.weight_bytes,
         }
@@ -208,9 +208,13 @@ def _dtype(name: str, wish: torch.dtype | str | None, best: torch.dtype) -> torc
     if isinstance(wish, str):
         wish = getattr(torch, wish, None) or wish
     chosen = best if wish is None else wish
-    if not isinstance(chosen, torch.dtype) or chosen not in _NUMBERS:
+    if not isinstance(chosen, torch.dtype) or chosen not in _DTYPES:
         raise ValueError(f"{name} must be float32, bfloat16 or int8 on the cpu engine, not {wish}")
     return chosen
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _cache_of(dtype: torch.dtype) -> torch.dtype:

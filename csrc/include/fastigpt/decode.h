@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "fastigpt/dtype.h"
 #include "fastigpt/isa.h"
 
 namespace fastigpt {
@@ -28,8 +29,8 @@ struct SessionImpl;
 
 class CpuModel {
  public:
-  // weights, cache: "f32", "bf16" or "i8". Throws std::invalid_argument for anything else.
-  CpuModel(const ModelShape& shape, const std::string& weights, const std::string& cache, Isa isa, int threads);
+  // weights, cache: f32, bf16 or i8. Throws std::invalid_argument for anything else.
+  CpuModel(const ModelShape& shape, DType weights, DType cache, Isa isa, int threads);
   ~CpuModel();
   CpuModel(const CpuModel&) = delete;
 

@@ -7,16 +7,15 @@
 #include <memory>
 #include <vector>
 
+#include "fastigpt/dtype.h"
 #include "fastigpt/isa.h"
 
 namespace fastigpt {
 
-enum class Scalar { u8, f16, bf16, f32 };
-
 // Points of `dim` coordinates on a grid of any rank. Strides are in bytes and may be zero or negative.
 struct PointsView {
   const void* data;
-  Scalar type;
+  DType dtype;  // u8, f16, bf16 or f32
   int64_t dim, dim_stride;
   std::vector<int64_t> shape, strides;
 

@@ -3,9 +3,9 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <string>
 
 #include "fastigpt/decode.h"
+#include "fastigpt/dtype.h"
 #include "fastigpt/isa.h"
 
 namespace fastigpt {
@@ -18,8 +18,8 @@ struct StoredRows {
 };
 
 struct DecodeRows {
-  std::string number;  // "float32" or "bfloat16": of q, k, v and out
-  std::string stored;  // the same, or "int8": of the cache and of the prefix
+  DType dtype;   // f32 or bf16: of q, k, v and out
+  DType stored;  // the same, or i8: of the cache and of the prefix
   const void *q, *k, *v;                 // [n · window] rows of n_head · head_dim numbers
   int64_t q_stride, k_stride, v_stride;  // elements between rows
   int64_t n, window, n_head, head_dim;
@@ -30,12 +30,12 @@ struct DecodeRows {
   void* out;                      // [n · window][n_head · head_dim]
 };
 
-// Appends the keys and values, then attends. Throws std::invalid_argument for a position or a length that does not fit,
-// before anything is written.
+// Appends the keys and values, then attends. Throws std::invalid_argument for another dtype, and for a position or a length that does
+// not fit, before anything is written.
 void decode_rows(const DecodeRows& job, Isa isa, int threads);
 
 struct SampleRows {
-  std::string hidden_type, weight_type;  // "float32" or "bfloat16"
+  DType hidden_dtype, weight_dtype;      // f32 or bf16
   const void *hidden, *without;          // [n][width]; without: of the same images without their prompt, or null
   const float* gain;                     // [width]
   const void* weight;                    // [colours][width]
@@ -46,8 +46,8 @@ struct SampleRows {
   int64_t* tokens;  // [n]
 };
 
-// RMS norm, head, guidance, filters and the draw. Throws std::invalid_argument for a position outside [0, 2³²) and for logits
-// that are not finite.
+// RMS norm, head, guidance, filters and the draw. Throws std::invalid_argument for another dtype, for a position outside [0, 2³²)
+// and for logits that are not finite.
 void sample_rows(const SampleRows& job, Isa isa, int threads);
 
 }  // namespace fastigpt

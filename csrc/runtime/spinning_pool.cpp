@@ -1,5 +1,5 @@
 // The thread pool: gates that spin, then yield, then sleep.
-#include "runtime/thread_team.h"
+#include "runtime/spinning_pool.h"
 
 #include <exception>
 #include <memory>
@@ -49,7 +49,7 @@ void Gate::pass(uint32_t seen) {
   sleepers_.fetch_sub(1, std::memory_order_seq_cst);
 }
 
-struct ThreadTeam::Crew {
+struct SpinningPool::Crew {
   const uint32_t generation = process_generation();
   std::mutex turn;
   bool started = false;
@@ -61,13 +61,13 @@ struct ThreadTeam::Crew {
   std::vector<std::thread> workers;
 };
 
-ThreadTeam::ThreadTeam(int threads) : size_(threads < 1 ? 1 : threads) {
+SpinningPool::SpinningPool(int threads) : size_(threads < 1 ? 1 : threads) {
   auto first = std::make_unique<Crew>();
   start(*first);
   crew_ = first.release();
 }
 
-ThreadTeam::~ThreadTeam() {
+SpinningPool::~SpinningPool() {
   Crew* mine = crew_.load();
   if (mine->generation != process_generation()) return;  // a forked child: nobody is here to be stopped, see fork.h
   mine->stop = true;
@@ -77,7 +77,7 @@ ThreadTeam::~ThreadTeam() {
 }
 
 // The crew of this process, without its threads at first in a forked child.
-ThreadTeam::Crew& ThreadTeam::crew() {
+SpinningPool::Crew& SpinningPool::crew() {
   Crew* mine = crew_.load(std::memory_order_acquire);
   if (mine->generation == process_generation()) return *mine;
   BriefLock lock;
@@ -89,7 +89,7 @@ ThreadTeam::Crew& ThreadTeam::crew() {
   return *mine;
 }
 
-void ThreadTeam::start(Crew& crew) {
+void SpinningPool::start(Crew& crew) {
   crew.workers.reserve(size_t(size()));
   try {
     for (int thread = 1; thread < size(); ++thread) crew.workers.emplace_back([this, &crew, thread] { work(crew, thread); });
@@ -99,7 +99,7 @@ void ThreadTeam::start(Crew& crew) {
   crew.started = true;
 }
 
-void ThreadTeam::work(Crew& crew, int thread) {
+void SpinningPool::work(Crew& crew, int thread) {
   // The first job may have been posted before this thread began, so it counts jobs rather than looking at the gate.
   for (uint32_t seen = 0;; ++seen) {
     crew.job.pass(seen);
@@ -109,9 +109,9 @@ void ThreadTeam::work(Crew& crew, int thread) {
   }
 }
 
-void ThreadTeam::barrier() { meet(*crew_.load(std::memory_order_relaxed)); }
+void SpinningPool::barrier() { meet(*crew_.load(std::memory_order_relaxed)); }
 
-void ThreadTeam::meet(Crew& crew) {
+void SpinningPool::meet(Crew& crew) {
   const int threads = size();
   if (threads == 1) return;
   const uint32_t seen = crew.barrier.now();
@@ -123,7 +123,7 @@ void ThreadTeam::meet(Crew& crew) {
   }
 }
 
-void ThreadTeam::run_erased(void (*body)(void*, int), void* context) {
+void SpinningPool::run_erased(void (*body)(void*, int), void* context) {
   Crew& mine = crew();
   std::lock_guard<std::mutex> turn(mine.turn);
   if (!mine.started) start(mine);
