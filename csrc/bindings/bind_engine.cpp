@@ -8,9 +8,9 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
-#include <stdexcept>
 
 #include "bindings/bindings.h"
 #include "fastigpt/decode.h"
@@ -44,19 +44,25 @@ void check_ids(const char* name, const Ids& ids, std::initializer_list<py::ssize
   const int64_t* p = ids.data();
   for (py::ssize_t i = 0; i < ids.size(); ++i)
     if (p[i] < low || p[i] >= high)
-      throw std::invalid_argument(text(name, "must be from " + std::to_string(low) + " to " + std::to_string(high - 1) + ", found " + std::to_string(p[i])));
+      throw std::invalid_argument(text(name, "must be from " + std::to_string(low) + " to " + std::to_string(high - 1) +
+                                                 ", found " + std::to_string(p[i])));
 }
 
-std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int width, int n_inner, int n_positions, int columns, int n_tokens,
-                                     int n_prefix_tokens, int prefix_length, float epsilon, const std::string& weights, const std::string& cache,
-                                     const std::string& isa, int threads) {
-  const ModelShape shape{n_layer, n_head, width, n_inner, n_positions, n_tokens, n_prefix_tokens, prefix_length, epsilon, columns};
+std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int width, int n_inner, int n_positions, int columns,
+                                     int n_tokens, int n_prefix_tokens, int prefix_length, float epsilon,
+                                     const std::string& weights, const std::string& cache, const std::string& isa,
+                                     int threads) {
+  const ModelShape shape{n_layer,  n_head,          width,         n_inner, n_positions,
+                         n_tokens, n_prefix_tokens, prefix_length, epsilon, columns};
   for (int size : {n_layer, n_head, width, n_inner, n_positions, columns, n_tokens, n_prefix_tokens, prefix_length})
-    if (size < 1 || size > (1 << 24)) throw std::invalid_argument("model sizes must be from 1 to 2^24, found " + std::to_string(size));
+    if (size < 1 || size > (1 << 24))
+      throw std::invalid_argument("model sizes must be from 1 to 2^24, found " + std::to_string(size));
   if (width % n_head) throw std::invalid_argument("n_head must divide the width");
   if (threads < 1 || threads > kMaxThreads)
-    throw std::invalid_argument("threads must be from 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(threads));
-  return std::make_shared<CpuModel>(shape, parse_dtype("weights", weights), parse_dtype("cache", cache), parse_isa(isa), threads);
+    throw std::invalid_argument("threads must be from 1 to " + std::to_string(kMaxThreads) + ", found " +
+                                std::to_string(threads));
+  return std::make_shared<CpuModel>(shape, parse_dtype("weights", weights), parse_dtype("cache", cache), parse_isa(isa),
+                                    threads);
 }
 
 void load(CpuModel& model, const std::string& name, const Floats& tensor) {
@@ -78,7 +84,8 @@ Floats score(const CpuModel& model, const Ids& tokens, const Ids& prefix, int la
   if (prefix.ndim() != 2 || prefix.shape(1) < 1 || prefix.shape(1) > shape.prefix_length)
     throw std::invalid_argument("prefix must have the shape [batch, 1 to " + std::to_string(shape.prefix_length) + "]");
   check_ids("prefix", prefix, {batch, prefix.shape(1)}, 0, shape.n_prefix_tokens);
-  if (layer < -1 || layer > shape.n_layer) throw std::invalid_argument("layer must be from 0 to " + std::to_string(shape.n_layer));
+  if (layer < -1 || layer > shape.n_layer)
+    throw std::invalid_argument("layer must be from 0 to " + std::to_string(shape.n_layer));
   Floats out({batch, length, py::ssize_t(layer < 0 ? shape.n_tokens : shape.width)});
   const int64_t *ids = tokens.data(), *before = prefix.data();
   const int prefix_length = int(prefix.shape(1));
@@ -98,38 +105,49 @@ using Prefix = std::vector<int64_t>;
 
 void check_prefix(const char* name, const Prefix& ids, const ModelShape& shape) {
   if (ids.empty() || ids.size() > size_t(shape.prefix_length))
-    throw std::invalid_argument(text(name, "must have 1 to " + std::to_string(shape.prefix_length) + " ids, not " + std::to_string(ids.size())));
+    throw std::invalid_argument(text(
+        name, "must have 1 to " + std::to_string(shape.prefix_length) + " ids, not " + std::to_string(ids.size())));
   for (int64_t id : ids)
     if (id < 0 || id >= shape.n_prefix_tokens)
-      throw std::invalid_argument(text(name, "must be from 0 to " + std::to_string(shape.n_prefix_tokens - 1) + ", found " + std::to_string(id)));
+      throw std::invalid_argument(text(
+          name, "must be from 0 to " + std::to_string(shape.n_prefix_tokens - 1) + ", found " + std::to_string(id)));
 }
 
 // A session together with the models it runs on.
 struct PySession {
-  PySession(std::shared_ptr<CpuModel> model, int capacity, int window, std::shared_ptr<CpuModel> draft, Prefix draft_prefix)
-      : model(std::move(model)), draft(std::move(draft)), session(*this->model, capacity, window, this->draft.get(), std::move(draft_prefix)) {}
-  PySession(std::shared_ptr<CpuModel> model, int n, int position, int window) : model(std::move(model)), session(*this->model, n, position, window) {}
+  PySession(std::shared_ptr<CpuModel> model, int capacity, int window, std::shared_ptr<CpuModel> draft,
+            Prefix draft_prefix)
+      : model(std::move(model)), draft(std::move(draft)),
+        session(*this->model, capacity, window, this->draft.get(), std::move(draft_prefix)) {}
+  PySession(std::shared_ptr<CpuModel> model, int n, int position, int window)
+      : model(std::move(model)), session(*this->model, n, position, window) {}
   std::shared_ptr<CpuModel> model, draft;
   Session session;
 
-  CanvasRequest request(const Ids& tokens, uint64_t index, uint64_t seed, double temperature, int top_k, double top_p, std::optional<double> guidance_scale,
-                        const Prefix& prefix, const Prefix& negative, int stop, bool score) const {
+  CanvasRequest request(const Ids& tokens, uint64_t index, uint64_t seed, double temperature, int top_k, double top_p,
+                        std::optional<double> guidance_scale, const Prefix& prefix, const Prefix& negative, int stop,
+                        bool score) const {
     const ModelShape& shape = model->shape();
     check_ids("tokens", tokens, {shape.n_positions}, -1, shape.n_tokens);
-    if (stop < 0 || stop > shape.n_positions) throw std::invalid_argument("stop must be from 0 to " + std::to_string(shape.n_positions));
+    if (stop < 0 || stop > shape.n_positions)
+      throw std::invalid_argument("stop must be from 0 to " + std::to_string(shape.n_positions));
     check_prefix("prefix", prefix, shape);
     if (guidance_scale) check_prefix("negative", negative, shape);
     if (!guidance_scale && !negative.empty()) throw std::invalid_argument("negative needs a guidance_scale");
-    return {tokens.data(), index, draw_settings(seed, temperature, top_k, top_p, guidance_scale), prefix, negative, stop, score};
+    return {tokens.data(), index, draw_settings(seed, temperature, top_k, top_p, guidance_scale), prefix, negative,
+            stop,          score};
   }
   void check_taken(int slot) const {
-    if (slot < 0 || slot >= session.capacity() || !session.taken(slot)) throw std::invalid_argument("slot " + std::to_string(slot) + " holds no canvas");
+    if (slot < 0 || slot >= session.capacity() || !session.taken(slot))
+      throw std::invalid_argument("slot " + std::to_string(slot) + " holds no canvas");
   }
 };
 
-std::unique_ptr<PySession> open_session(std::shared_ptr<CpuModel> model, int capacity, int window, std::shared_ptr<CpuModel> draft, Prefix draft_prefix) {
+std::unique_ptr<PySession> open_session(std::shared_ptr<CpuModel> model, int capacity, int window,
+                                        std::shared_ptr<CpuModel> draft, Prefix draft_prefix) {
   model->check_complete();
-  if (capacity < 1 || capacity > (1 << 20)) throw std::invalid_argument("capacity must be from 1 to 2^20, found " + std::to_string(capacity));
+  if (capacity < 1 || capacity > (1 << 20))
+    throw std::invalid_argument("capacity must be from 1 to 2^20, found " + std::to_string(capacity));
   if (window < 0) throw std::invalid_argument("window must not be negative");
   if (draft) {
     draft->check_complete();
@@ -145,7 +163,8 @@ std::unique_ptr<PySession> open_rehearsal(std::shared_ptr<CpuModel> model, int n
   model->check_complete();
   if (n < 1 || n > (1 << 20)) throw std::invalid_argument("n must be from 1 to 2^20, found " + std::to_string(n));
   const int positions = model->shape().n_positions;
-  if (position < 0 || position >= positions) throw std::invalid_argument("position must be from 0 to " + std::to_string(positions - 1));
+  if (position < 0 || position >= positions)
+    throw std::invalid_argument("position must be from 0 to " + std::to_string(positions - 1));
   if (window < 1) throw std::invalid_argument("window must be at least 1");
   py::gil_scoped_release release;
   return std::make_unique<PySession>(std::move(model), n, position, window);
@@ -168,9 +187,11 @@ py::tuple read(const PySession& s, const std::vector<int>& slots) {
 
 }  // namespace
 
-DrawSettings draw_settings(uint64_t seed, double temperature, int top_k, double top_p, std::optional<double> guidance_scale) {
+DrawSettings draw_settings(uint64_t seed, double temperature, int top_k, double top_p,
+                           std::optional<double> guidance_scale) {
   // Arithmetic is float32's. What float32 cannot hold is for fastigpt/sampling.py to refuse or to make 0.
-  const bool normal = temperature >= std::numeric_limits<float>::min() && temperature <= std::numeric_limits<float>::max();
+  const bool normal =
+      temperature >= std::numeric_limits<float>::min() && temperature <= std::numeric_limits<float>::max();
   if (temperature != 0 && !normal) throw std::invalid_argument("temperature must be 0, or from 1.18e-38 to 3.40e38");
   if (top_k < 0) throw std::invalid_argument("top_k must not be negative");
   if (!(top_p > 0 && top_p <= 1)) throw std::invalid_argument("top_p must be above 0 and at most 1");
@@ -187,10 +208,12 @@ DrawSettings draw_settings(uint64_t seed, double temperature, int top_k, double 
 }
 
 void bind_engine(py::module_& m) {
-  py::class_<CpuModel, std::shared_ptr<CpuModel>>(m, "CpuModel", "A token-by-token image model packed for one instruction set.")
-      .def(py::init(&make_model), py::kw_only(), py::arg("n_layer"), py::arg("n_head"), py::arg("width"), py::arg("n_inner"),
-           py::arg("n_positions"), py::arg("columns"), py::arg("n_tokens"), py::arg("n_prefix_tokens"), py::arg("prefix_length"),
-           py::arg("epsilon"), py::arg("weights"), py::arg("cache"), py::arg("isa"), py::arg("threads"))
+  py::class_<CpuModel, std::shared_ptr<CpuModel>>(m, "CpuModel",
+                                                  "A token-by-token image model packed for one instruction set.")
+      .def(py::init(&make_model), py::kw_only(), py::arg("n_layer"), py::arg("n_head"), py::arg("width"),
+           py::arg("n_inner"), py::arg("n_positions"), py::arg("columns"), py::arg("n_tokens"),
+           py::arg("n_prefix_tokens"), py::arg("prefix_length"), py::arg("epsilon"), py::arg("weights"),
+           py::arg("cache"), py::arg("isa"), py::arg("threads"))
       .def("load", &load, py::arg("name"), py::arg("tensor").noconvert(), "Takes one tensor, float32.")
       .def("check_complete", &CpuModel::check_complete)
       .def("score", &score, py::arg("tokens").noconvert(), py::arg("prefix").noconvert(), py::arg("layer"),
@@ -200,69 +223,105 @@ void bind_engine(py::module_& m) {
       .def("cache_bytes", &CpuModel::cache_bytes, py::arg("slots"));
   py::class_<PyRequest>(m, "CpuRequest", "One canvas, checked.");
   py::class_<PySession>(m, "CpuSession", "Slots with a canvas each, in the middle of being drawn.")
-      .def(py::init(&open_session), py::arg("model"), py::kw_only(), py::arg("capacity"), py::arg("window"), py::arg("draft"), py::arg("draft_prefix"))
-      .def("request", [](const PySession& s, const Ids& tokens, uint64_t index, uint64_t seed, double temperature, int top_k, double top_p,
-                         std::optional<double> guidance_scale, const Prefix& prefix, const Prefix& negative, int stop, bool score) {
-             return PyRequest{tokens, s.request(tokens, index, seed, temperature, top_k, top_p, guidance_scale, prefix, negative, stop, score)};
-           }, py::arg("tokens").noconvert(), py::kw_only(), py::arg("index"), py::arg("seed"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-           py::arg("guidance_scale"), py::arg("prefix"), py::arg("negative"), py::arg("stop"), py::arg("score"))
-      .def("add", [](PySession& s, const std::vector<const PyRequest*>& requests) {
-             std::vector<CanvasRequest> canvases;
-             for (const PyRequest* request : requests) canvases.push_back(request->canvas);
-             py::gil_scoped_release release;
-             return s.session.add(canvases);
-           }, py::arg("requests"), "Slots of these canvases.")
-      .def("step", [](PySession& s, double seconds) { s.session.step(seconds); }, py::arg("seconds"), py::call_guard<py::gil_scoped_release>(),
-           "Draws for about `seconds`, or until a canvas has come as far as it may.")
-      .def("decided", [](const PySession& s) {
-             std::vector<std::pair<int, int>> found;
-             for (int slot = 0; slot < s.session.capacity(); ++slot)
-               if (s.session.taken(slot)) found.emplace_back(slot, s.session.decided(slot));
-             return found;
-           }, "(slot, leading tokens that are final) of every canvas.")
+      .def(py::init(&open_session), py::arg("model"), py::kw_only(), py::arg("capacity"), py::arg("window"),
+           py::arg("draft"), py::arg("draft_prefix"))
+      .def(
+          "request",
+          [](const PySession& s, const Ids& tokens, uint64_t index, uint64_t seed, double temperature, int top_k,
+             double top_p, std::optional<double> guidance_scale, const Prefix& prefix, const Prefix& negative, int stop,
+             bool score) {
+            return PyRequest{tokens, s.request(tokens, index, seed, temperature, top_k, top_p, guidance_scale, prefix,
+                                               negative, stop, score)};
+          },
+          py::arg("tokens").noconvert(), py::kw_only(), py::arg("index"), py::arg("seed"), py::arg("temperature"),
+          py::arg("top_k"), py::arg("top_p"), py::arg("guidance_scale"), py::arg("prefix"), py::arg("negative"),
+          py::arg("stop"), py::arg("score"))
+      .def(
+          "add",
+          [](PySession& s, const std::vector<const PyRequest*>& requests) {
+            std::vector<CanvasRequest> canvases;
+            for (const PyRequest* request : requests) canvases.push_back(request->canvas);
+            py::gil_scoped_release release;
+            return s.session.add(canvases);
+          },
+          py::arg("requests"), "Slots of these canvases.")
+      .def(
+          "step", [](PySession& s, double seconds) { s.session.step(seconds); }, py::arg("seconds"),
+          py::call_guard<py::gil_scoped_release>(),
+          "Draws for about `seconds`, or until a canvas has come as far as it may.")
+      .def(
+          "decided",
+          [](const PySession& s) {
+            std::vector<std::pair<int, int>> found;
+            for (int slot = 0; slot < s.session.capacity(); ++slot)
+              if (s.session.taken(slot)) found.emplace_back(slot, s.session.decided(slot));
+            return found;
+          },
+          "(slot, leading tokens that are final) of every canvas.")
       .def("read", &read, py::arg("slots"), "tokens, pass_starts, log_likelihood of these slots.")
-      .def("resume", [](PySession& s, int slot, int stop) {
-             s.check_taken(slot);
-             if (stop < 0 || stop > s.model->shape().n_positions) throw std::invalid_argument("stop must be from 0 to " + std::to_string(s.model->shape().n_positions));
-             py::gil_scoped_release release;
-             s.session.resume(slot, stop);
-           }, py::arg("slot"), py::arg("stop"))
-      .def("fork", [](PySession& s, int slot, const std::vector<uint64_t>& indices) {
-             s.check_taken(slot);
-             if (indices.empty()) throw std::invalid_argument("indices must not be empty");
-             py::gil_scoped_release release;
-             return s.session.fork(slot, indices);
-           }, py::arg("slot"), py::arg("indices"))
-      .def("remove", [](PySession& s, int slot) {
-             s.check_taken(slot);
-             s.session.remove(slot);
-           }, py::arg("slot"))
-      .def_static("rehearsal", &open_rehearsal, py::arg("model"), py::kw_only(), py::arg("n"), py::arg("position"), py::arg("window"),
+      .def(
+          "resume",
+          [](PySession& s, int slot, int stop) {
+            s.check_taken(slot);
+            if (stop < 0 || stop > s.model->shape().n_positions)
+              throw std::invalid_argument("stop must be from 0 to " + std::to_string(s.model->shape().n_positions));
+            py::gil_scoped_release release;
+            s.session.resume(slot, stop);
+          },
+          py::arg("slot"), py::arg("stop"))
+      .def(
+          "fork",
+          [](PySession& s, int slot, const std::vector<uint64_t>& indices) {
+            s.check_taken(slot);
+            if (indices.empty()) throw std::invalid_argument("indices must not be empty");
+            py::gil_scoped_release release;
+            return s.session.fork(slot, indices);
+          },
+          py::arg("slot"), py::arg("indices"))
+      .def(
+          "remove",
+          [](PySession& s, int slot) {
+            s.check_taken(slot);
+            s.session.remove(slot);
+          },
+          py::arg("slot"))
+      .def_static("rehearsal", &open_rehearsal, py::arg("model"), py::kw_only(), py::arg("n"), py::arg("position"),
+                  py::arg("window"),
                   "Canvases that stand at `position` on caches of made-up contents, for timing passes.")
-      .def("rehearse", [](PySession& s) { s.session.rehearse(); }, py::call_guard<py::gil_scoped_release>(),
-           "Runs one pass of a rehearsal; the canvases stay where they are.");
+      .def(
+          "rehearse", [](PySession& s) { s.session.rehearse(); }, py::call_guard<py::gil_scoped_release>(),
+          "Runs one pass of a rehearsal; the canvases stay where they are.");
   // The draw alone, for the tests of the noise contract.
-  m.def("cpu_draw", [](const Floats& scores, uint64_t seed, const Ids& index, const Ids& position, const std::string& isa) {
-    if (scores.ndim() != 2 || scores.shape(1) < 1) throw std::invalid_argument("scores must have the shape [rows, tokens]");
-    const py::ssize_t rows = scores.shape(0), n = scores.shape(1);
-    check_shape("index", index, {rows});
-    check_ids("position", position, {rows}, 0, int64_t(1) << 32);
-    const Kernels& kernels = kernels_for(parse_isa(isa));
-    std::vector<float> padded((n + 63) / 64 * 64, -std::numeric_limits<float>::infinity());
-    Ids out(rows);
-    for (py::ssize_t r = 0; r < rows; ++r) {
-      std::copy_n(scores.data(r, 0), n, padded.begin());
-      out.mutable_data()[r] = kernels.draw(padded.data(), int(n), {seed, uint64_t(index.data()[r]), uint32_t(position.data()[r])});
-    }
-    return out;
-  }, py::arg("scores").noconvert(), py::arg("seed"), py::arg("index").noconvert(), py::arg("position").noconvert(), py::arg("isa"),
-  "argmax(scores + noise) of each row.");
-  m.def("cpu_gumbel", [](const py::array_t<uint32_t, py::array::c_style>& bits, const std::string& isa) {
-    if (bits.ndim() != 1 || bits.size() % 16) throw std::invalid_argument("bits must be one row, a multiple of 16");
-    Floats out(bits.size());
-    kernels_for(parse_isa(isa)).gumbel(bits.data(), out.mutable_data(), int(bits.size()));
-    return out;
-  }, py::arg("bits").noconvert(), py::arg("isa"), "Gumbel noise in float32, as the draw approximates it before it decides.");
+  m.def(
+      "cpu_draw",
+      [](const Floats& scores, uint64_t seed, const Ids& index, const Ids& position, const std::string& isa) {
+        if (scores.ndim() != 2 || scores.shape(1) < 1)
+          throw std::invalid_argument("scores must have the shape [rows, tokens]");
+        const py::ssize_t rows = scores.shape(0), n = scores.shape(1);
+        check_shape("index", index, {rows});
+        check_ids("position", position, {rows}, 0, int64_t(1) << 32);
+        const Kernels& kernels = kernels_for(parse_isa(isa));
+        std::vector<float> padded((n + 63) / 64 * 64, -std::numeric_limits<float>::infinity());
+        Ids out(rows);
+        for (py::ssize_t r = 0; r < rows; ++r) {
+          std::copy_n(scores.data(r, 0), n, padded.begin());
+          out.mutable_data()[r] =
+              kernels.draw(padded.data(), int(n), {seed, uint64_t(index.data()[r]), uint32_t(position.data()[r])});
+        }
+        return out;
+      },
+      py::arg("scores").noconvert(), py::arg("seed"), py::arg("index").noconvert(), py::arg("position").noconvert(),
+      py::arg("isa"), "argmax(scores + noise) of each row.");
+  m.def(
+      "cpu_gumbel",
+      [](const py::array_t<uint32_t, py::array::c_style>& bits, const std::string& isa) {
+        if (bits.ndim() != 1 || bits.size() % 16) throw std::invalid_argument("bits must be one row, a multiple of 16");
+        Floats out(bits.size());
+        kernels_for(parse_isa(isa)).gumbel(bits.data(), out.mutable_data(), int(bits.size()));
+        return out;
+      },
+      py::arg("bits").noconvert(), py::arg("isa"),
+      "Gumbel noise in float32, as the draw approximates it before it decides.");
 }
 
 }  // namespace fastigpt

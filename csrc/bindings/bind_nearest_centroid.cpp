@@ -35,7 +35,8 @@ PointsView view(uintptr_t data, DType dtype, std::vector<int64_t> shape, std::ve
 // 0: as many as there are cores.
 int thread_count(int threads) {
   if (threads < 0 || threads > kMaxThreads)
-    throw std::invalid_argument("threads must be from 1 to " + std::to_string(kMaxThreads) + ", found " + std::to_string(threads));
+    throw std::invalid_argument("threads must be from 1 to " + std::to_string(kMaxThreads) + ", found " +
+                                std::to_string(threads));
   return threads > 0 ? threads : std::clamp(int(std::thread::hardware_concurrency()), 1, kMaxThreads);
 }
 
@@ -44,50 +45,56 @@ int thread_count(int threads) {
 void bind_nearest_centroid(py::module_& m) {
   m.def(
       "nearest_centroid",
-      [](uintptr_t data, const std::string& dtype, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t centroids,
-         int64_t k, bool cosine, uintptr_t indices, uintptr_t distances, const std::string& isa, int threads) {
+      [](uintptr_t data, const std::string& dtype, std::vector<int64_t> shape, std::vector<int64_t> strides,
+         uintptr_t centroids, int64_t k, bool cosine, uintptr_t indices, uintptr_t distances, const std::string& isa,
+         int threads) {
         const PointsView points = view(data, parse_dtype("points", dtype), std::move(shape), std::move(strides));
         const Isa chosen = parse_isa(isa);
         py::gil_scoped_release release;
-        return nearest_centroid_cpu(points, reinterpret_cast<const float*>(centroids), k, cosine, reinterpret_cast<int64_t*>(indices),
-                                    reinterpret_cast<float*>(distances), chosen, thread_count(threads));
+        return nearest_centroid_cpu(points, reinterpret_cast<const float*>(centroids), k, cosine,
+                                    reinterpret_cast<int64_t*>(indices), reinterpret_cast<float*>(distances), chosen,
+                                    thread_count(threads));
       },
       "Addresses in, addresses out; see fastigpt/quantize.py. Returns the position of a point that is not finite, or -1.");
 
-  py::class_<RgbTable>(m, "RgbTable", "The nearest centroid of each of the 2^24 colours; see csrc/include/fastigpt/nearest_centroid.h.")
+  py::class_<RgbTable>(
+      m, "RgbTable", "The nearest centroid of each of the 2^24 colours; see csrc/include/fastigpt/nearest_centroid.h.")
       .def(py::init([](uintptr_t centroids, int64_t k, double scale, double offset, int threads) {
         py::gil_scoped_release release;
-        return std::make_unique<RgbTable>(reinterpret_cast<const double*>(centroids), k, scale, offset, thread_count(threads));
+        return std::make_unique<RgbTable>(reinterpret_cast<const double*>(centroids), k, scale, offset,
+                                          thread_count(threads));
       }))
       .def("lookup",
-           [](const RgbTable& table, uintptr_t data, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t indices,
-              int threads) {
+           [](const RgbTable& table, uintptr_t data, std::vector<int64_t> shape, std::vector<int64_t> strides,
+              uintptr_t indices, int threads) {
              const PointsView points = view(data, DType::u8, std::move(shape), std::move(strides));
              py::gil_scoped_release release;
              table.lookup(points, reinterpret_cast<int64_t*>(indices), thread_count(threads));
            })
       .def_property_readonly("nbytes", &RgbTable::bytes)
       // Copies, as bytes, for a GPU: cells uint32, blocks uint16.
-      .def("cells", [](const RgbTable& t) { return py::bytes(reinterpret_cast<const char*>(t.cells()), RgbTable::kCells * 4); })
-      .def("blocks", [](const RgbTable& t) { return py::bytes(reinterpret_cast<const char*>(t.blocks()), t.n_blocks() * 2); });
+      .def("cells",
+           [](const RgbTable& t) { return py::bytes(reinterpret_cast<const char*>(t.cells()), RgbTable::kCells * 4); })
+      .def("blocks",
+           [](const RgbTable& t) { return py::bytes(reinterpret_cast<const char*>(t.blocks()), t.n_blocks() * 2); });
 #ifdef FASTIGPT_WITH_CUDA
   const auto check = [](const char* error) {
     if (error) throw std::runtime_error(std::string("CUDA: ") + error);
   };
   m.def("nearest_centroid_cuda",
-        [check](uintptr_t data, const std::string& dtype, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t centroids,
-                int64_t k, uintptr_t indices, uintptr_t distances, uintptr_t stream) {
+        [check](uintptr_t data, const std::string& dtype, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                uintptr_t centroids, int64_t k, uintptr_t indices, uintptr_t distances, uintptr_t stream) {
           const PointsView points = view(data, parse_dtype("points", dtype), std::move(shape), std::move(strides));
-          check(nearest_centroid_cuda(points, reinterpret_cast<const float*>(centroids), k, reinterpret_cast<int64_t*>(indices),
-                                      reinterpret_cast<float*>(distances), reinterpret_cast<void*>(stream)));
+          check(nearest_centroid_cuda(points, reinterpret_cast<const float*>(centroids), k,
+                                      reinterpret_cast<int64_t*>(indices), reinterpret_cast<float*>(distances),
+                                      reinterpret_cast<void*>(stream)));
         });
-  m.def("rgb_lookup_cuda",
-        [check](uintptr_t data, std::vector<int64_t> shape, std::vector<int64_t> strides, uintptr_t cells, uintptr_t blocks,
-                uintptr_t indices, uintptr_t stream) {
-          const PointsView points = view(data, DType::u8, std::move(shape), std::move(strides));
-          check(rgb_lookup_cuda(points, reinterpret_cast<const uint32_t*>(cells), reinterpret_cast<const uint16_t*>(blocks),
-                                reinterpret_cast<int64_t*>(indices), reinterpret_cast<void*>(stream)));
-        });
+  m.def("rgb_lookup_cuda", [check](uintptr_t data, std::vector<int64_t> shape, std::vector<int64_t> strides,
+                                   uintptr_t cells, uintptr_t blocks, uintptr_t indices, uintptr_t stream) {
+    const PointsView points = view(data, DType::u8, std::move(shape), std::move(strides));
+    check(rgb_lookup_cuda(points, reinterpret_cast<const uint32_t*>(cells), reinterpret_cast<const uint16_t*>(blocks),
+                          reinterpret_cast<int64_t*>(indices), reinterpret_cast<void*>(stream)));
+  });
 #endif
 }
 

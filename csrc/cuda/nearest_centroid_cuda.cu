@@ -1,10 +1,11 @@
-// Nearest centroid on the GPU: brute force in float32 with float64 where float32 cannot decide, and the table of colours.
+// Nearest centroid on the GPU: brute force in float32 with float64 where float32 cannot decide, and the table of
+// colours.
 //
-// Up to 16 dimensions a thread keeps its points in registers and all threads of a block walk through the centroids, which
-// lie in shared memory and are read as broadcasts. Above that, a block of 64 points meets 64 centroids at a time, each
-// thread with a 4 x 4 corner of the distances. Distances are direct, (x - c)^2 with fused multiply-adds: |c|^2 - 2x.c
-// would cancel. Each thread keeps the least distance and the second least; where they are within rounding of one another
-// the point is settled again in float64, the lowest index winning ties, as on the CPU.
+// Up to 16 dimensions a thread keeps its points in registers and all threads of a block walk through the centroids,
+// which lie in shared memory and are read as broadcasts. Above that, a block of 64 points meets 64 centroids at a time,
+// each thread with a 4 x 4 corner of the distances. Distances are direct, (x - c)^2 with fused multiply-adds: |c|^2 -
+// 2x.c would cancel. Each thread keeps the least distance and the second least; where they are within rounding of one
+// another the point is settled again in float64, the lowest index winning ties, as on the CPU.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -63,8 +64,9 @@ __device__ void consider(float d2, int64_t j, float& best, float& second, int& i
 
 // kDim: 3, 4, 8 or 16; points of fewer dimensions are padded with zeros, as are the centroids.
 template <int kDim, int kPoints>
-__global__ void __launch_bounds__(kThreads, 2) nearest_few_dimensions(View view, const float* __restrict__ centroids, int k,
-                                                                   int64_t* __restrict__ indices, float* __restrict__ distances) {
+__global__ void __launch_bounds__(kThreads, 2)
+    nearest_few_dimensions(View view, const float* __restrict__ centroids, int k, int64_t* __restrict__ indices,
+                           float* __restrict__ distances) {
   constexpr int kRow = (kDim + 3) / 4 * 4, kTile = 4096 / kRow;
   __shared__ float4 tile[kTile * kRow / 4];
   const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kPoints;
@@ -127,8 +129,9 @@ __global__ void __launch_bounds__(kThreads, 2) nearest_few_dimensions(View view,
   }
 }
 
-__global__ void __launch_bounds__(kThreads) nearest_many_dimensions(View view, const float* __restrict__ centroids, int k,
-                                                                    int64_t* __restrict__ indices, float* __restrict__ distances) {
+__global__ void __launch_bounds__(kThreads)
+    nearest_many_dimensions(View view, const float* __restrict__ centroids, int k, int64_t* __restrict__ indices,
+                            float* __restrict__ distances) {
   constexpr int kSide = 64, kDepth = 16, kCorner = 4;
   __shared__ float xs[kDepth][kSide + 1], cs[kDepth][kSide + 1];
   __shared__ float bests[kSide][17], seconds[kSide][17];
@@ -214,18 +217,21 @@ __global__ void __launch_bounds__(kThreads) nearest_many_dimensions(View view, c
     }
     if (threadIdx.x == 0) {
       indices[first + p] = winner;
-      if (distances) distances[first + p] = winner < 0 ? NAN : float(direct(view, from, centroids + int64_t(winner) * view.dim));
+      if (distances)
+        distances[first + p] = winner < 0 ? NAN : float(direct(view, from, centroids + int64_t(winner) * view.dim));
     }
   }
 }
 
-__device__ uint32_t answer(const uint32_t* __restrict__ cells, const uint16_t* __restrict__ blocks, uint32_t r, uint32_t g, uint32_t b) {
+__device__ uint32_t answer(const uint32_t* __restrict__ cells, const uint16_t* __restrict__ blocks, uint32_t r,
+                           uint32_t g, uint32_t b) {
   const uint32_t cell = (r >> 2) << 12 | (g >> 2) << 6 | b >> 2, inside = (r & 3) << 4 | (g & 3) << 2 | (b & 3);
   return __ldg(blocks + __ldg(cells + cell) + inside);
 }
 
-__global__ void __launch_bounds__(kThreads) rgb_lookup(View view, const uint32_t* __restrict__ cells, const uint16_t* __restrict__ blocks,
-                                                       int64_t* __restrict__ indices) {
+__global__ void __launch_bounds__(kThreads)
+    rgb_lookup(View view, const uint32_t* __restrict__ cells, const uint16_t* __restrict__ blocks,
+               int64_t* __restrict__ indices) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= view.n) return;
   const uint8_t* p = reinterpret_cast<const uint8_t*>(view.at(i));
@@ -233,9 +239,9 @@ __global__ void __launch_bounds__(kThreads) rgb_lookup(View view, const uint32_t
 }
 
 // Four neighbouring pixels of a packed row: three words in, two pairs of answers out.
-__global__ void __launch_bounds__(kThreads) rgb_lookup_packed(const uint32_t* __restrict__ pixels, int64_t quads,
-                                                              const uint32_t* __restrict__ cells, const uint16_t* __restrict__ blocks,
-                                                              longlong2* __restrict__ indices) {
+__global__ void __launch_bounds__(kThreads)
+    rgb_lookup_packed(const uint32_t* __restrict__ pixels, int64_t quads, const uint32_t* __restrict__ cells,
+                      const uint16_t* __restrict__ blocks, longlong2* __restrict__ indices) {
   const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= quads) return;
   const uint32_t a = __ldg(pixels + 3 * i), b = __ldg(pixels + 3 * i + 1), c = __ldg(pixels + 3 * i + 2);
@@ -250,7 +256,13 @@ __global__ void __launch_bounds__(kThreads) rgb_lookup_packed(const uint32_t* __
 const char* to_view(const PointsView& points, View& view) {
   const int axes = int(points.shape.size());
   if (axes > kMaxAxes) return "points have more than three axes that are not one run in memory";
-  view = {static_cast<const char*>(points.data), points.size(), {1, 1, 1}, {0, 0, 0}, points.dim_stride, int(points.dim), points.dtype};
+  view = {static_cast<const char*>(points.data),
+          points.size(),
+          {1, 1, 1},
+          {0, 0, 0},
+          points.dim_stride,
+          int(points.dim),
+          points.dtype};
   for (int axis = 0; axis < axes; ++axis) {
     view.shape[kMaxAxes - axes + axis] = points.shape[axis];
     view.strides[kMaxAxes - axes + axis] = points.strides[axis];
@@ -267,24 +279,31 @@ unsigned blocks_for(int64_t n, int64_t per_block) { return unsigned((n + per_blo
 
 }  // namespace
 
-const char* nearest_centroid_cuda(const PointsView& points, const float* centroids, int64_t k, int64_t* indices, float* distances,
-                                  void* stream) {
+const char* nearest_centroid_cuda(const PointsView& points, const float* centroids, int64_t k, int64_t* indices,
+                                  float* distances, void* stream) {
   View view;
   if (const char* error = to_view(points, view)) return error;
   if (view.n == 0) return nullptr;
   const auto on = static_cast<cudaStream_t>(stream);
   const auto few = [&](auto kernel, int points) {
-    kernel<<<blocks_for(view.n, int64_t(kThreads) * points), kThreads, 0, on>>>(view, centroids, int(k), indices, distances);
+    kernel<<<blocks_for(view.n, int64_t(kThreads) * points), kThreads, 0, on>>>(view, centroids, int(k), indices,
+                                                                                distances);
   };
-  if (view.dim <= 3) few(nearest_few_dimensions<3, 4>, 4);
-  else if (view.dim == 4) few(nearest_few_dimensions<4, 4>, 4);
-  else if (view.dim <= 8) few(nearest_few_dimensions<8, 2>, 2);
-  else if (view.dim <= 16) few(nearest_few_dimensions<16, 2>, 2);
-  else nearest_many_dimensions<<<blocks_for(view.n, 64), kThreads, 0, on>>>(view, centroids, int(k), indices, distances);
+  if (view.dim <= 3)
+    few(nearest_few_dimensions<3, 4>, 4);
+  else if (view.dim == 4)
+    few(nearest_few_dimensions<4, 4>, 4);
+  else if (view.dim <= 8)
+    few(nearest_few_dimensions<8, 2>, 2);
+  else if (view.dim <= 16)
+    few(nearest_few_dimensions<16, 2>, 2);
+  else
+    nearest_many_dimensions<<<blocks_for(view.n, 64), kThreads, 0, on>>>(view, centroids, int(k), indices, distances);
   return launched();
 }
 
-const char* rgb_lookup_cuda(const PointsView& points, const uint32_t* cells, const uint16_t* blocks, int64_t* indices, void* stream) {
+const char* rgb_lookup_cuda(const PointsView& points, const uint32_t* cells, const uint16_t* blocks, int64_t* indices,
+                            void* stream) {
   View view;
   if (const char* error = to_view(points, view)) return error;
   if (view.n == 0) return nullptr;
@@ -294,8 +313,8 @@ const char* rgb_lookup_cuda(const PointsView& points, const uint32_t* cells, con
   int64_t done = 0;
   if (packed && view.n >= 4) {
     const int64_t quads = view.n / 4;
-    rgb_lookup_packed<<<blocks_for(quads, kThreads), kThreads, 0, on>>>(reinterpret_cast<const uint32_t*>(view.data), quads, cells, blocks,
-                                                                       reinterpret_cast<longlong2*>(indices));
+    rgb_lookup_packed<<<blocks_for(quads, kThreads), kThreads, 0, on>>>(
+        reinterpret_cast<const uint32_t*>(view.data), quads, cells, blocks, reinterpret_cast<longlong2*>(indices));
     done = quads * 4;
     view.data += done * 3;
     view.n -= done;

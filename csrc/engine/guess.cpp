@@ -14,8 +14,8 @@ constexpr int kOrigins[3][3] = {{0, 1, 2}, {3, 4, 5}, {6, 7, 5}};  // rare ones 
 
 Guesser::Guesser(int columns) : columns_(columns), wide_(columns ? 1 << kBits : 0), narrow_(wide_) {}
 
-// Hash of the tokens to the left and above, and in `wide` above to the right. At the edges of the canvas these are tokens of
-// its other edge or none, which is as good a context as any.
+// Hash of the tokens to the left and above, and in `wide` above to the right. At the edges of the canvas these are
+// tokens of its other edge or none, which is as good a context as any.
 uint32_t Guesser::place(const int32_t* row, int at, bool wide) const {
   auto token = [&](int back) { return uint32_t(at >= back ? row[at - back] + 1 : 0); };
   uint32_t h = token(1) * 0x9E3779B1u;
@@ -44,7 +44,8 @@ void Guesser::learn(const int32_t* row, int at) {
   }
 }
 
-void Guesser::guess(int32_t* row, const uint8_t* known, int first, int last, int scored, int wrong, uint8_t* kind) const {
+void Guesser::guess(int32_t* row, const uint8_t* known, int first, int last, int scored, int wrong,
+                    uint8_t* kind) const {
   for (int at = first; at < last; ++at) {
     if (known[at]) continue;
     const int left = at > 0 ? row[at - 1] : 0;

@@ -34,8 +34,8 @@ KvCache::KvCache(const ModelShape& model, DType dtype, int lanes, int slots)
   memory = Buffer(head_bytes * n_head * lanes * model.n_layer);
 }
 
-Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, DType weights, CacheShape cache, int rows, int slots,
-                     int threads)
+Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, DType weights, CacheShape cache, int rows,
+                     int slots, int threads)
     : rows(rows), thread(threads), tickets(new std::atomic<int>[shape.n_layer]()) {
   const size_t d = round_up(shape.width, 32), f = round_up(shape.n_inner, 32), n = size_t(rows);
   x_stride = d;
@@ -167,12 +167,13 @@ void ModelImpl::linear(const PackedLinear& layer, Rows in, const Pass& pass, int
   const int threads = pool.size(), panels = layer.view.panels();
   const int first = int(int64_t(panels) * thread / threads), last = int(int64_t(panels) * (thread + 1) / threads);
   const uint8_t* after = nullptr;
-  if (next) after = next->view.data + size_t(int64_t(next->view.panels()) * thread / threads) * next->view.panel_bytes();
+  if (next)
+    after = next->view.data + size_t(int64_t(next->view.panels()) * thread / threads) * next->view.panel_bytes();
   kernels.linear(layer.view, in, pass.rows(), first, last, out, after);
 }
 
-// The keys and values that this thread has computed go into the caches before the threads meet. int8: a head's last thread has
-// not seen all of it, so attention() does this.
+// The keys and values that this thread has computed go into the caches before the threads meet. int8: a head's last
+// thread has not seen all of it, so attention() does this.
 void ModelImpl::put_keys_and_values(const Pass& pass, int layer, int thread) const {
   const int threads = pool.size(), panels = layers[layer].qkv.view.panels(), d = shape.head_dim(), width = shape.width;
   const int first = int(int64_t(panels) * thread / threads) * kPanel;
@@ -184,7 +185,8 @@ void ModelImpl::put_keys_and_values(const Pass& pass, int layer, int thread) con
       const Stretch& s = pass.stretches[i];
       const HeadCache cache = s.own->at(layer, s.lane, head);
       const float* from = pass.ws->qkv.as<float>() + pass.first_row[i] * pass.ws->qkv_stride + start;
-      for (int j = 0; j < s.count; ++j, from += pass.ws->qkv_stride) put(cache_shape(), cache, s.slot + j - s.begin, from, column - start, end - start);
+      for (int j = 0; j < s.count; ++j, from += pass.ws->qkv_stride)
+        put(cache_shape(), cache, s.slot + j - s.begin, from, column - start, end - start);
     }
     column = end;
   }
@@ -198,7 +200,9 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
   const int tasks = heads * stretches;
   auto keys_of = [&](int task) {
     const Stretch& s = pass.stretches[task % stretches];
-    return (s.prefix ? s.prefix->at(layer, s.prefix_lane, task / stretches) : s.own->at(layer, s.lane, task / stretches)).k;
+    return (s.prefix ? s.prefix->at(layer, s.prefix_lane, task / stretches)
+                     : s.own->at(layer, s.lane, task / stretches))
+        .k;
   };
   // Queries [from, to) of a task.
   auto attend = [&](int task, int from, int to, const uint8_t* next) {
@@ -235,7 +239,9 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
     const int first = int(int64_t(queries) * thread / threads), last = int(int64_t(queries) * (thread + 1) / threads);
     for (int task = 0, at = 0; at < last; ++task) {
       const int count = pass.stretches[task % stretches].count;
-      if (at + count > first) attend(task, std::max(first - at, 0), std::min(last - at, count), task + 1 < tasks ? keys_of(task + 1) : nullptr);
+      if (at + count > first)
+        attend(task, std::max(first - at, 0), std::min(last - at, count),
+               task + 1 < tasks ? keys_of(task + 1) : nullptr);
       at += count;
     }
     return;
@@ -318,7 +324,8 @@ size_t CpuModel::cache_bytes(int slots) const {
   return round_up(cache.head_bytes(int(round_up(slots, kKeyBlock))), 64) * s.n_head * s.n_layer;
 }
 
-void CpuModel::score(const int64_t* tokens, int batch, int length, const int64_t* prefix, int prefix_length, int layer, float* out) const {
+void CpuModel::score(const int64_t* tokens, int batch, int length, const int64_t* prefix, int prefix_length, int layer,
+                     float* out) const {
   constexpr int kRows = 256;  // tokens in a pass
   const ModelImpl& m = *impl_;
   const int before = prefix_length - 1, slots = before + length;  // the last of the prefix scores the first token
@@ -345,7 +352,8 @@ void CpuModel::score(const int64_t* tokens, int batch, int length, const int64_t
       for (int b = 0; b < count; ++b)
         for (int s = std::max(slot, before); s < slot + width; ++s) {
           const int r = b * width + s - slot;
-          const float* from = layer < 0 ? ws.logits.as<float>() + r * ws.logits_stride : hidden.data() + size_t(r) * per_row;
+          const float* from =
+              layer < 0 ? ws.logits.as<float>() + r * ws.logits_stride : hidden.data() + size_t(r) * per_row;
           std::memcpy(out + (size_t(first + b) * length + s - before) * per_row, from, per_row * sizeof(float));
         }
     }

@@ -1,5 +1,5 @@
-// The model: its weights, caches and workspaces, and the pass that all work is made of: some tokens of some sequences, each at
-// its own place, through all layers.
+// The model: its weights, caches and workspaces, and the pass that all work is made of: some tokens of some sequences,
+// each at its own place, through all layers.
 #pragma once
 #include <atomic>
 #include <map>
@@ -30,7 +30,8 @@ struct KvCache {
   Buffer memory;
 };
 
-// `count` consecutive tokens of one sequence, the first at `slot`. Slots below `begin` are in lane `prefix_lane` of `prefix`.
+// `count` consecutive tokens of one sequence, the first at `slot`. Slots below `begin` are in lane `prefix_lane` of
+// `prefix`.
 struct Stretch {
   const KvCache* own;
   int lane;
@@ -46,12 +47,13 @@ struct Input {
 
 // Activations for up to `rows` tokens, and the scratch of each thread.
 struct Workspace {
-  Workspace(const ModelShape& shape, const Kernels& kernels, DType weights, CacheShape cache, int rows, int slots, int threads);
+  Workspace(const ModelShape& shape, const Kernels& kernels, DType weights, CacheShape cache, int rows, int slots,
+            int threads);
   int rows;
   size_t x_stride, qkv_stride, inner_stride, logits_stride;  // floats
   Buffer x, qkv, attn, inner, logits, rows_memory, attn_rows, inner_rows;
-  Rows normed;                      // activations for the next linear layer, shared
-  Rows attn_out, inner_out;         // in the format of the next layer; data null: floats, to be quantised
+  Rows normed;               // activations for the next linear layer, shared
+  Rows attn_out, inner_out;  // in the format of the next layer; data null: floats, to be quantised
   struct PerThread {
     Buffer normed_memory, normed_scale, floats, attend, scores;
     Rows normed;  // for small passes, which every thread norms for itself
@@ -67,11 +69,11 @@ constexpr int kFewTasks = 8;   // heads of sequences for each thread, below whic
 struct Pass {
   Workspace* ws;
   std::vector<Stretch> stretches;
-  std::vector<Input> inputs;  // one for each token of the stretches, in order
+  std::vector<Input> inputs;   // one for each token of the stretches, in order
   std::vector<int> first_row;  // of each stretch
   int n_layer;
-  bool logits;                // then ws->logits
-  float* hidden = nullptr;    // or the normed hidden states after n_layer blocks, [rows, width]
+  bool logits;              // then ws->logits
+  float* hidden = nullptr;  // or the normed hidden states after n_layer blocks, [rows, width]
 
   void clear() { stretches.clear(), inputs.clear(), first_row.clear(); }
   int rows() const { return int(inputs.size()); }
@@ -92,10 +94,12 @@ struct ModelImpl {
 
   // Element `at` of a prefix of `length`, and the input that scores canvas position `at` ≥ 1.
   Input prefix(int64_t id, int at, int length) const {
-    return {prefix_embedding.as<float>() + id * width(), positions.as<float>() + (at + shape.prefix_length - length) * width()};
+    return {prefix_embedding.as<float>() + id * width(),
+            positions.as<float>() + (at + shape.prefix_length - length) * width()};
   }
   Input token(int64_t id, int at) const {
-    return {token_embedding.as<float>() + id * width(), positions.as<float>() + (at + shape.prefix_length - 1) * width()};
+    return {token_embedding.as<float>() + id * width(),
+            positions.as<float>() + (at + shape.prefix_length - 1) * width()};
   }
   CacheShape cache_shape() const { return {cache, shape.head_dim()}; }
 
@@ -119,7 +123,8 @@ struct ModelImpl {
 
   Rows norm(const Pass& pass, int thread, const float* gain, DType dtype) const;
   Rows quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const;
-  void linear(const PackedLinear& layer, Rows in, const Pass& pass, int thread, const LinearOut& out, const PackedLinear* next) const;
+  void linear(const PackedLinear& layer, Rows in, const Pass& pass, int thread, const LinearOut& out,
+              const PackedLinear* next) const;
   void put_keys_and_values(const Pass& pass, int layer, int thread) const;
   void attention(const Pass& pass, int layer, int thread) const;
 };

@@ -1,5 +1,5 @@
-// How canvases come into a session and leave it: what is read before the first unknown token, shared where canvases have it in
-// common; forks; and the interface.
+// How canvases come into a session and leave it: what is read before the first unknown token, shared where canvases
+// have it in common; forks; and the interface.
 #include "engine/session.h"
 
 #include <algorithm>
@@ -16,7 +16,8 @@ int rows_for(int capacity, int n_positions, int window) {
 }
 
 // One block of keys and values of every layer and head.
-void copy_blocks(const KvCache& from, int from_lane, int from_slot, const KvCache& to, int to_lane, int to_slot, int count, int layer) {
+void copy_blocks(const KvCache& from, int from_lane, int from_slot, const KvCache& to, int to_lane, int to_slot,
+                 int count, int layer) {
   for (int head = 0; head < from.n_head; ++head) {
     const HeadCache a = from.at(layer, from_lane, head), b = to.at(layer, to_lane, head);
     std::memcpy(b.k + to.shape.k_bytes(to_slot), a.k + from.shape.k_bytes(from_slot), from.shape.k_bytes(count));
@@ -52,7 +53,8 @@ std::vector<int> SessionImpl::free_slots(size_t count) const {
   for (int slot = 0; slot < capacity && found.size() < count; ++slot)
     if (!slots[slot].taken) found.push_back(slot);
   if (found.size() < count)
-    throw std::invalid_argument(std::to_string(count) + " canvases for " + std::to_string(found.size()) + " free slots");
+    throw std::invalid_argument(std::to_string(count) + " canvases for " + std::to_string(found.size()) +
+                                " free slots");
   return found;
 }
 
@@ -109,9 +111,7 @@ void SessionImpl::prefill(const std::vector<int>& which) {
     KvCache& own = cache_of(s);
     std::vector<Stretch> stretches;
     std::vector<std::pair<const Sequence*, const int64_t*>> what;
-    struct Tail {
-      int slot, begin;
-    };
+    struct Tail { int slot, begin; };
     std::vector<Tail> tails;
     for (const Group& g : groups) {
       const int inputs = int(g.ids.size()), begin = inputs / kKeyBlock * kKeyBlock;
@@ -148,7 +148,8 @@ void SessionImpl::prefill(const std::vector<int>& which) {
 }
 
 // Runs known inputs through the model, as many to a pass as fit. what: the sequence of each stretch, and its tokens.
-void SessionImpl::read_inputs(std::vector<Stretch> stretches, const std::vector<std::pair<const Sequence*, const int64_t*>>& what) {
+void SessionImpl::read_inputs(std::vector<Stretch> stretches,
+                              const std::vector<std::pair<const Sequence*, const int64_t*>>& what) {
   Pass pass{&ws, {}, {}, {}, model.shape.n_layer, false};
   size_t next = 0;
   while (next < stretches.size()) {
@@ -161,7 +162,8 @@ void SessionImpl::read_inputs(std::vector<Stretch> stretches, const std::vector<
       const auto [sequence, row] = what[i];
       const int length = int(sequence->prefix.size());
       for (int slot = part.slot; slot < part.slot + part.count; ++slot)
-        pass.inputs.push_back(slot < length ? model.prefix(sequence->prefix[slot], slot, length) : model.token(row[slot - length], slot - length + 1));
+        pass.inputs.push_back(slot < length ? model.prefix(sequence->prefix[slot], slot, length)
+                                            : model.token(row[slot - length], slot - length + 1));
       s.slot += part.count;
       s.count -= part.count;
       if (s.count == 0) next = i + 1;
@@ -174,7 +176,8 @@ void SessionImpl::remove(int which) {
   const Slot& slot = slots[which];
   if (slot.ready && !slot.proved) clear(which, -slot.sequence[0].offset() - slot.sequence[1].offset(), slot.position);
   slots[which] = Slot{};
-  for (auto at = prefixes.begin(); at != prefixes.end();) at = at->second.expired() ? prefixes.erase(at) : std::next(at);
+  for (auto at = prefixes.begin(); at != prefixes.end();)
+    at = at->second.expired() ? prefixes.erase(at) : std::next(at);
   if (draft) draft->remove(which);
 }
 
@@ -187,7 +190,8 @@ void SessionImpl::resume(int which, int stop) {
 void SessionImpl::copy(int from, int to, uint64_t index) {
   slots[to] = slots[from];
   slots[to].index = index;
-  for (auto* bytes : {&known_, &pass_starts, &kinds}) std::copy_n(bytes->begin() + size_t(from) * n_positions, n_positions, bytes->begin() + size_t(to) * n_positions);
+  for (auto* bytes : {&known_, &pass_starts, &kinds})
+    std::copy_n(bytes->begin() + size_t(from) * n_positions, n_positions, bytes->begin() + size_t(to) * n_positions);
   std::copy_n(tokens_of(from), n_positions, tokens_of(to));
   std::copy_n(guesses_of(from), n_positions, guesses_of(to));
   const Slot& slot = slots[from];
@@ -199,7 +203,8 @@ void SessionImpl::copy(int from, int to, uint64_t index) {
     if (inputs <= 0) continue;
     const int count = int(round_up(inputs, kKeyBlock)), threads = model.pool.size();
     model.pool.run([&](int thread) {
-      for (int layer = thread; layer < model.shape.n_layer; layer += threads) copy_blocks(cache, from, 0, cache, to, 0, count, layer);
+      for (int layer = thread; layer < model.shape.n_layer; layer += threads)
+        copy_blocks(cache, from, 0, cache, to, 0, count, layer);
     });
   }
   if (draft) draft->copy(from, to, index);
@@ -207,7 +212,8 @@ void SessionImpl::copy(int from, int to, uint64_t index) {
 
 // --- Session ----------------------------------------------------------------------------------------------------------
 
-Session::Session(const CpuModel& model, int capacity, int window, const CpuModel* draft, std::vector<int64_t> draft_prefix)
+Session::Session(const CpuModel& model, int capacity, int window, const CpuModel* draft,
+                 std::vector<int64_t> draft_prefix)
     : impl_(new SessionImpl(*model.impl_, capacity, window)) {
   if (!draft) return;
   const ModelShape &mine = model.shape(), &theirs = draft->shape();
@@ -216,11 +222,13 @@ Session::Session(const CpuModel& model, int capacity, int window, const CpuModel
   impl_->draft_reads = mine.n_prefix_tokens == theirs.n_prefix_tokens && mine.prefix_length == theirs.prefix_length;
 }
 
-Session::Session(const CpuModel& model, int capacity, int position, int window) : impl_(new SessionImpl(*model.impl_, capacity, window)) {
+Session::Session(const CpuModel& model, int capacity, int position, int window)
+    : impl_(new SessionImpl(*model.impl_, capacity, window)) {
   const size_t positions = size_t(model.shape().n_positions);
   std::vector<int64_t> tokens(positions, -1);
   std::fill_n(tokens.begin(), position, 0);
-  for (int i = 0; i < capacity; ++i) impl_->put(i, {tokens.data(), uint64_t(i), DrawSettings{}, {0}, {}, int(positions), false});
+  for (int i = 0; i < capacity; ++i)
+    impl_->put(i, {tokens.data(), uint64_t(i), DrawSettings{}, {0}, {}, int(positions), false});
   // 0x3c3c is a small bfloat16, 0x3c3c3c3c a small float; every page is written, or reading it would cost nothing.
   KvCache& cache = impl_->cache_of(0);
   std::memset(cache.memory.as<>(), 0x3c, cache.memory.size());
@@ -244,7 +252,8 @@ std::vector<int> Session::add(const std::vector<CanvasRequest>& requests) {
       CanvasRequest theirs = requests[i];
       theirs.stop = impl_->n_positions;
       theirs.score = false;
-      if (!impl_->draft_reads) theirs.prefix = impl_->draft_prefix, theirs.negative.clear(), theirs.settings.guided = false;
+      if (!impl_->draft_reads)
+        theirs.prefix = impl_->draft_prefix, theirs.negative.clear(), theirs.settings.guided = false;
       draft->put(found[i], theirs);
     }
     impl_->prefill(found);
@@ -279,7 +288,9 @@ int Session::decided(int slot) const {
 }
 
 const int64_t* Session::tokens(int slot) const { return impl_->tokens_of(slot); }
-const uint8_t* Session::pass_starts(int slot) const { return impl_->pass_starts.data() + size_t(slot) * impl_->n_positions; }
+const uint8_t* Session::pass_starts(int slot) const {
+  return impl_->pass_starts.data() + size_t(slot) * impl_->n_positions;
+}
 double Session::log_likelihood(int slot) const { return impl_->slots[slot].log_likelihood; }
 
 }  // namespace fastigpt

@@ -5,10 +5,10 @@
 #include <utility>
 #include <vector>
 
-#include "operators/filter.h"
 #include "engine/guess.h"
 #include "engine/model.h"
 #include "engine/window.h"
+#include "operators/filter.h"
 
 namespace fastigpt {
 
@@ -16,8 +16,8 @@ constexpr int kPassRows = 512;  // tokens in a pass, all canvases together
 constexpr int kKnownRun = 64;   // known tokens that a window takes along
 constexpr int kWidestChoice = WindowStatistics::width[WindowStatistics::kWidths - 1];  // that the tuner may choose
 
-// What several canvases read before their first unknown token, computed once. Whole blocks of keys are used where they lie; what
-// is left over after the last of them is copied to each canvas.
+// What several canvases read before their first unknown token, computed once. Whole blocks of keys are used where they
+// lie; what is left over after the last of them is copied to each canvas.
 struct SharedPrefix {
   SharedPrefix(const ModelImpl& model, std::vector<int64_t> ids)
       : ids(std::move(ids)), cache(model.shape, model.cache, 1, int(this->ids.size())) {}
@@ -28,16 +28,16 @@ struct SharedPrefix {
 // One of the sequences of a canvas: with its prefix, or, guided, with the negative one.
 struct Sequence {
   std::vector<int64_t> prefix;
-  std::shared_ptr<const SharedPrefix> shared;  // or null
-  int begin = 0;                               // inputs that are in `shared`, a multiple of kKeyBlock
+  std::shared_ptr<const SharedPrefix> shared;            // or null
+  int begin = 0;                                         // inputs that are in `shared`, a multiple of kKeyBlock
   int offset() const { return int(prefix.size()) - 1; }  // input slot of canvas position 0
 };
 
 struct Slot {
   bool taken = false;
-  bool ready = false;   // its caches hold all inputs before `position`
+  bool ready = false;    // its caches hold all inputs before `position`
   bool careful = false;  // the last pass met logits that are not finite, perhaps only because of a wrong guess
-  bool proved = false;  // they are known to be finite: a token was drawn after them
+  bool proved = false;   // they are known to be finite: a token was drawn after them
   uint64_t index = 0;
   DrawSettings settings;
   bool score = false;
@@ -93,11 +93,11 @@ struct SessionImpl {
   const int capacity, n_positions;
   const int fixed_window;  // 0: the tuners' choice
   std::vector<Slot> slots;
-  std::vector<int64_t> tokens;   // [capacity, n_positions]; so are the next four
+  std::vector<int64_t> tokens;                      // [capacity, n_positions]; so are the next four
   std::vector<uint8_t> known_, pass_starts, kinds;  // kinds: of the guesses
-  std::vector<int32_t> guesses;  // decided tokens, then the last draws and guesses
+  std::vector<int32_t> guesses;                     // decided tokens, then the last draws and guesses
   Guesser guesser;
-  KvCache caches[2];             // one lane for each slot; the second appears with the first guided canvas
+  KvCache caches[2];  // one lane for each slot; the second appears with the first guided canvas
   std::map<std::vector<int64_t>, std::weak_ptr<const SharedPrefix>> prefixes;
   std::map<int, WindowTuner> tuners;  // by the number of sequences, in powers of two
   std::vector<int> turn;          // slots that draw at present
@@ -111,8 +111,8 @@ struct SessionImpl {
   bool warm = false;  // the first pass pays for memory that was never touched
   Workspace ws;
   std::vector<FilterScratch> filters;
-  std::vector<int> drawn;         // [row]: token of this pass; −1: its logits are not finite
-  std::vector<double> nats;       // [row]: log-likelihood of a known token
+  std::vector<int> drawn;                  // [row]: token of this pass; −1: its logits are not finite
+  std::vector<double> nats;                // [row]: log-likelihood of a known token
   std::vector<std::pair<int, int>> draws;  // slot and place in its window
   std::atomic<int> ticket{0};
   Pass decode;

@@ -1,10 +1,10 @@
 // Passes of a session: each scores a window of every canvas that has something to draw.
 //
-// A window is the last decided token followed by guesses. The noise of every position is fixed, so the token drawn there is a
-// function of the tokens before it: the draws up to the first wrong guess are those of one token at a time (Wiggers and
-// Hoogeboom, "Predictive sampling with forecasting autoregressive models", 2020; Song et al., "Accelerating feedforward
-// computation via parallel nonlinear equation solving", 2021). Draws after a wrong guess become the next guesses, corrected; see
-// guess.h.
+// A window is the last decided token followed by guesses. The noise of every position is fixed, so the token drawn
+// there is a function of the tokens before it: the draws up to the first wrong guess are those of one token at a time
+// (Wiggers and Hoogeboom, "Predictive sampling with forecasting autoregressive models", 2020; Song et al.,
+// "Accelerating feedforward computation via parallel nonlinear equation solving", 2021). Draws after a wrong guess
+// become the next guesses, corrected; see guess.h.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -51,7 +51,8 @@ double log_probability(const float* logits, int n, int64_t token) {
 
 }  // namespace
 
-// Row j of a canvas's window: the token that is drawn there, or the one that is known and, if wanted, its log-likelihood.
+// Row j of a canvas's window: the token that is drawn there, or the one that is known and, if wanted, its
+// log-likelihood.
 void SessionImpl::draw_row(const Slot& slot, int which, int j, FilterScratch& filter, float* scores) {
   const int n = model.shape.n_tokens, position = slot.position + j;
   const float* logits = ws.logits.as<float>() + (slot.row + j) * ws.logits_stride;
@@ -71,8 +72,9 @@ void SessionImpl::draw_row(const Slot& slot, int which, int j, FilterScratch& fi
   }
   filter_logits(logits, without, n, slot.settings, filter, scores);
   std::fill(scores + n, scores + ws.logits_stride, kForbidden);
-  token = slot.settings.temperature == 0 ? argmax(scores, n)
-                                         : model.kernels.draw(scores, n, {slot.settings.seed, slot.index, uint32_t(position)});
+  token = slot.settings.temperature == 0
+              ? argmax(scores, n)
+              : model.kernels.draw(scores, n, {slot.settings.seed, slot.index, uint32_t(position)});
 }
 
 // One pass over some canvases, whose widths and guesses are set.
@@ -112,9 +114,9 @@ void SessionImpl::pass(const int* which, int count, WindowTuner* tuner) {
   if (!sound) throw std::runtime_error("the model's logits are not finite numbers");
 }
 
-// Keeps the draws up to and including the first that was guessed wrong. Logits behind a wrong guess may be what they like, and
-// its keys and values may spoil those before it in their block: only in a window of one must they be finite. Returns whether
-// they were.
+// Keeps the draws up to and including the first that was guessed wrong. Logits behind a wrong guess may be what they
+// like, and its keys and values may spoil those before it in their block: only in a window of one must they be finite.
+// Returns whether they were.
 bool SessionImpl::decide(int which, WindowTuner* tuner) {
   Slot& slot = slots[which];
   int64_t* row = tokens_of(which);
@@ -155,8 +157,8 @@ bool SessionImpl::decide(int which, WindowTuner* tuner) {
   return sound;
 }
 
-// Keys and values of the inputs at canvas positions [from, until): what is not finite there would spoil, times a weight of zero,
-// whoever comes to stand before it.
+// Keys and values of the inputs at canvas positions [from, until): what is not finite there would spoil, times a weight
+// of zero, whoever comes to stand before it.
 void SessionImpl::clear(int which, int from, int until) {
   const Slot& slot = slots[which];
   const std::vector<float> zero(model.shape.head_dim());
@@ -166,8 +168,10 @@ void SessionImpl::clear(int which, int from, int until) {
       for (int layer = 0; layer < model.shape.n_layer; ++layer)
         for (int head = 0; head < model.shape.n_head; ++head) {
           const HeadCache cache = caches[s].at(layer, which, head);
-          model.kernels.put_key(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0, model.shape.head_dim());
-          model.kernels.put_value(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0, model.shape.head_dim());
+          model.kernels.put_key(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0,
+                                model.shape.head_dim());
+          model.kernels.put_value(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0,
+                                  model.shape.head_dim());
         }
   }
 }
@@ -183,8 +187,9 @@ void SessionImpl::pass_in_parts(const std::vector<int>& which) {
   }
 }
 
-// The smaller model draws the window one token at a time, with the same noise. What was decided since is known to it by then.
-// Of the inputs it has read, those before this model's position are right: their tokens were decided as it had guessed them.
+// The smaller model draws the window one token at a time, with the same noise. What was decided since is known to it by
+// then. Of the inputs it has read, those before this model's position are right: their tokens were decided as it had
+// guessed them.
 void SessionImpl::guess_with_draft(int window) {
   std::vector<int> batch;
   batch.reserve(capacity);
@@ -226,7 +231,8 @@ WindowTuner& SessionImpl::tuner_for(int sequences) {
   const auto found = tuners.find(bucket);
   if (found != tuners.end()) return found->second;
   // Passes with a draft cost more than those without, so what is known of these says nothing.
-  return tuners.emplace(bucket, WindowTuner(draft ? WindowStatistics{} : model.window_statistics(bucket))).first->second;
+  return tuners.emplace(bucket, WindowTuner(draft ? WindowStatistics{} : model.window_statistics(bucket)))
+      .first->second;
 }
 
 // Whose turn it is: those that have waited longest, as many as the tuner says. Places of canvases that are done are filled at once.
@@ -308,14 +314,16 @@ void SessionImpl::pass_of_turn(WindowTuner* tuner) {
     int sure = slot.position;
     while (sure < slot.limit && sure - slot.position < kKnownRun && known(i, sure)) ++sure;
     // A draft's guesses end with its window.
-    slot.width = std::min(draft ? std::max(width, sure - slot.position + 1) : width + sure - slot.position, slot.limit - slot.position);
+    slot.width = std::min(draft ? std::max(width, sure - slot.position + 1) : width + sure - slot.position,
+                          slot.limit - slot.position);
     if (!draft) {
       const size_t start = size_t(i) * n_positions;
-      guesser.guess(guesses.data() + start, known_.data() + start, slot.position, slot.position + slot.width - 1, slot.scored, slot.wrong,
-                    kinds.data() + start);
+      guesser.guess(guesses.data() + start, known_.data() + start, slot.position, slot.position + slot.width - 1,
+                    slot.scored, slot.wrong, kinds.data() + start);
       if (!planned)
-        slot.width = std::max(std::min(sure - slot.position + 1, slot.width),
-                              tuner->width(&kinds[start + slot.position], &known_[start + slot.position], slot.width - 1));
+        slot.width =
+            std::max(std::min(sure - slot.position + 1, slot.width),
+                     tuner->width(&kinds[start + slot.position], &known_[start + slot.position], slot.width - 1));
     }
     if (slot.careful) slot.width = 1;
     ++drawing;
@@ -329,7 +337,8 @@ void SessionImpl::pass_of_turn(WindowTuner* tuner) {
     rows += slot.sequences * slot.width;
   }
   pass(batch.data(), int(batch.size()), tuner);
-  // Known tokens and the end of the canvas change widths: a pass of quite another width than planned says nothing about it.
+  // Known tokens and the end of the canvas change widths: a pass of quite another width than planned says nothing about
+  // it.
   const bool as_planned = 4 * std::abs(scored - planned * drawing) <= planned * drawing;
   if (tuner && warm && (!planned || as_planned))
     tuner->passed(planned ? planned : double(scored) / drawing, double(kept) / drawing, since(started), planned > 0);

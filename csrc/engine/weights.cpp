@@ -66,7 +66,8 @@ void pack(PackedLinear& p, const float* data, SpinningPool& pool) {
 Buffer pad_rows(const float* data, int rows, int width) {
   const size_t padded = round_up(width, 32);
   Buffer b(size_t(rows) * padded * sizeof(float));
-  for (int r = 0; r < rows; ++r) std::memcpy(b.as<float>() + r * padded, data + size_t(r) * width, width * sizeof(float));
+  for (int r = 0; r < rows; ++r)
+    std::memcpy(b.as<float>() + r * padded, data + size_t(r) * width, width * sizeof(float));
   return b;
 }
 
@@ -77,7 +78,8 @@ void CpuModel::load(const std::string& name, const float* data, size_t count) {
   const ModelShape& s = m.shape;
   auto expect = [&](size_t wanted) {
     if (count != wanted)
-      throw std::invalid_argument(name + " holds " + std::to_string(count) + " numbers, expected " + std::to_string(wanted));
+      throw std::invalid_argument(name + " holds " + std::to_string(count) + " numbers, expected " +
+                                  std::to_string(wanted));
   };
   auto rows = [&](Buffer& to, int n, int width) {
     expect(size_t(n) * width);
@@ -103,7 +105,8 @@ void CpuModel::load(const std::string& name, const float* data, size_t count) {
     const std::string part = name.substr(block.size());
     if (part == "norm_1") return rows(w.norm_1, 1, s.width);
     if (part == "norm_2") return rows(w.norm_2, 1, s.width);
-    for (auto& [known, to] : {std::pair<const char*, PackedLinear*>{"qkv.", &w.qkv}, {"proj.", &w.proj}, {"fc.", &w.fc}, {"out.", &w.out}})
+    for (auto& [known, to] :
+         {std::pair<const char*, PackedLinear*>{"qkv.", &w.qkv}, {"proj.", &w.proj}, {"fc.", &w.fc}, {"out.", &w.out}})
       for (const char* what : {"weight", "bias"})
         if (part == std::string(known) + what) return linear(*to, what);
   }

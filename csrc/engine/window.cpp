@@ -1,6 +1,7 @@
-// The choice. Passes of a width W cost c(W) and keep Σ reach(j) tokens, where reach(j) is the chance that the guesses before
-// place j are all right. An image's window grows while the tokens it adds are worth their cost at the rate of tokens per cost
-// that passes have lately had, which maximises that rate (Dinkelbach, "On nonlinear fractional programming", 1967).
+// The choice. Passes of a width W cost c(W) and keep Σ reach(j) tokens, where reach(j) is the chance that the guesses
+// before place j are all right. An image's window grows while the tokens it adds are worth their cost at the rate of
+// tokens per cost that passes have lately had, which maximises that rate (Dinkelbach, "On nonlinear fractional
+// programming", 1967).
 #include "engine/window.h"
 
 #include <algorithm>

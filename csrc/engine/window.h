@@ -1,5 +1,5 @@
-// Chooses how many tokens a pass scores of each image when the caller leaves it open: as many as keep the most tokens per
-// second.
+// Chooses how many tokens a pass scores of each image when the caller leaves it open: as many as keep the most tokens
+// per second.
 #pragma once
 #include <cstdint>
 

@@ -26,8 +26,10 @@ void Candidates::keep(const Candidates& box, const double* middle, const double*
   index.clear();
   for (auto& axis : at) axis.clear();
   for (size_t i = 0; i < n; ++i) {
-    const double reach = half[0] * std::abs(x[i] - x[j]) + half[1] * std::abs(y[i] - y[j]) + half[2] * std::abs(z[i] - z[j]);
-    if (!(distance[i] - distance[j] > 2 * reach + 1e-12 * (distance[i] + distance[j]))) add(box.index[i], x[i], y[i], z[i]);
+    const double reach =
+        half[0] * std::abs(x[i] - x[j]) + half[1] * std::abs(y[i] - y[j]) + half[2] * std::abs(z[i] - z[j]);
+    if (!(distance[i] - distance[j] > 2 * reach + 1e-12 * (distance[i] + distance[j])))
+      add(box.index[i], x[i], y[i], z[i]);
   }
 }
 
@@ -43,7 +45,8 @@ Grid::Grid(const float* rows, int64_t k) {
     step[d] = 1.3 * (most - least) / kSide;
     first[d] = least - 0.15 * (most - least);
     // float32 must tell cells apart: a thousandth of one is the room given to rounding.
-    if (!(step[d] > 1e-15 && step[d] < 1e15 && std::max(std::abs(least), std::abs(most)) < 100 * kSide * step[d])) return;
+    if (!(step[d] > 1e-15 && step[d] < 1e15 && std::max(std::abs(least), std::abs(most)) < 100 * kSide * step[d]))
+      return;
     low[d] = float(first[d]);
     scale[d] = float(1 / step[d]);
   }
@@ -77,7 +80,8 @@ Grid::Grid(const float* rows, int64_t k) {
   leaves.resize(n, 3);
   for (size_t cell = 0; cell < lists.size(); ++cell)
     for (size_t i = 0; i < lists[cell].size(); ++i)
-      leaves.set(start[cell] + int64_t(i) / Leaves::kWidth, int64_t(i) % Leaves::kWidth, 3, lists[cell][i], rows + 3 * lists[cell][i]);
+      leaves.set(start[cell] + int64_t(i) / Leaves::kWidth, int64_t(i) % Leaves::kWidth, 3, lists[cell][i],
+                 rows + 3 * lists[cell][i]);
 }
 
 }  // namespace fastigpt

@@ -11,8 +11,8 @@ namespace fastigpt {
 
 constexpr int kBlock = 64;  // points worked on at once
 
-// Centroids are kept twice: centred on their mean and in tiles of four for the float32 pass, as they came and in columns
-// for the float64 pass. Both are cut into the same groups.
+// Centroids are kept twice: centred on their mean and in tiles of four for the float32 pass, as they came and in
+// columns for the float64 pass. Both are cut into the same groups.
 struct Codebook {
   static constexpr int kTile = 4, kStep = 16, kMaxGroups = 128;
 
@@ -81,14 +81,14 @@ double direct_distance(const float* x, const float* c, int64_t dim);
 bool beats(const float* rows, const float* x, int64_t dim, int64_t a, int64_t b);
 
 struct Block {
-  int count;            // points in use
-  const float* rows;    // [kBlock, dim]
-  const float* centred; // [dim, kBlock]
-  const float* slack;   // [kBlock] twice the rounding error that |c'|^2 - 2 x'.c' can have in float32
-  float* group_min;     // [n_groups, kBlock]
-  float* low;           // [kBlock]
-  int64_t* index;       // [kBlock]
-  double* distance;     // [kBlock]
+  int count;             // points in use
+  const float* rows;     // [kBlock, dim]
+  const float* centred;  // [dim, kBlock]
+  const float* slack;    // [kBlock] twice the rounding error that |c'|^2 - 2 x'.c' can have in float32
+  float* group_min;      // [n_groups, kBlock]
+  float* low;            // [kBlock]
+  int64_t* index;        // [kBlock]
+  double* distance;      // [kBlock]
 
   // Centroid j stands at float64 distance d2, not clearly above the best so far: does it win?
   void challenge(const Codebook& book, int p, int64_t j, double d2) const;
@@ -100,14 +100,15 @@ void gather(const PointsView& points, int64_t first, int count, float* out);
 // |x - a| < |x - b| in real arithmetic.
 bool exactly_nearer(const double* x, const double* a, const double* b, int64_t dim);
 
-// Runs task(i) for i in [0, n) on up to `threads` threads, this one among them. Throws what a task threw first; then others may be left out.
+// Runs task(i) for i in [0, n) on up to `threads` threads, this one among them. Throws what a task threw first; then
+// others may be left out.
 void parallel(int64_t n, int threads, const std::function<void(int64_t)>& task);
 
 // nearest: brute force over a block. search: the same by the tree, points [count, dim]; returns the leaves it opened.
-#define FASTIGPT_SEARCHES(isa)                                                                 \
-  namespace nearest_##isa {                                                                           \
-  void nearest(const Codebook& book, const Block& block);                                              \
-  int64_t search(const Tree& tree, const float* points, int count, int64_t* index);                    \
+#define FASTIGPT_SEARCHES(isa)                                                        \
+  namespace nearest_##isa {                                                           \
+    void nearest(const Codebook& book, const Block& block);                           \
+    int64_t search(const Tree& tree, const float* points, int count, int64_t* index); \
   }
 FASTIGPT_SEARCHES(generic)
 FASTIGPT_SEARCHES(avx2)

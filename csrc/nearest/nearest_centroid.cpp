@@ -1,14 +1,15 @@
 // nearest_centroid on the CPU: exact, over blocks of 64 points, by brute force or by a k-d tree.
 //
 // By the tree (few dimensions, many centroids): leaves of 16 centroids are opened in SIMD while their boxes are no
-// farther than the best centroid so far; what float32 leaves open, float64 or exact arithmetic decides. Where the codebook is such that too
-// many leaves are opened, the call goes on by brute force: the result is the same.
+// farther than the best centroid so far; what float32 leaves open, float64 or exact arithmetic decides. Where the
+// codebook is such that too many leaves are opened, the call goes on by brute force: the result is the same.
 //
-// By brute force, in two passes. The first pass finds, in float32 and in the cheap form |c|^2 - 2 x.c, the smallest value in each group of centroids.
-// Its rounding error has a bound, so every centroid that could be nearest lies in a group whose smallest value is within
-// that bound of the overall smallest: nearly always one group. The second pass looks into those groups with direct
-// float64 distances, and where two of them are too close for float64, in exact arithmetic. Points and centroids
-// are centred on the codebook's mean first, which keeps the bound small wherever the data lie.
+// By brute force, in two passes. The first pass finds, in float32 and in the cheap form |c|^2 - 2 x.c, the smallest
+// value in each group of centroids. Its rounding error has a bound, so every centroid that could be nearest lies in a
+// group whose smallest value is within that bound of the overall smallest: nearly always one group. The second pass
+// looks into those groups with direct float64 distances, and where two of them are too close for float64, in exact
+// arithmetic. Points and centroids are centred on the codebook's mean first, which keeps the bound small wherever the
+// data lie.
 #include "nearest/codebook.h"
 
 #include <algorithm>
@@ -92,7 +93,8 @@ int first_not_finite(const float* rows, int count, int64_t dim) {
 // Buffers of one thread.
 struct BlockBuffers {
   explicit BlockBuffers(const Codebook& book)
-      : rows(kBlock * book.dim), centred(kBlock * book.dim), slack(kBlock), low(kBlock), group_min(kBlock * book.n_groups) {}
+      : rows(kBlock * book.dim), centred(kBlock * book.dim), slack(kBlock), low(kBlock),
+        group_min(kBlock * book.n_groups) {}
   std::vector<float> rows, centred, slack, low, group_min;
   int64_t index[kBlock];
   double distance[kBlock];
@@ -132,7 +134,8 @@ void centre(const Codebook& book, const float* rows, int count, BlockBuffers& w)
       norm2 += double(x) * x;
     }
     const double size = book.radius2 + 2 * radius * std::sqrt(norm2);
-    w.slack[p] = size < 1e37 ? float(2.1 * (book.dim + 10) * kEpsilon * size + 1e-36) : std::numeric_limits<float>::infinity();
+    w.slack[p] =
+        size < 1e37 ? float(2.1 * (book.dim + 10) * kEpsilon * size + 1e-36) : std::numeric_limits<float>::infinity();
     w.index[p] = 0;
     w.distance[p] = std::numeric_limits<double>::infinity();
   }
@@ -157,7 +160,8 @@ void parallel(int64_t n, int threads, const std::function<void(int64_t)>& task) 
 }
 
 Codebook::Codebook(const float* centroids, int64_t k, int64_t dim, bool cosine)
-    : k(k), dim(dim), tolerance(double(dim + 8) * std::numeric_limits<double>::epsilon()), radius2(0), rows(centroids, centroids + k * dim), mean(dim) {
+    : k(k), dim(dim), tolerance(double(dim + 8) * std::numeric_limits<double>::epsilon()), radius2(0),
+      rows(centroids, centroids + k * dim), mean(dim) {
   group = std::max<int64_t>(1, (k + kMaxGroups * kStep - 1) / (kMaxGroups * kStep)) * kStep;
   n_groups = (k + group - 1) / group;
   if (cosine)
@@ -231,7 +235,8 @@ int64_t nearest_centroid_cpu(const PointsView& points, const float* centroids, i
         opened += searches.search(*tree, rows, count, indices + first);
         searched += count;
       } else {
-        const Block block{count, rows, w.centred.data(), w.slack.data(), w.group_min.data(), w.low.data(), w.index, w.distance};
+        const Block block{count,        rows,    w.centred.data(), w.slack.data(), w.group_min.data(),
+                          w.low.data(), w.index, w.distance};
         centre(book, rows, count, w);
         searches.nearest(book, block);
         std::copy(w.index, w.index + count, indices + first);
@@ -239,7 +244,9 @@ int64_t nearest_centroid_cpu(const PointsView& points, const float* centroids, i
       for (int p = 0; p < count; ++p) {
         const bool zero = cosine && w.zero[p];
         if (zero) indices[first + p] = 0;
-        if (distances) distances[first + p] = zero ? 1 : float(direct_distance(rows + p * dim, &book.rows[indices[first + p] * dim], dim));
+        if (distances)
+          distances[first + p] =
+              zero ? 1 : float(direct_distance(rows + p * dim, &book.rows[indices[first + p] * dim], dim));
       }
     }
   });

@@ -1,11 +1,12 @@
 // The exact table of all 2^24 colours: how it is made, and how pixels are looked up in it.
 //
-// Making: boxes of colours are split by four along each axis, 256 -> 64 -> 16 -> 4 -> 1, and each box keeps the centroids
-// that can win somewhere inside it (Candidates::keep). A box with one centroid left needs no further work. Distances are float64; colours whose two best are too close for float64 are
-// decided in exact arithmetic, ties by the lower index.
+// Making: boxes of colours are split by four along each axis, 256 -> 64 -> 16 -> 4 -> 1, and each box keeps the
+// centroids that can win somewhere inside it (Candidates::keep). A box with one centroid left needs no further work.
+// Distances are float64; colours whose two best are too close for float64 are decided in exact arithmetic, ties by the
+// lower index.
 //
-// Looking up: a pixel costs two loads, the second somewhere in 15 MB, so pixels go in batches: all addresses first, each
-// prefetched, and the answers one batch later.
+// Looking up: a pixel costs two loads, the second somewhere in 15 MB, so pixels go in batches: all addresses first,
+// each prefetched, and the answers one batch later.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -82,7 +83,8 @@ struct Builder {
     }
     for (int at = 0; at < kCellSize; ++at) {
       if (close[at]) {
-        const double x[3] = {coordinate(low[0] + at / 16), coordinate(low[1] + at / 4 % 4), coordinate(low[2] + at % 4)};
+        const double x[3] = {coordinate(low[0] + at / 16), coordinate(low[1] + at / 4 % 4),
+                             coordinate(low[2] + at % 4)};
         size_t nearest = 0;
         for (size_t c = 1; c < box.index.size(); ++c) {
           const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
@@ -125,7 +127,8 @@ RgbTable::RgbTable(const double* centroids, int64_t k, double scale, double offs
   constexpr int64_t kPage = 2 << 20;
   bytes_ = kPage + kCells * 4 + (kCells + k) * kCellSize * 2;  // most of it is never touched
   memory_.reset(new char[bytes_]);
-  char* const aligned = reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + kPage - 1) & ~uintptr_t(kPage - 1));
+  char* const aligned =
+      reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(memory_.get()) + kPage - 1) & ~uintptr_t(kPage - 1));
 #ifdef __linux__
   madvise(aligned, size_t(bytes_ - kPage), MADV_HUGEPAGE);
 #endif
@@ -136,8 +139,9 @@ RgbTable::RgbTable(const double* centroids, int64_t k, double scale, double offs
   std::vector<int64_t> order(k);
   std::iota(order.begin(), order.end(), 0);
   const auto row = [&](int64_t i) { return centroids + 3 * i; };
-  std::stable_sort(order.begin(), order.end(),
-                   [&](int64_t i, int64_t j) { return std::lexicographical_compare(row(i), row(i) + 3, row(j), row(j) + 3); });
+  std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
+    return std::lexicographical_compare(row(i), row(i) + 3, row(j), row(j) + 3);
+  });
   std::vector<char> repeated(k, 0);
   for (int64_t i = 1; i < k; ++i) repeated[order[i]] = std::equal(row(order[i]), row(order[i]) + 3, row(order[i - 1]));
   Candidates all;

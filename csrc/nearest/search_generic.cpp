@@ -9,9 +9,7 @@ namespace fastigpt::nearest_generic {
 namespace {
 
 constexpr int kLanes = 4, kPointVecs = 2;
-struct Vec {
-  float lane[kLanes];
-};
+struct Vec { float lane[kLanes]; };
 
 inline Vec load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
 inline void store(float* p, Vec a) {

@@ -1,5 +1,6 @@
-// The two ways of nearest_centroid, brute force and by the tree, over one block of points, written once for all instruction sets. Included inside a
-// namespace of each search_<isa>.cpp after its vector type, so that no inline function is shared between them.
+// The two ways of nearest_centroid, brute force and by the tree, over one block of points, written once for all
+// instruction sets. Included inside a namespace of each search_<isa>.cpp after its vector type, so that no inline
+// function is shared between them.
 //
 // What the including file defines: kLanes, Vec, load, store, broadcast, fma (a*b+c, fused or not), min, max, sub,
 // lowest (of all lanes), first_bit, not_above(a, b) (bit i set unless a[i] > b[i]; NaN counts), kPointVecs (vectors of
@@ -95,7 +96,8 @@ inline void to_boxes(const float* x, const float* boxes, int64_t any_dim, Vec* o
   for (int64_t d = 0; d < dim; ++d) {
     const Vec xv = broadcast(x + d);
     for (int part = 0; part < kParts; ++part) {
-      const Vec low = load(boxes + d * Tree::kWidth + part * kLanes), high = load(boxes + (dim + d) * Tree::kWidth + part * kLanes);
+      const Vec low = load(boxes + d * Tree::kWidth + part * kLanes),
+                high = load(boxes + (dim + d) * Tree::kWidth + part * kLanes);
       const Vec beyond = sub(xv, min(max(xv, low), high));
       out[part] = fma(beyond, beyond, out[part]);
     }

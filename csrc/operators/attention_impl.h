@@ -17,7 +17,8 @@ template <> struct CachePanel<DType::f32> { using P = PanelF32; };
 template <> struct CachePanel<DType::bf16> { using P = PanelBf16; };
 template <> struct CachePanel<DType::i8> { using P = PanelU8; };
 
-// Queries or weights in the activation format of a cache panel, in one plane or (int8) two: x ≈ scale · (high + low / 256).
+// Queries or weights in the activation format of a cache panel, in one plane or (int8) two: x ≈ scale · (high + low /
+// 256).
 template <class P>
 struct Planes {
   typename P::Elem* plane[2];
@@ -151,8 +152,8 @@ constexpr size_t kAhead = 8192;  // bytes between what is prefetched and what is
 
 // Scores of Q queries against B blocks of keys. Prefetches as many bytes from `next`.
 template <class P, int Q, int B>
-void score_blocks(const uint8_t* keys, size_t block_bytes, int groups, const Planes<P>* q, const float* k_scale, float* scores,
-                  size_t stride, const uint8_t* next) {
+void score_blocks(const uint8_t* keys, size_t block_bytes, int groups, const Planes<P>* q, const float* k_scale,
+                  float* scores, size_t stride, const uint8_t* next) {
   typename P::Acc acc[Q][B][P::kPlanes];
   for (int i = 0; i < Q; ++i)
     for (int b = 0; b < B; ++b)
@@ -192,23 +193,29 @@ constexpr int kSumVectors = 2;
 #endif
 
 template <class P, int Q>
-void score_range(CacheShape shape, const HeadCache& head, int blocks, const Planes<P>* q, float* scores, size_t stride) {
+void score_range(CacheShape shape, const HeadCache& head, int blocks, const Planes<P>* q, float* scores,
+                 size_t stride) {
   constexpr int B = Q == 1 ? kSoloBlocks<P> : kSharedBlocks<P>;
   const int groups = shape.k_groups();
   const size_t bytes = size_t(groups) * 64;
   // After the last keys come the values.
   const int ahead = int(kAhead / bytes);
-  auto soon = [&](int b) { return b + ahead < blocks ? head.k + (b + ahead) * bytes : head.v + (b + ahead - blocks) * bytes; };
+  auto soon = [&](int b) {
+    return b + ahead < blocks ? head.k + (b + ahead) * bytes : head.v + (b + ahead - blocks) * bytes;
+  };
   int b = 0;
   for (; b + B <= blocks; b += B)
-    score_blocks<P, Q, B>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride, soon(b));
+    score_blocks<P, Q, B>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride,
+                          soon(b));
   for (; b < blocks; ++b)
-    score_blocks<P, Q, 1>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride, soon(b));
+    score_blocks<P, Q, 1>(head.k + b * bytes, bytes, groups, q, head.k_scale + b * 16, scores + b * 16, stride,
+                          soon(b));
 }
 
 // As many queries at once as there are, at most Q.
 template <class P, int Q>
-void score_queries(int queries, CacheShape shape, const HeadCache& head, int blocks, const Planes<P>* q, float* scores, size_t stride) {
+void score_queries(int queries, CacheShape shape, const HeadCache& head, int blocks, const Planes<P>* q, float* scores,
+                   size_t stride) {
   if constexpr (Q > 1)
     if (queries < Q) return score_queries<P, Q - 1>(queries, shape, head, blocks, q, scores, stride);
   score_range<P, Q>(shape, head, blocks, q, scores, stride);
@@ -252,13 +259,14 @@ void sum_values(CacheShape shape, const Segment* segments, int dim0, const Plane
 }
 
 template <class P, int Q>
-void sum_all_values(int queries, CacheShape shape, const Segment* segments, const Planes<P>* w, float* out, size_t out_stride,
-                    const uint8_t* next) {
+void sum_all_values(int queries, CacheShape shape, const Segment* segments, const Planes<P>* w, float* out,
+                    size_t out_stride, const uint8_t* next) {
   if constexpr (Q > 1)
     if (queries < Q) return sum_all_values<P, Q - 1>(queries, shape, segments, w, out, out_stride, next);
   int d = 0;
   const int dim = shape.value_dim();
-  for (; d + kSumVectors * 16 <= dim; d += kSumVectors * 16) sum_values<P, Q, kSumVectors>(shape, segments, d, w, out, out_stride, next);
+  for (; d + kSumVectors * 16 <= dim; d += kSumVectors * 16)
+    sum_values<P, Q, kSumVectors>(shape, segments, d, w, out, out_stride, next);
   for (; d < dim; d += 16) sum_values<P, Q, 1>(shape, segments, d, w, out, out_stride, next);
 }
 
@@ -327,7 +335,8 @@ void attend_as(const Attend& job) {
       for (int j = 0; j < d; ++j) padded_q[j] = from[j] * q_scale;
       for (int j = d; j < dim; ++j) padded_q[j] = 0;
       if constexpr (P::kPlanes == 2)
-        for (int j = 0; j < d; ++j) largest = __builtin_fabsf(padded_q[j]) > largest ? __builtin_fabsf(padded_q[j]) : largest;
+        for (int j = 0; j < d; ++j)
+          largest = __builtin_fabsf(padded_q[j]) > largest ? __builtin_fabsf(padded_q[j]) : largest;
       for (int p = 0; p < P::kPlanes; ++p) {
         q[i].plane[p] = reinterpret_cast<typename P::Elem*>(scratch.queries) + (i * 2 + p) * size_t(dim);
         w[i].plane[p] = reinterpret_cast<typename P::Elem*>(scratch.planes) + (i * 2 + p) * size_t(slots);
@@ -337,10 +346,12 @@ void attend_as(const Attend& job) {
     for (int s = 0; s < 2; ++s) {
       float* scores = scratch.scores + segments[s].first * kKeyBlock;
       for (int i = 0; i < queries; i += kScoreQueries)
-        score_queries<P, kScoreQueries>(queries - i, shape, *segments[s].head, segments[s].blocks, q + i, scores + i * size_t(slots), slots);
+        score_queries<P, kScoreQueries>(queries - i, shape, *segments[s].head, segments[s].blocks, q + i,
+                                        scores + i * size_t(slots), slots);
     }
     for (int i = 0; i < queries; ++i)
-      inverse[i] = softmax<P>(scratch.scores + i * size_t(slots), job.slot + first + i + 1, padded, heads, job.begin, w[i]);
+      inverse[i] =
+          softmax<P>(scratch.scores + i * size_t(slots), job.slot + first + i + 1, padded, heads, job.begin, w[i]);
     for (int i = 0; i < queries; i += kSumQueries<P>)
       sum_all_values<P, kSumQueries<P>>(queries - i, shape, segments, w + i, scratch.out + i * dim, dim, job.next);
     for (int i = 0; i < queries; ++i) {

@@ -1,7 +1,8 @@
-// The draw: argmax of scores plus Gumbel noise, exactly as the noise contract says, written once for all instruction sets.
+// The draw: argmax of scores plus Gumbel noise, exactly as the noise contract says, written once for all instruction
+// sets.
 //
-// The contract's noise is float64 arithmetic rounded to float32. Here every token first gets float32 noise whose error is
-// bounded (kNoiseError, checked over all 2²⁴ inputs by the tests); only the tokens that could still win are then
+// The contract's noise is float64 arithmetic rounded to float32. Here every token first gets float32 noise whose error
+// is bounded (kNoiseError, checked over all 2²⁴ inputs by the tests); only the tokens that could still win are then
 // evaluated as the contract says, usually one.
 #pragma once
 #include <cmath>
@@ -35,8 +36,8 @@ void philox_16(uint32_t first, const DrawKey& key, uint32_t* out) {
   interleave(c0, c1, c2, c3, out);
 }
 
-// −log(−log u), u = (bits >> 8 + ½) · 2⁻²⁴ = z · 2⁻²⁵ with z odd. u near 1 is not a float32: there the reduced argument of the
-// logarithm is made from z directly, without rounding.
+// −log(−log u), u = (bits >> 8 + ½) · 2⁻²⁴ = z · 2⁻²⁵ with z odd. u near 1 is not a float32: there the reduced argument
+// of the logarithm is made from z directly, without rounding.
 inline F16 gumbel_16(I16 bits) {
   const I16 z = addi(shift_left<1>(shift_right<8>(bits)), set1i(1));
   const I16 half = set1i(1 << 24);
@@ -47,8 +48,8 @@ inline F16 gumbel_16(I16 bits) {
   const F16 f_small = select_less(m, root2, sub(m, one), sub(mul(m, set1(0.5f)), one));
   const F16 k_small = add(to_float(subi(shift_right<23>(x), set1i(127))), select_less(m, root2, zero(), one));
   // u > ½
-  const F16 below_one = mul(to_float(subi(z, set1i(1 << 25))), set1(0x1p-25f));     // u − 1
-  const F16 above_half = mul(to_float(subi(z, half)), set1(0x1p-24f));             // 2u − 1
+  const F16 below_one = mul(to_float(subi(z, set1i(1 << 25))), set1(0x1p-25f));  // u − 1
+  const F16 above_half = mul(to_float(subi(z, half)), set1(0x1p-24f));           // 2u − 1
   const F16 root_half = set1(-0.29289322f);
   const F16 f_large = select_less(below_one, root_half, above_half, below_one);
   const F16 k_large = select_less(below_one, root_half, set1(-1.0f), zero());

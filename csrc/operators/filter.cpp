@@ -7,9 +7,11 @@
 
 namespace fastigpt {
 
-void filter_logits(const float* logits, const float* without, int n, const DrawSettings& settings, FilterScratch& scratch, float* scores) {
+void filter_logits(const float* logits, const float* without, int n, const DrawSettings& settings,
+                   FilterScratch& scratch, float* scores) {
   constexpr float kForbidden = -std::numeric_limits<float>::infinity();
-  for (int i = 0; i < n; ++i) scores[i] = without ? without[i] + settings.guidance_scale * (logits[i] - without[i]) : logits[i];
+  for (int i = 0; i < n; ++i)
+    scores[i] = without ? without[i] + settings.guidance_scale * (logits[i] - without[i]) : logits[i];
   if (settings.temperature != 0 && settings.temperature != 1)
     for (int i = 0; i < n; ++i) scores[i] /= settings.temperature;
   // Below are sorts, which must not meet a NaN.

@@ -16,6 +16,7 @@ struct FilterScratch {
 };
 
 // scores[n], −inf where forbidden, and everywhere if some are not finite. without: logits without the prompt, or null.
-void filter_logits(const float* logits, const float* without, int n, const DrawSettings& settings, FilterScratch& scratch, float* scores);
+void filter_logits(const float* logits, const float* without, int n, const DrawSettings& settings,
+                   FilterScratch& scratch, float* scores);
 
 }  // namespace fastigpt

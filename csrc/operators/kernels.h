@@ -4,10 +4,10 @@
 // output element is always the same chain of operations. Linear layers add their products in the order of the inputs,
 // one chain for each output; attention runs over its keys in blocks of 16 slots counted from the start of the sequence.
 //
-// One layout serves linear layers, keys and values. A "panel" holds, for each group of k consecutive inputs, 16 outputs ×
-// k numbers = 64 bytes: k = 1 in float32, 2 in bfloat16, 4 in int8. Weights are panels of 32 outputs (two groups of 16 side
-// by side); a block of 16 keys is a panel whose outputs are keys and whose inputs are the head's dimensions; values are a
-// panel whose outputs are the head's dimensions and whose inputs are keys.
+// One layout serves linear layers, keys and values. A "panel" holds, for each group of k consecutive inputs, 16 outputs
+// × k numbers = 64 bytes: k = 1 in float32, 2 in bfloat16, 4 in int8. Weights are panels of 32 outputs (two groups of
+// 16 side by side); a block of 16 keys is a panel whose outputs are keys and whose inputs are the head's dimensions;
+// values are a panel whose outputs are the head's dimensions and whose inputs are keys.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -49,14 +49,14 @@ enum class Sink { store, add, gelu };  // out = y, out += y, out = y · sigmoid(
 
 struct LinearOut {
   Sink sink;
-  float* floats;      // store, add; gelu when rows.data is null
-  size_t stride;      // floats between rows
-  Rows rows;          // gelu: activations for the next layer
-  DType rows_dtype;   // weights of the next layer
+  float* floats;     // store, add; gelu when rows.data is null
+  size_t stride;     // floats between rows
+  Rows rows;         // gelu: activations for the next layer
+  DType rows_dtype;  // weights of the next layer
 };
 
-// One head's cache in one sequence: [key blocks][groups of head_dim][16][k], [groups of keys][value_dim][k], and in int8
-// a scale for each key and each value.
+// One head's cache in one sequence: [key blocks][groups of head_dim][16][k], [groups of keys][value_dim][k], and in
+// int8 a scale for each key and each value.
 struct HeadCache {
   uint8_t* k = nullptr;
   uint8_t* v = nullptr;
@@ -70,7 +70,9 @@ struct CacheShape {
   int k_groups() const { return (head_dim + group_size(dtype) - 1) / group_size(dtype); }
   int value_dim() const { return (head_dim + 15) / 16 * 16; }
   size_t k_bytes(int slots) const { return size_t(slots) / kKeyBlock * k_groups() * 64; }
-  size_t v_bytes(int slots) const { return size_t(slots) / group_size(dtype) * value_dim() * group_size(dtype) * size_of(dtype); }
+  size_t v_bytes(int slots) const {
+    return size_t(slots) / group_size(dtype) * value_dim() * group_size(dtype) * size_of(dtype);
+  }
   size_t scale_bytes(int slots) const { return dtype == DType::i8 ? size_t(slots) * sizeof(float) : 0; }
   size_t head_bytes(int slots) const { return k_bytes(slots) + v_bytes(slots) + 2 * scale_bytes(slots); }
   HeadCache at(uint8_t* base, int slots) const {
@@ -83,7 +85,8 @@ struct CacheShape {
 };
 
 // Attention of `count` consecutive queries of one head in one sequence; the first stands at `slot`. Slots below `begin`
-// (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`. Their keys are in the cache.
+// (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`. Their keys are in the
+// cache.
 struct Attend {
   CacheShape shape;
   HeadCache prefix, own;
@@ -92,9 +95,9 @@ struct Attend {
   size_t qkv_stride;
   float* out_floats;  // [count] rows of the head's slice; used when rows.data is null
   size_t out_stride;  // floats
-  Rows out_rows;      // else as activations for weights of out_number, already at the head's first element
+  Rows out_rows;      // else as activations for weights of out_dtype, already at the head's first element
   DType out_dtype;
-  uint8_t* scratch;  // attend_scratch() bytes, 64-byte aligned
+  uint8_t* scratch;     // attend_scratch() bytes, 64-byte aligned
   const uint8_t* next;  // keys that the thread will read after this, to be prefetched
 };
 
@@ -110,7 +113,7 @@ constexpr int kMaxRows = 64;  // queries of one AttendRows
 // Attention of `count` consecutive queries of one head over two segments, the second of which ends with the keys of the
 // queries themselves: the last query sees everything, the one before it one key less, and so on.
 struct AttendRows {
-  DType dtype;  // f32 or bf16: of q and out
+  DType dtype;   // f32 or bf16: of q and out
   DType stored;  // f32, bf16 or i8: of keys and values
   int head_dim, count;
   float scale;
@@ -132,15 +135,17 @@ struct Kernels {
   Isa isa;
   // Bytes of one activation for weights of this kind.
   size_t (*activation_bytes)(DType weights);
-  // out[row] = x · rsqrt(mean(x²) + epsilon) · gain, in the format of float32 or bfloat16 weights, or as floats; x is padded
-  // with zeros to a multiple of 32.
-  void (*norm)(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, DType dtype, Rows out);
+  // out[row] = x · rsqrt(mean(x²) + epsilon) · gain, in the format of float32 or bfloat16 weights, or as floats; x is
+  // padded with zeros to a multiple of 32.
+  void (*norm)(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, DType dtype,
+               Rows out);
   void (*norm_floats)(const float* x, size_t stride, const float* gain, float epsilon, int rows, int width, float* out,
                       size_t out_stride);
   // Quantises float rows, padded with zeros to a multiple of 32, to bytes with a scale each.
   void (*quantize_rows)(const float* x, size_t stride, int rows, int width, Rows out);
   // Panels [first, last) of a linear layer on `rows` rows. `next`: what the thread will read after, to be prefetched.
-  void (*linear)(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next);
+  void (*linear)(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out,
+                 const uint8_t* next);
   // Dimensions [first, last) of a head's key or value into slot `at` of its cache; int8: all of them, for their scale.
   void (*put_key)(CacheShape shape, const HeadCache& head, int at, const float* k, int first, int last);
   void (*put_value)(CacheShape shape, const HeadCache& head, int at, const float* v, int first, int last);
@@ -150,11 +155,12 @@ struct Kernels {
   void (*put_row)(const void* from, DType dtype, int d, void* cache, float* scales, size_t at, DType stored);
   void (*attend_rows)(const AttendRows& job);
   size_t (*attend_rows_scratch)(int count, int keys, int head_dim);
-  // out[i][j] = rows[j] · x[i] for n rows of `width` numbers, f32 or bf16, and `count` rows of floats; scratch: count rows of
-  // width floats, rounded up to a multiple of 32.
-  void (*product_rows)(const void* rows, DType stored, int n, int width, const float* x, int count, float* out, size_t stride,
-                       float* scratch);
-  // argmax over scores[v] + noise(key, v); scores are padded to a multiple of 64 with −inf. Returns −1 if all are NaN or −inf.
+  // out[i][j] = rows[j] · x[i] for n rows of `width` numbers, f32 or bf16, and `count` rows of floats; scratch: count
+  // rows of width floats, rounded up to a multiple of 32.
+  void (*product_rows)(const void* rows, DType stored, int n, int width, const float* x, int count, float* out,
+                       size_t stride, float* scratch);
+  // argmax over scores[v] + noise(key, v); scores are padded to a multiple of 64 with −inf. Returns −1 if all are NaN
+  // or −inf.
   int (*draw)(const float* scores, int n, const DrawKey& key);
   // The 24-bit draws' Gumbel noise as draw() approximates it; for the test that bounds its error.
   void (*gumbel)(const uint32_t* bits, float* out, int n);  // n a multiple of 16

@@ -10,9 +10,22 @@ namespace fastigpt {
 namespace FASTIGPT_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {Isa::FASTIGPT_ISA, activation_bytes, norm,           norm_floats, quantize_rows,       linear, put_key,
-                         put_value,         attend,           attend_scratch, put_row,     attend_rows, attend_rows_scratch,
-                         product_rows,      draw,              gumbel};
+const Kernels kernels = {Isa::FASTIGPT_ISA,
+                         activation_bytes,
+                         norm,
+                         norm_floats,
+                         quantize_rows,
+                         linear,
+                         put_key,
+                         put_value,
+                         attend,
+                         attend_scratch,
+                         put_row,
+                         attend_rows,
+                         attend_rows_scratch,
+                         product_rows,
+                         draw,
+                         gumbel};
 
 }  // namespace FASTIGPT_ISA
 }  // namespace fastigpt

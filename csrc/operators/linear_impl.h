@@ -14,7 +14,8 @@ constexpr int kTileRows = 12, kTileVectors = 2;  // 24 sums, 2 of the panel, 1 b
 constexpr int kTileRows = 6, kTileVectors = 1;  // AVX2: 12 of 16 registers hold sums
 #endif
 
-// Raw sums of R rows × kPanel outputs, tile[r][kPanel]; integers keep their bits. The panel's groups lie 128 bytes apart.
+// Raw sums of R rows × kPanel outputs, tile[r][kPanel]; integers keep their bits. The panel's groups lie 128 bytes
+// apart.
 template <class P, int R>
 void tile_rows(const uint8_t* in, size_t stride, const uint8_t* panel, int groups, float* tile, const uint8_t* next,
                size_t next_step) {
@@ -49,7 +50,7 @@ using TileFn = void (*)(const uint8_t*, size_t, const uint8_t*, int, float*, con
 template <class P>
 TileFn tile_for(int rows) {
   static constexpr TileFn fns[] = {
-      tile_rows<P, 1>, tile_rows<P, 2>, tile_rows<P, 3>, tile_rows<P, 4>, tile_rows<P, 5>, tile_rows<P, 6>,
+      tile_rows<P, 1>, tile_rows<P, 2>, tile_rows<P, 3>, tile_rows<P, 4>,  tile_rows<P, 5>,  tile_rows<P, 6>,
 #if defined(__AVX512F__)
       tile_rows<P, 7>, tile_rows<P, 8>, tile_rows<P, 9>, tile_rows<P, 10>, tile_rows<P, 11>, tile_rows<P, 12>,
 #endif
@@ -78,12 +79,8 @@ void finish_tile(const Linear& layer, Rows in, int rows, int row0, int panel, co
       if (layer.bias) y = add(y, load(layer.bias + at));
       float* to = out.floats + (row0 + r) * out.stride + at;
       switch (out.sink) {
-        case Sink::store:
-          store(to, y);
-          break;
-        case Sink::add:
-          store(to, add(load(to), y));
-          break;
+        case Sink::store: store(to, y); break;
+        case Sink::add: store(to, add(load(to), y)); break;
         case Sink::gelu:
           y = quick_gelu(y);
           if (!out.rows.data)

@@ -6,8 +6,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "runtime/helpers.h"
 #include "operators/kernels.h"
+#include "runtime/helpers.h"
 
 namespace fastigpt {
 namespace {
@@ -18,13 +18,14 @@ void check(const DecodeRows& job) {
   const int64_t last = job.cache.slots - job.window;
   for (int64_t b = 0; b < job.n; ++b)
     if (job.positions[b] < 0 || job.positions[b] > last)
-      throw std::invalid_argument("positions must be between 0 and " + std::to_string(last) + " (" + std::to_string(job.window) +
-                                  " new keys, capacity " + std::to_string(job.cache.slots) + "), not " + std::to_string(job.positions[b]));
+      throw std::invalid_argument("positions must be between 0 and " + std::to_string(last) + " (" +
+                                  std::to_string(job.window) + " new keys, capacity " +
+                                  std::to_string(job.cache.slots) + "), not " + std::to_string(job.positions[b]));
   if (job.prefix_lengths)
     for (int64_t s = 0; s < job.prefix.rows; ++s)
       if (job.prefix_lengths[s] < 0 || job.prefix_lengths[s] > job.prefix.slots)
-        throw std::invalid_argument("prefix_lengths must be between 0 and " + std::to_string(job.prefix.slots) + ", not " +
-                                    std::to_string(job.prefix_lengths[s]));
+        throw std::invalid_argument("prefix_lengths must be between 0 and " + std::to_string(job.prefix.slots) +
+                                    ", not " + std::to_string(job.prefix_lengths[s]));
 }
 
 }  // namespace
@@ -40,12 +41,14 @@ void decode_rows(const DecodeRows& job, Isa isa, int threads) {
   const auto segment = [&](const StoredRows& from, int64_t row, int64_t head, int64_t slots) {
     const int64_t first = (row * job.n_head + head) * from.slots;
     return RowSegment{at(from.k, first * d, size_of(stored)), at(from.v, first * d, size_of(stored)),
-                      from.k_scale ? from.k_scale + first : nullptr, from.v_scale ? from.v_scale + first : nullptr, int(slots)};
+                      from.k_scale ? from.k_scale + first : nullptr, from.v_scale ? from.v_scale + first : nullptr,
+                      int(slots)};
   };
 
   int64_t most = 0, total = 0;  // keys
   for (int64_t b = 0; b < job.n; ++b) {
-    const int64_t known = job.prefix.rows ? (job.prefix_lengths ? job.prefix_lengths[b / per_source] : job.prefix.slots) : 0;
+    const int64_t known =
+        job.prefix.rows ? (job.prefix_lengths ? job.prefix_lengths[b / per_source] : job.prefix.slots) : 0;
     most = std::max(most, known + job.positions[b] + job.window);
     total += known + job.positions[b] + job.window;
   }
@@ -61,8 +64,10 @@ void decode_rows(const DecodeRows& job, Isa isa, int threads) {
     const int64_t row = b * job.window, column = head * d, start = job.positions[b];
     const int64_t slot = ((b * job.n_head + head) * job.cache.slots) + start;
     for (int64_t j = 0; j < job.window; ++j) {
-      kernels.put_row(at(job.k, (row + j) * job.k_stride + column, size), dtype, int(d), job.cache.k, job.cache.k_scale, slot + j, stored);
-      kernels.put_row(at(job.v, (row + j) * job.v_stride + column, size), dtype, int(d), job.cache.v, job.cache.v_scale, slot + j, stored);
+      kernels.put_row(at(job.k, (row + j) * job.k_stride + column, size), dtype, int(d), job.cache.k, job.cache.k_scale,
+                      slot + j, stored);
+      kernels.put_row(at(job.v, (row + j) * job.v_stride + column, size), dtype, int(d), job.cache.v, job.cache.v_scale,
+                      slot + j, stored);
     }
     RowSegment prefix;
     if (job.prefix.rows) {
@@ -71,10 +76,18 @@ void decode_rows(const DecodeRows& job, Isa isa, int threads) {
     }
     for (int64_t first = 0; first < job.window; first += tile) {
       const int64_t count = std::min<int64_t>(tile, job.window - first);
-      AttendRows attend{dtype, stored, int(d), int(count), 1.0f / __builtin_sqrtf(float(d)),
-                        at(job.q, (row + first) * job.q_stride + column, size), size_t(job.q_stride),
+      AttendRows attend{dtype,
+                        stored,
+                        int(d),
+                        int(count),
+                        1.0f / __builtin_sqrtf(float(d)),
+                        at(job.q, (row + first) * job.q_stride + column, size),
+                        size_t(job.q_stride),
                         {prefix, segment(job.cache, b, head, start + first + count)},
-                        const_cast<uint8_t*>(at(job.out, ((row + first) * job.n_head + head) * d, size)), size_t(job.n_head * d), soon, own};
+                        const_cast<uint8_t*>(at(job.out, ((row + first) * job.n_head + head) * d, size)),
+                        size_t(job.n_head * d),
+                        soon,
+                        own};
       kernels.attend_rows(attend);
     }
   };
@@ -84,7 +97,8 @@ void decode_rows(const DecodeRows& job, Isa isa, int threads) {
     const int64_t tasks = job.n * job.n_head;
     for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) {
       const int64_t later = std::min(task + threads, tasks - 1);  // if all threads take their turn
-      work(task % job.n, task / job.n, floats.data() + scratch * thread, segment(job.cache, later % job.n, later / job.n, 0).k);
+      work(task % job.n, task / job.n, floats.data() + scratch * thread,
+           segment(job.cache, later % job.n, later / job.n, 0).k);
     }
   };
   share(threads, body);

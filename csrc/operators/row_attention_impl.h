@@ -1,8 +1,8 @@
-// Attention of one head over keys and values that lie as rows, [slot][head_dim], the layout of other people's caches: no
-// packing, so that one call works on a cache that nobody prepared. Written once for all instruction sets.
+// Attention of one head over keys and values that lie as rows, [slot][head_dim], the layout of other people's caches:
+// no packing, so that one call works on a cache that nobody prepared. Written once for all instruction sets.
 //
-// As in attention_impl.h all scores come first, then the softmax, then the weighted sum of values. Keys and values are walked
-// in chunks that stay in the first-level cache while all queries of a window use them: memory is read once.
+// As in attention_impl.h all scores come first, then the softmax, then the weighted sum of values. Keys and values are
+// walked in chunks that stay in the first-level cache while all queries of a window use them: memory is read once.
 #pragma once
 #include <type_traits>
 
@@ -14,9 +14,9 @@ namespace fastigpt {
 namespace FASTIGPT_ISA {
 namespace {
 
-// A piece of a row as vectors of floats. Of bfloat16 two numbers lie in each lane, and taking them apart in place costs one
-// instruction for sixteen numbers where spreading them out costs two: so a piece is its even numbers and its odd ones, and
-// queries and sums are kept in that order.
+// A piece of a row as vectors of floats. Of bfloat16 two numbers lie in each lane, and taking them apart in place costs
+// one instruction for sixteen numbers where spreading them out costs two: so a piece is its even numbers and its odd
+// ones, and queries and sums are kept in that order.
 template <class T> struct Piece;
 template <> struct Piece<float> {
   static constexpr int kVectors = 1;
@@ -201,8 +201,8 @@ const uint8_t* after(const void* rows, const RowSegment& s, int first, int head_
   return reinterpret_cast<const uint8_t*>(static_cast<const T*>(rows) + size_t(first + kRowChunk) * head_dim);
 }
 
-// work(tile, i, soon) for queries i on, four at a time, then two, then one (tile is a constant); the first ones fetch what comes
-// after.
+// work(tile, i, soon) for queries i on, four at a time, then two, then one (tile is a constant); the first ones fetch
+// what comes after.
 template <class Work>
 void in_tiles(int queries, const uint8_t* soon, Work work) {
   int i = 0;
@@ -212,8 +212,8 @@ void in_tiles(int queries, const uint8_t* soon, Work work) {
 }
 
 template <class T>
-void walk_keys(const RowSegment& s, int first, int n, int head_dim, int queries, const float* q, size_t q_stride, float* scores,
-               size_t stride, const uint8_t* soon) {
+void walk_keys(const RowSegment& s, int first, int n, int head_dim, int queries, const float* q, size_t q_stride,
+               float* scores, size_t stride, const uint8_t* soon) {
   const T* keys = static_cast<const T*>(s.k) + size_t(first) * head_dim;
   in_tiles(queries, soon, [&](auto tile, int i, const uint8_t* later) {
     score_chunk<T, tile()>(keys, n, head_dim, q + i * q_stride, q_stride, scores + i * stride, stride, later);
@@ -221,8 +221,8 @@ void walk_keys(const RowSegment& s, int first, int n, int head_dim, int queries,
 }
 
 template <class T>
-void walk_values(const RowSegment& s, int first, int n, int head_dim, int queries, const float* weights, size_t stride, float* out,
-                 size_t out_stride, const uint8_t* soon) {
+void walk_values(const RowSegment& s, int first, int n, int head_dim, int queries, const float* weights, size_t stride,
+                 float* out, size_t out_stride, const uint8_t* soon) {
   const T* values = static_cast<const T*>(s.v) + size_t(first) * head_dim;
   in_tiles(queries, soon, [&](auto tile, int i, const uint8_t* later) {
     sum_rows<T, tile()>(values, n, head_dim, weights + i * stride, stride, out + i * out_stride, out_stride, later);
@@ -230,7 +230,8 @@ void walk_values(const RowSegment& s, int first, int n, int head_dim, int querie
 }
 
 template <class T>
-void product_rows_as(const void* rows, int n, int width, const float* x, int count, float* out, size_t stride, float* scratch) {
+void product_rows_as(const void* rows, int n, int width, const float* x, int count, float* out, size_t stride,
+                     float* scratch) {
   const int dim = (width + 31) / 32 * 32;
   std::memset(scratch, 0, size_t(count) * dim * sizeof(float));
   for (int i = 0; i < count; ++i)
@@ -239,12 +240,12 @@ void product_rows_as(const void* rows, int n, int width, const float* x, int cou
   all.k = rows;
   all.slots = n;
   for (int first = 0; first < n; first += kRowChunk)
-    walk_keys<T>(all, first, n - first < kRowChunk ? n - first : kRowChunk, width, count, scratch, dim, out + first, stride,
-                 after<T>(rows, all, first, width, nullptr));
+    walk_keys<T>(all, first, n - first < kRowChunk ? n - first : kRowChunk, width, count, scratch, dim, out + first,
+                 stride, after<T>(rows, all, first, width, nullptr));
 }
 
-void product_rows(const void* rows, DType stored, int n, int width, const float* x, int count, float* out, size_t stride,
-                  float* scratch) {
+void product_rows(const void* rows, DType stored, int n, int width, const float* x, int count, float* out,
+                  size_t stride, float* scratch) {
   if (stored == DType::f32)
     product_rows_as<float>(rows, n, width, x, count, out, stride, scratch);
   else
@@ -304,7 +305,8 @@ void attend_rows_as(const AttendRows& job) {
     for (int first = 0; first < s.slots; first += kRowChunk) {
       const int n = s.slots - first < kRowChunk ? s.slots - first : kRowChunk;
       float* to = scores + before + first;
-      walk_keys<T>(s, first, n, d, count, q, dim, to, stride, after<T>(s.k, s, first, d, &s == prefix ? own->k : values));
+      walk_keys<T>(s, first, n, d, count, q, dim, to, stride,
+                   after<T>(s.k, s, first, d, &s == prefix ? own->k : values));
       if (s.k_scale)
         for (int i = 0; i < count; ++i)
           for (int j = 0; j < n; ++j) to[i * stride + j] *= s.k_scale[first + j];
@@ -335,7 +337,8 @@ void attend_rows_as(const AttendRows& job) {
       if (s.v_scale)
         for (int i = 0; i < count; ++i)
           for (int j = 0; j < n; ++j) weights[i * stride + j] *= s.v_scale[first + j];
-      walk_values<T>(s, first, n, d, count, weights, stride, out, dim, after<T>(s.v, s, first, d, &s == prefix ? own->v : job.next));
+      walk_values<T>(s, first, n, d, count, weights, stride, out, dim,
+                     after<T>(s.v, s, first, d, &s == prefix ? own->v : job.next));
     }
     before += s.slots;
   }

@@ -19,8 +19,8 @@ constexpr int kTile = 16;  // images
 
 struct SampleScratch {
   SampleScratch(int64_t tile, int64_t width, int64_t colours)
-      : x(tile * width), padded(tile * ((width + 31) / 32 * 32)), stride((colours + 63) / 64 * 64), logits(2 * tile * stride),
-        scores(stride, -std::numeric_limits<float>::infinity()), filter(int(colours)) {}
+      : x(tile * width), padded(tile * ((width + 31) / 32 * 32)), stride((colours + 63) / 64 * 64),
+        logits(2 * tile * stride), scores(stride, -std::numeric_limits<float>::infinity()), filter(int(colours)) {}
   std::vector<float> x, padded;
   int64_t stride;
   std::vector<float> logits, scores;
@@ -58,7 +58,8 @@ void sample_rows(const SampleRows& job, Isa isa, int threads) {
   check_dtype("weight", job.weight_dtype, {DType::f32, DType::bf16});
   for (int64_t b = 0; b < job.n; ++b)
     if (job.position[b] < 0 || job.position[b] >= int64_t(1) << 32)
-      throw std::invalid_argument("position must be from 0 to " + std::to_string((int64_t(1) << 32) - 1) + ", found " + std::to_string(job.position[b]));
+      throw std::invalid_argument("position must be from 0 to " + std::to_string((int64_t(1) << 32) - 1) + ", found " +
+                                  std::to_string(job.position[b]));
   const Kernels& kernels = kernels_for(isa);
   const int64_t tiles = (job.n + kTile - 1) / kTile, tile = std::min<int64_t>(job.n, kTile);
   threads = int(std::max<int64_t>(1, std::min<int64_t>(threads, tiles)));
@@ -69,8 +70,10 @@ void sample_rows(const SampleRows& job, Isa isa, int threads) {
   const auto logits = [&](const void* rows, int64_t first, int64_t count, SampleScratch& own, float* to) {
     const size_t bytes = job.width * size_of(job.hidden_dtype);
     for (int64_t i = 0; i < count; ++i)
-      norm_row(static_cast<const uint8_t*>(rows) + (first + i) * bytes, job.hidden_dtype, job.gain, job.epsilon, job.width, own.x.data() + i * job.width);
-    kernels.product_rows(job.weight, job.weight_dtype, int(job.colours), int(job.width), own.x.data(), int(count), to, own.stride, own.padded.data());
+      norm_row(static_cast<const uint8_t*>(rows) + (first + i) * bytes, job.hidden_dtype, job.gain, job.epsilon,
+               job.width, own.x.data() + i * job.width);
+    kernels.product_rows(job.weight, job.weight_dtype, int(job.colours), int(job.width), own.x.data(), int(count), to,
+                         own.stride, own.padded.data());
     for (int64_t i = 0; i < count; ++i)
       for (int64_t c = 0; c < job.colours; ++c)
         if (!std::isfinite(to[i * own.stride + c])) finite = false;
@@ -84,7 +87,8 @@ void sample_rows(const SampleRows& job, Isa isa, int threads) {
       if (job.without) logits(job.without, first, count, own, without);
       if (!finite) return;  // what follows sorts
       for (int64_t i = 0; i < count; ++i) {
-        filter_logits(with + i * own.stride, job.without ? without + i * own.stride : nullptr, int(job.colours), job.settings, own.filter, own.scores.data());
+        filter_logits(with + i * own.stride, job.without ? without + i * own.stride : nullptr, int(job.colours),
+                      job.settings, own.filter, own.scores.data());
         const DrawKey key{job.settings.seed, uint64_t(job.index[first + i]), uint32_t(job.position[first + i])};
         job.tokens[first + i] = pick(kernels, own.scores.data(), int(job.colours), job.settings, key);
         if (job.tokens[first + i] < 0) finite = false;  // what guidance or temperature made of them is not
@@ -92,7 +96,8 @@ void sample_rows(const SampleRows& job, Isa isa, int threads) {
     }
   };
   share(threads, body);
-  if (!finite) throw std::invalid_argument("hidden, gain and weight must give finite logits, guided and divided by temperature");
+  if (!finite)
+    throw std::invalid_argument("hidden, gain and weight must give finite logits, guided and divided by temperature");
 }
 
 }  // namespace fastigpt

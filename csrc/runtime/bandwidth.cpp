@@ -31,7 +31,7 @@ std::vector<double> read_bandwidth(std::size_t bytes, int threads, int repeats) 
   const std::size_t count = bytes / sizeof(std::uint64_t);
   std::unique_ptr<std::uint64_t[]> data(new std::uint64_t[count]);
   for (std::size_t i = 0; i < count; ++i) data[i] = i;  // touched, so that every page is there
-  constexpr std::size_t kPart = std::size_t(1) << 17;  // a megabyte at a time
+  constexpr std::size_t kPart = std::size_t(1) << 17;   // a megabyte at a time
   std::vector<std::uint64_t> sums(static_cast<std::size_t>(threads));
   std::vector<double> rates;
   for (int r = 0; r < repeats; ++r) {

@@ -24,7 +24,9 @@ class Buffer {
     return *this;
   }
   template <class T = uint8_t>
-  T* as() const { return reinterpret_cast<T*>(data_); }
+  T* as() const {
+    return reinterpret_cast<T*>(data_);
+  }
   size_t size() const { return size_; }
   explicit operator bool() const { return data_ != nullptr; }
 

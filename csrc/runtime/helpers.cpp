@@ -52,9 +52,7 @@ std::exception_ptr attempt(const Job& job, int thread) {
   try {
     job.body(job.context, thread);
     return nullptr;
-  } catch (...) {
-    return std::current_exception();
-  }
+  } catch (...) { return std::current_exception(); }
 }
 
 void help(Helpers& all) {

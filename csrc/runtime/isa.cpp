@@ -12,8 +12,8 @@ Isa detect() {
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::generic;
-  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512dq") ||
-      !__builtin_cpu_supports("avx512vl"))
+  if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
+      !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return Isa::avx2;
   if (!__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
   return Isa::avx512vnni;
@@ -46,7 +46,8 @@ Isa parse_isa(const std::string& name) {
   for (Isa isa : kAll) {
     if (name != isa_name(isa)) continue;
     if (isa > best_isa())
-      throw std::invalid_argument("isa '" + name + "' does not run on this processor (best: " + isa_name(best_isa()) + ")");
+      throw std::invalid_argument("isa '" + name + "' does not run on this processor (best: " + isa_name(best_isa()) +
+                                  ")");
     return isa;
   }
   throw std::invalid_argument("isa must be auto, generic, avx2, avx512 or avx512vnni, not '" + name + "'");

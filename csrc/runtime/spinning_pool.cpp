@@ -92,7 +92,8 @@ SpinningPool::Crew& SpinningPool::crew() {
 void SpinningPool::start(Crew& crew) {
   crew.workers.reserve(size_t(size()));
   try {
-    for (int thread = 1; thread < size(); ++thread) crew.workers.emplace_back([this, &crew, thread] { work(crew, thread); });
+    for (int thread = 1; thread < size(); ++thread)
+      crew.workers.emplace_back([this, &crew, thread] { work(crew, thread); });
   } catch (const std::exception&) {  // a limit on threads or memory: those that run will do
   }
   size_.store(int(crew.workers.size()) + 1, std::memory_order_relaxed);

@@ -1,9 +1,10 @@
-// The engine's threads, for steps of microseconds: all run the same body and meet at barriers inside it. Who waits spins
-// for a while, because the next step is usually near, and then sleeps, because it may not be.
+// The engine's threads, for steps of microseconds: all run the same body and meet at barriers inside it. Who waits
+// spins for a while, because the next step is usually near, and then sleeps, because it may not be.
 //
 // Why operators have others (helpers.h): a pass of the bundled model takes 36 us on two threads and meets 27 times, all
-// in 8 us (benchmarks/results/windows.md), where waking a sleeping thread takes some 20 us each time. Operators meet once a
-// call, are called between other libraries' work, which threads that spin would slow down, and several at a time.
+// in 8 us (benchmarks/results/windows.md), where waking a sleeping thread takes some 20 us each time. Operators meet
+// once a call, are called between other libraries' work, which threads that spin would slow down, and several at a
+// time.
 #pragma once
 #include <atomic>
 #include <condition_variable>
@@ -35,13 +36,15 @@ class SpinningPool {
   SpinningPool(const SpinningPool&) = delete;
   SpinningPool& operator=(const SpinningPool&) = delete;
 
-  // Threads that a job runs on. Constant inside a job; between two it may fall (a forked child was given fewer), never rise.
+  // Threads that a job runs on. Constant inside a job; between two it may fall (a forked child was given fewer), never
+  // rise.
   int size() const { return size_.load(std::memory_order_relaxed); }
-  // Calls body(thread) on every thread, 0 being the caller, and returns when all are done. `body` must not throw. Callers
-  // take turns: whoever comes second waits. In a forked child the pool starts threads of its own.
+  // Calls body(thread) on every thread, 0 being the caller, and returns when all are done. `body` must not throw.
+  // Callers take turns: whoever comes second waits. In a forked child the pool starts threads of its own.
   template <class Body>
   void run(Body&& body) {
-    run_erased([](void* context, int thread) { (*static_cast<std::remove_reference_t<Body>*>(context))(thread); }, &body);
+    run_erased([](void* context, int thread) { (*static_cast<std::remove_reference_t<Body>*>(context))(thread); },
+               &body);
   }
   void barrier();  // inside a body: returns once every thread has come here
 

@@ -21,8 +21,8 @@ inline Product multiply(I16 a, uint32_t b) {
 inline void interleave(I16 a, I16 b, I16 c, I16 d, uint32_t* out) {
   const I16 ab0 = _mm512_unpacklo_epi32(a, b), ab1 = _mm512_unpackhi_epi32(a, b);
   const I16 cd0 = _mm512_unpacklo_epi32(c, d), cd1 = _mm512_unpackhi_epi32(c, d);
-  const I16 rows[4] = {_mm512_unpacklo_epi64(ab0, cd0), _mm512_unpackhi_epi64(ab0, cd0), _mm512_unpacklo_epi64(ab1, cd1),
-                       _mm512_unpackhi_epi64(ab1, cd1)};
+  const I16 rows[4] = {_mm512_unpacklo_epi64(ab0, cd0), _mm512_unpackhi_epi64(ab0, cd0),
+                       _mm512_unpacklo_epi64(ab1, cd1), _mm512_unpackhi_epi64(ab1, cd1)};
   for (int i = 0; i < 4; ++i) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * i), _mm512_castsi512_si128(rows[i]));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 4 * i + 16), _mm512_extracti32x4_epi32(rows[i], 1));
@@ -44,8 +44,10 @@ inline Product multiply(const I16& a, uint32_t b) {
   Product p;
   const __m256i even0 = _mm256_mul_epu32(a.a, factor), odd0 = _mm256_mul_epu32(_mm256_srli_epi64(a.a, 32), factor);
   const __m256i even1 = _mm256_mul_epu32(a.b, factor), odd1 = _mm256_mul_epu32(_mm256_srli_epi64(a.b, 32), factor);
-  p.high = {_mm256_blend_epi32(_mm256_srli_epi64(even0, 32), odd0, 0xAA), _mm256_blend_epi32(_mm256_srli_epi64(even1, 32), odd1, 0xAA)};
-  p.low = {_mm256_blend_epi32(even0, _mm256_slli_epi64(odd0, 32), 0xAA), _mm256_blend_epi32(even1, _mm256_slli_epi64(odd1, 32), 0xAA)};
+  p.high = {_mm256_blend_epi32(_mm256_srli_epi64(even0, 32), odd0, 0xAA),
+            _mm256_blend_epi32(_mm256_srli_epi64(even1, 32), odd1, 0xAA)};
+  p.low = {_mm256_blend_epi32(even0, _mm256_slli_epi64(odd0, 32), 0xAA),
+           _mm256_blend_epi32(even1, _mm256_slli_epi64(odd1, 32), 0xAA)};
   return p;
 #else
   uint32_t x[16], high[16], low[16];

@@ -1,6 +1,6 @@
 // Sixteen floats or integers at a time, in three spellings: AVX-512, AVX2 (two halves), and the compiler's own vectors,
-// which become SSE2 or NEON. Included by each kernels_*.cpp, inside a namespace of that file's instruction set, so that no
-// function compiled for a wide machine can be picked by the linker for a narrow one. So is the rest of this folder.
+// which become SSE2 or NEON. Included by each kernels_*.cpp, inside a namespace of that file's instruction set, so that
+// no function compiled for a wide machine can be picked by the linker for a narrow one. So is the rest of this folder.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -48,8 +48,12 @@ inline I16 nearest(F16 a) { return _mm512_cvtps_epi32(a); }  // ties to even
 inline F16 to_float(I16 a) { return _mm512_cvtepi32_ps(a); }
 inline F16 as_float(I16 a) { return _mm512_castsi512_ps(a); }
 inline I16 as_int(F16 a) { return _mm512_castps_si512(a); }
-inline I16 select_less_i(I16 x, I16 y, I16 yes, I16 no) { return _mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(x, y), no, yes); }
-inline F16 select_less_if(I16 x, I16 y, F16 yes, F16 no) { return _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(x, y), no, yes); }
+inline I16 select_less_i(I16 x, I16 y, I16 yes, I16 no) {
+  return _mm512_mask_blend_epi32(_mm512_cmplt_epi32_mask(x, y), no, yes);
+}
+inline F16 select_less_if(I16 x, I16 y, F16 yes, F16 no) {
+  return _mm512_mask_blend_ps(_mm512_cmplt_epi32_mask(x, y), no, yes);
+}
 inline uint32_t mask_less_equal(F16 x, F16 y) { return _mm512_cmp_ps_mask(x, y, _CMP_LE_OQ); }
 inline F16 abs(F16 a) { return _mm512_abs_ps(a); }
 
@@ -105,7 +109,9 @@ inline I16 select_less_i(I16 x, I16 y, I16 yes, I16 no) {
   return {_mm256_blendv_epi8(no.a, yes.a, _mm256_cmpgt_epi32(y.a, x.a)),
           _mm256_blendv_epi8(no.b, yes.b, _mm256_cmpgt_epi32(y.b, x.b))};
 }
-inline F16 select_less_if(I16 x, I16 y, F16 yes, F16 no) { return as_float(select_less_i(x, y, as_int(yes), as_int(no))); }
+inline F16 select_less_if(I16 x, I16 y, F16 yes, F16 no) {
+  return as_float(select_less_i(x, y, as_int(yes), as_int(no)));
+}
 inline uint32_t mask_less_equal(F16 x, F16 y) {
   return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.a, y.a, _CMP_LE_OQ))) |
          uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(x.b, y.b, _CMP_LE_OQ))) << 8;
@@ -169,8 +175,12 @@ inline I16 nearest(const F16& a) {  // ties to even, for |a| < 2^22: the sum's l
   const FVec magic = FVec{} + 12582912.0f;
   return {(IVec)(a.v + magic) - (IVec)magic};
 }
-inline I16 select_less_i(const I16& x, const I16& y, const I16& yes, const I16& no) { return {x.v < y.v ? yes.v : no.v}; }
-inline F16 select_less_if(const I16& x, const I16& y, const F16& yes, const F16& no) { return {x.v < y.v ? yes.v : no.v}; }
+inline I16 select_less_i(const I16& x, const I16& y, const I16& yes, const I16& no) {
+  return {x.v < y.v ? yes.v : no.v};
+}
+inline F16 select_less_if(const I16& x, const I16& y, const F16& yes, const F16& no) {
+  return {x.v < y.v ? yes.v : no.v};
+}
 inline uint32_t mask_less_equal(const F16& x, const F16& y) {
   uint32_t mask = 0;
   for (int i = 0; i < 16; ++i) mask |= uint32_t(x.v[i] <= y.v[i]) << i;

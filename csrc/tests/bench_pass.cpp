@@ -1,6 +1,7 @@
 // Times passes of the CPU engine at fixed positions, phase by phase, beside the machine's read bandwidth. Build with
 // -DFASTIGPT_PROFILE; see csrc/tests/build.sh.
-//   bench_pass MODEL N WINDOW WEIGHTS CACHE ISA THREADS POSITION...      MODEL: layers,heads,width
+//   bench_pass MODEL N WINDOW WEIGHTS CACHE ISA THREADS POSITION...
+// MODEL: layers,heads,width; WEIGHTS, CACHE: float32, bfloat16 or int8
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -12,9 +13,7 @@
 #undef private
 #include "engine/model.h"
 
-namespace fastigpt {
-extern double profile_seconds[8];
-}
+namespace fastigpt { extern double profile_seconds[8]; }
 using namespace fastigpt;
 using Clock = std::chrono::steady_clock;
 static double since(Clock::time_point t) { return std::chrono::duration<double>(Clock::now() - t).count(); }
@@ -43,12 +42,14 @@ static double read_bandwidth(SpinningPool& pool, size_t bytes) {
 }
 
 int main(int argc, char** argv) {
-  if (argc < 9) return std::printf("usage: bench_pass LAYERS,HEADS,WIDTH N WINDOW WEIGHTS CACHE ISA THREADS POSITION...\n"), 2;
+  if (argc < 9)
+    return std::printf("usage: bench_pass LAYERS,HEADS,WIDTH N WINDOW WEIGHTS CACHE ISA THREADS POSITION...\n"), 2;
   int layers, heads, width;
   if (std::sscanf(argv[1], "%d,%d,%d", &layers, &heads, &width) != 3) return 2;
   const int n = std::atoi(argv[2]), window = std::atoi(argv[3]);
   const ModelShape shape{layers, heads, width, 4 * width, 1024, 512, 1, 1, 1e-5f};
-  CpuModel model(shape, parse_dtype("WEIGHTS", argv[4]), parse_dtype("CACHE", argv[5]), parse_isa(argv[6]), std::atoi(argv[7]));
+  CpuModel model(shape, parse_dtype("WEIGHTS", argv[4]), parse_dtype("CACHE", argv[5]), parse_isa(argv[6]),
+                 std::atoi(argv[7]));
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, 0.02f);
   std::vector<float> noise(4 * width * width + 1024 * width);
@@ -77,7 +78,8 @@ int main(int argc, char** argv) {
     for (size_t i = 0; i < part; i += 64) kv.memory.as<>()[t * part + i] = 1;
   });
   const double gbs = read_bandwidth(m.pool, std::max<size_t>(256 << 20, model.weight_bytes()));
-  std::printf("read bandwidth %.1f GB/s, weights %.1f MB, cache %.1f MB\n", gbs, model.weight_bytes() / 1e6, kv.memory.size() / 1e6);
+  std::printf("read bandwidth %.1f GB/s, weights %.1f MB, cache %.1f MB\n", gbs, model.weight_bytes() / 1e6,
+              kv.memory.size() / 1e6);
   Pass pass{&ws, {}, {}, {}, layers, true};
   for (int arg = 8; arg < argc; ++arg) {
     const int position = std::atoi(argv[arg]);
@@ -101,13 +103,18 @@ int main(int argc, char** argv) {
     const double mean = since(start) / passes;
     const double cache = double(model.cache_bytes(1024)) / 1024 * (position + window) * n;
     const double bytes = model.weight_bytes() + cache;
-    std::printf("position %4d: %8.3f ms mean, %8.3f best; floor %7.3f ms by bytes: %3.0f%%; %6.1f GFLOP/s in linear layers\n", position,
-                mean * 1e3, best * 1e3, bytes / gbs / 1e6, bytes / gbs / 1e9 / mean * 100,
-                2.0 * (12.0 * layers * width * width + 512.0 * width) * rows / (phases[1] + phases[3] + phases[4] + phases[5] + phases[6]) / 1e9);
+    std::printf(
+        "position %4d: %8.3f ms mean, %8.3f best; floor %7.3f ms by bytes: %3.0f%%; %6.1f GFLOP/s in linear layers\n",
+        position, mean * 1e3, best * 1e3, bytes / gbs / 1e6, bytes / gbs / 1e9 / mean * 100,
+        2.0 * (12.0 * layers * width * width + 512.0 * width) * rows /
+            (phases[1] + phases[3] + phases[4] + phases[5] + phases[6]) / 1e9);
     const char* names[] = {"norm", "qkv", "attend", "proj", "fc", "out", "head"};
-    const double w2 = double(width) * width * layers * model.weight_bytes() / (12.0 * layers * width * width + 512.0 * width);
+    const double w2 =
+        double(width) * width * layers * model.weight_bytes() / (12.0 * layers * width * width + 512.0 * width);
     const double moved[] = {0, 3 * w2, cache, w2, 4 * w2, 4 * w2, 512.0 / width / layers * w2};
-    for (int i = 0; i < 7; ++i) std::printf("  %s %.3f ms (%.1f GB/s)", names[i], phases[i] * 1e3, phases[i] > 0 ? moved[i] / phases[i] / 1e9 : 0);
+    for (int i = 0; i < 7; ++i)
+      std::printf("  %s %.3f ms (%.1f GB/s)", names[i], phases[i] * 1e3,
+                  phases[i] > 0 ? moved[i] / phases[i] / 1e9 : 0);
     std::printf("\n");
   }
 }

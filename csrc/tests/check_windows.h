@@ -12,7 +12,8 @@
 
 using namespace fastigpt;
 
-// A made-up machine on which a window of 6 is best, passes slow down towards the end of the canvas, and some are interrupted.
+// A made-up machine on which a window of 6 is best, passes slow down towards the end of the canvas, and some are
+// interrupted.
 static double seconds_of(int width, int position, int pass) {
   return (4 + std::max(width, 2)) * (1 + position / 500.0) * (pass % 37 == 5 ? 10 : 1) * 1e-6;
 }

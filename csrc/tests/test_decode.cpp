@@ -1,5 +1,5 @@
-// Runs every instruction set of the CPU engine on odd shapes, for the sanitizers to watch, and checks the promise that batch,
-// window, prefix sharing and threads change no bit. Built and run by tests/test_engine_cpu_sanitized.py.
+// Runs every instruction set of the CPU engine on odd shapes, for the sanitizers to watch, and checks the promise that
+// batch, window, prefix sharing and threads change no bit. Built and run by tests/test_engine_cpu_sanitized.py.
 #undef NDEBUG
 #include <algorithm>
 #include <atomic>
@@ -56,7 +56,8 @@ static std::unique_ptr<CpuModel> make(const ModelShape& s, DType weights, DType 
 
 using Canvas = std::vector<int64_t>;
 
-static CanvasRequest request(const ModelShape& s, const Canvas& tokens, uint64_t index, const DrawSettings& draw, const std::vector<int64_t>& prefix) {
+static CanvasRequest request(const ModelShape& s, const Canvas& tokens, uint64_t index, const DrawSettings& draw,
+                             const std::vector<int64_t>& prefix) {
   const std::vector<int64_t> without{s.n_prefix_tokens - 1};
   return {tokens.data(), index, draw, prefix, draw.guided ? without : std::vector<int64_t>{}, s.n_positions, false};
 }
@@ -78,8 +79,9 @@ static Canvas alone(const CpuModel& m, const CanvasRequest& wanted, const Canvas
 }
 
 // Canvases that come when others are half done, and leave when they are full; some are given up on the way.
-static std::vector<Canvas> crowded(const CpuModel& m, const std::vector<CanvasRequest>& wanted, const std::vector<Canvas>& given, int capacity, int window,
-                                   bool together, const CpuModel* draft) {
+static std::vector<Canvas> crowded(const CpuModel& m, const std::vector<CanvasRequest>& wanted,
+                                   const std::vector<Canvas>& given, int capacity, int window, bool together,
+                                   const CpuModel* draft) {
   const ModelShape& s = m.shape();
   Session session(m, capacity, window, draft, {draft ? draft->shape().n_prefix_tokens - 1 : 0});
   std::vector<Canvas> done(wanted.size());
@@ -88,7 +90,8 @@ static std::vector<Canvas> crowded(const CpuModel& m, const std::vector<CanvasRe
   for (int round = 0; left > 0; ++round) {
     while (next < wanted.size() && session.free_slots() > 0 && (round % 2 == 0 || together)) {
       std::vector<CanvasRequest> some{wanted[next]};
-      while (together && next + some.size() < wanted.size() && int(some.size()) < session.free_slots()) some.push_back(wanted[next + some.size()]);
+      while (together && next + some.size() < wanted.size() && int(some.size()) < session.free_slots())
+        some.push_back(wanted[next + some.size()]);
       if (round % 3 == 1) session.remove(session.add({wanted[next]})[0]);
       for (int slot : session.add(some)) who[slot] = int(next++);
     }
@@ -116,7 +119,8 @@ static void check(const ModelShape& s, DType weights, DType cache, Isa isa, bool
   for (float x : all) assert(std::isfinite(x));
   const int shorter = std::max(1, s.n_positions - 1);
   two->score(known.data() + size_t(2) * s.n_positions, 1, shorter, prefix.data(), L, -1, some.data());
-  assert(!std::memcmp(some.data(), all.data() + size_t(2) * s.n_positions * s.n_tokens, size_t(shorter) * s.n_tokens * 4));
+  assert(
+      !std::memcmp(some.data(), all.data() + size_t(2) * s.n_positions * s.n_tokens, size_t(shorter) * s.n_tokens * 4));
   for (int layer = 0; layer <= s.n_layer; layer += s.n_layer) {
     std::vector<float> hidden(known.size() * s.width, NAN);
     two->score(known.data(), n, s.n_positions, prefix.data(), 1, layer, hidden.data());
@@ -164,10 +168,12 @@ static void check(const ModelShape& s, DType weights, DType cache, Isa isa, bool
     for (int fork : forks) session.resume(fork, s.n_positions);
     for (int fork : forks)
       while (session.decided(fork) < s.n_positions) session.step(0);
-    assert(canvas_of(session, forks[0], given[i], s) == want[i] && canvas_of(session, forks[2], given[i], s) == want[i]);
+    assert(canvas_of(session, forks[0], given[i], s) == want[i] &&
+           canvas_of(session, forks[2], given[i], s) == want[i]);
     Canvas half(session.tokens(forks[1]), session.tokens(forks[1]) + first.stop);
     assert(std::equal(half.begin(), half.end(), want[i].begin()));
-    assert(session.log_likelihood(forks[0]) == session.log_likelihood(forks[2]) && (session.log_likelihood(forks[0]) < 0) == (i == 1));  // the only one of known tokens behind
+    assert(session.log_likelihood(forks[0]) == session.log_likelihood(forks[2]) &&
+           (session.log_likelihood(forks[0]) < 0) == (i == 1));  // the only one of known tokens behind
   }
 
   // Two threads of the caller on one model.
@@ -216,9 +222,23 @@ static void check_rows(Isa isa) {
         auto first_keys = noise(size_t(heads) * known * d, 1), first_values = noise(first_keys.size(), 1);
         std::vector<float> out(q.size(), NAN);
         const int32_t positions[2] = {start[0], start[1]};
-        const DecodeRows job{DType::f32, DType::f32, q.data(), k.data(), v.data(), heads * d, heads * d, heads * d, n, window, heads, d,
-                             {keys.data(), values.data(), nullptr, nullptr, n, slots}, positions,
-                             {first_keys.data(), first_values.data(), nullptr, nullptr, 1, known}, nullptr, out.data()};
+        const DecodeRows job{DType::f32,
+                             DType::f32,
+                             q.data(),
+                             k.data(),
+                             v.data(),
+                             heads * d,
+                             heads * d,
+                             heads * d,
+                             n,
+                             window,
+                             heads,
+                             d,
+                             {keys.data(), values.data(), nullptr, nullptr, n, slots},
+                             positions,
+                             {first_keys.data(), first_values.data(), nullptr, nullptr, 1, known},
+                             nullptr,
+                             out.data()};
         decode_rows(job, isa, threads);
         for (int b = 0; b < n; ++b)
           for (int j = 0; j < window; ++j)
@@ -228,8 +248,10 @@ static void check_rows(Isa isa) {
               double total = 0;
               for (int pass = 0; pass < 2; ++pass)
                 for (int s = -known; s <= start[b] + j; ++s) {
-                  const size_t at = s < 0 ? (size_t(h) * known + s + known) * d : ((size_t(b) * heads + h) * slots + s) * d;
-                  const float *key = s < 0 ? &first_keys[at] : &keys[at], *value = s < 0 ? &first_values[at] : &values[at];
+                  const size_t at =
+                      s < 0 ? (size_t(h) * known + s + known) * d : ((size_t(b) * heads + h) * slots + s) * d;
+                  const float *key = s < 0 ? &first_keys[at] : &keys[at],
+                              *value = s < 0 ? &first_values[at] : &values[at];
                   if (pass == 0) {
                     double dot = 0;
                     for (int i = 0; i < d; ++i) dot += double(query[i]) * key[i];
@@ -239,12 +261,29 @@ static void check_rows(Isa isa) {
                     for (int i = 0; i < d; ++i) sum[i] += weights[s + known] / total * value[i];
                   }
                 }
-              for (int i = 0; i < d; ++i) assert(std::fabs(out[((size_t(b) * window + j) * heads + h) * d + i] - sum[i]) < 1e-4);
+              for (int i = 0; i < d; ++i)
+                assert(std::fabs(out[((size_t(b) * window + j) * heads + h) * d + i] - sum[i]) < 1e-4);
             }
         // The narrow caches, for the sanitizers.
-        std::vector<uint16_t> half(q.size(), 0x3f80), half_out(q.size()), half_keys(keys.size(), 0x3f80), half_values(keys.size(), 0x4000);
-        DecodeRows narrow{DType::bf16, DType::bf16, half.data(), half.data(), half.data(), heads * d, heads * d, heads * d, n, window, heads, d,
-                          {half_keys.data(), half_values.data(), nullptr, nullptr, n, slots}, positions, {}, nullptr, half_out.data()};
+        std::vector<uint16_t> half(q.size(), 0x3f80), half_out(q.size()), half_keys(keys.size(), 0x3f80),
+            half_values(keys.size(), 0x4000);
+        DecodeRows narrow{DType::bf16,
+                          DType::bf16,
+                          half.data(),
+                          half.data(),
+                          half.data(),
+                          heads * d,
+                          heads * d,
+                          heads * d,
+                          n,
+                          window,
+                          heads,
+                          d,
+                          {half_keys.data(), half_values.data(), nullptr, nullptr, n, slots},
+                          positions,
+                          {},
+                          nullptr,
+                          half_out.data()};
         decode_rows(narrow, isa, threads);
         std::vector<int8_t> small_keys(keys.size(), 1), small_values(keys.size(), 2);
         std::vector<float> scales(size_t(n) * heads * slots, 0.5f), other_scales = scales;
@@ -254,10 +293,23 @@ static void check_rows(Isa isa) {
         assert(half_out[0] == 0x3f80);  // the one value it sees is 1
 
         const int colours = d * 3 + 1;
-        const auto gain = noise(d, 0.1f, 1), weight = noise(size_t(colours) * d, 1), hidden = noise(size_t(window) * d, 1);
+        const auto gain = noise(d, 0.1f, 1), weight = noise(size_t(colours) * d, 1),
+                   hidden = noise(size_t(window) * d, 1);
         std::vector<int64_t> index(window, 5), position(window, 7), tokens(window, -1);
-        SampleRows head{DType::f32, DType::f32, hidden.data(), hidden.data(), gain.data(), weight.data(), index.data(), position.data(),
-                        window, d, colours, 1e-5f, {}, tokens.data()};
+        SampleRows head{DType::f32,
+                        DType::f32,
+                        hidden.data(),
+                        hidden.data(),
+                        gain.data(),
+                        weight.data(),
+                        index.data(),
+                        position.data(),
+                        window,
+                        d,
+                        colours,
+                        1e-5f,
+                        {},
+                        tokens.data()};
         head.settings.top_k = 4;
         head.settings.top_p = 0.9;
         head.settings.guided = true;
@@ -266,8 +318,8 @@ static void check_rows(Isa isa) {
       }
 }
 
-// Jobs of several callers on the shared helpers: all work is done, numbers are unique, what a body throws arrives, and there
-// are as many helpers as the largest job may use, whatever was asked for before.
+// Jobs of several callers on the shared helpers: all work is done, numbers are unique, what a body throws arrives, and
+// there are as many helpers as the largest job may use, whatever was asked for before.
 static void check_helpers() {
   const auto job = [](int threads) {
     std::vector<std::atomic<int>> parts(500), numbers(threads);
@@ -294,9 +346,7 @@ static void check_helpers() {
         if (thread == thrower) throw std::runtime_error("of a body");
       });
       assert(false);
-    } catch (const std::runtime_error& error) {
-      assert(error.what() == std::string("of a body"));
-    }
+    } catch (const std::runtime_error& error) { assert(error.what() == std::string("of a body")); }
   }
   job(5);
 }
@@ -308,13 +358,15 @@ int main() {
   check_turns();
   check_guesser();
   const ModelShape shapes[] = {
-      {2, 3, 15, 7, 29, 7, 6, 20, 1e-5f, 6},  // head_dim 5, nothing a multiple of anything, a prefix longer than a key block
+      {2, 3, 15, 7, 29, 7, 6, 20, 1e-5f,
+       6},  // head_dim 5, nothing a multiple of anything, a prefix longer than a key block
       {1, 1, 40, 33, 21, 100, 1, 1, 1e-5f},   // head_dim 40
       {1, 2, 192, 200, 35, 65, 4, 3, 1e-5f},  // head_dim 96
       {1, 1, 128, 64, 18, 512, 1, 1, 1e-5f},  // head_dim 128
       {1, 1, 1, 1, 1, 1, 1, 1, 1e-5f},        // the smallest there is
   };
-  const DType kinds[][2] = {{DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::i8, DType::i8}, {DType::bf16, DType::i8}};
+  const DType kinds[][2] = {
+      {DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::i8, DType::i8}, {DType::bf16, DType::i8}};
   for (Isa isa : supported_isas()) {
     for (const auto& shape : shapes)
       for (const auto& kind : kinds) check(shape, kind[0], kind[1], isa, &shape == shapes && &kind == kinds + 1);

@@ -1,9 +1,9 @@
-// A token-by-token image model on a CPU: weights packed for one instruction set, scoring, and sessions in which canvases are
-// drawn. Knows pointers and sizes only; the caller has checked tokens, prefixes and settings (every pointer's extent is stated
-// here).
+// A token-by-token image model on a CPU: weights packed for one instruction set, scoring, and sessions in which
+// canvases are drawn. Knows pointers and sizes only; the caller has checked tokens, prefixes and settings (every
+// pointer's extent is stated here).
 //
-// Bitwise promise: logits and tokens do not depend on which canvases run together, on slots, on the window, on how a prefix was
-// cut or shared, or on the number of threads.
+// Bitwise promise: logits and tokens do not depend on which canvases run together, on slots, on the window, on how a
+// prefix was cut or shared, or on the number of threads.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -39,10 +39,11 @@ class CpuModel {
   void load(const std::string& name, const float* data, size_t count);
   void check_complete() const;  // throws std::invalid_argument naming a tensor that was not loaded
 
-  // tokens [batch, length] in [0, n_tokens), prefix [batch, prefix_length] in [0, n_prefix_tokens), 1 to shape().prefix_length
-  // of them. layer < 0: out = logits [batch, length, n_tokens]; else the normed hidden state [batch, length, width] after `layer`
-  // blocks.
-  void score(const int64_t* tokens, int batch, int length, const int64_t* prefix, int prefix_length, int layer, float* out) const;
+  // tokens [batch, length] in [0, n_tokens), prefix [batch, prefix_length] in [0, n_prefix_tokens), 1 to
+  // shape().prefix_length of them. layer < 0: out = logits [batch, length, n_tokens]; else the normed hidden state
+  // [batch, length, width] after `layer` blocks.
+  void score(const int64_t* tokens, int batch, int length, const int64_t* prefix, int prefix_length, int layer,
+             float* out) const;
 
   const ModelShape& shape() const;
   int threads() const;
@@ -58,8 +59,8 @@ class CpuModel {
 struct DrawSettings {
   uint64_t seed = 0;
   float temperature = 1;
-  int top_k = 0;      // 0: all
-  double top_p = 1;   // 1: all
+  int top_k = 0;     // 0: all
+  double top_p = 1;  // 1: all
   bool guided = false;
   float guidance_scale = 1;
 };
@@ -74,11 +75,13 @@ struct CanvasRequest {
   bool score;
 };
 
-// Slots with one canvas each; see fastigpt/engine/__init__.py. Not safe to share between threads; sessions of one model are.
+// Slots with one canvas each; see fastigpt/engine/__init__.py. Not safe to share between threads; sessions of one model
+// are.
 class Session {
  public:
-  // window ≥ 1, or 0: chosen from measured times. draft: a smaller model with as many positions and tokens that guesses the
-  // windows, or null; draft_prefix: what it reads where its prefixes are not the model's. The models must outlive the session.
+  // window ≥ 1, or 0: chosen from measured times. draft: a smaller model with as many positions and tokens that guesses
+  // the windows, or null; draft_prefix: what it reads where its prefixes are not the model's. The models must outlive
+  // the session.
   Session(const CpuModel& model, int capacity, int window, const CpuModel* draft, std::vector<int64_t> draft_prefix);
   // Every slot taken, at `position` < n_positions, on caches of made-up contents: for timing passes with rehearse().
   Session(const CpuModel& model, int capacity, int position, int window);
@@ -87,22 +90,22 @@ class Session {
 
   int capacity() const;
   int free_slots() const;
-  // Slots of these canvases. Throws std::invalid_argument if there are too few. What is read before the first unknown token
-  // is read now; what canvases have in common is read and stored once.
+  // Slots of these canvases. Throws std::invalid_argument if there are too few. What is read before the first unknown
+  // token is read now; what canvases have in common is read and stored once.
   std::vector<int> add(const std::vector<CanvasRequest>& requests);
   void remove(int slot);
   void resume(int slot, int stop);
   // Canvases with this one's past that go on with the noise of these indices; the first keeps the slot.
   std::vector<int> fork(int slot, const std::vector<uint64_t>& indices);
-  // Draws for about `seconds`, at least one pass, or until a canvas has come as far as it may. Throws std::runtime_error if the
-  // model's logits are not numbers.
+  // Draws for about `seconds`, at least one pass, or until a canvas has come as far as it may. Throws
+  // std::runtime_error if the model's logits are not numbers.
   void step(double seconds);
   void rehearse();  // one pass; the canvases stay where they are
 
   bool taken(int slot) const;
-  int decided(int slot) const;                  // leading tokens that are final
-  const int64_t* tokens(int slot) const;        // [n_positions], −1 = not decided
-  const uint8_t* pass_starts(int slot) const;   // [n_positions]
+  int decided(int slot) const;                 // leading tokens that are final
+  const int64_t* tokens(int slot) const;       // [n_positions], −1 = not decided
+  const uint8_t* pass_starts(int slot) const;  // [n_positions]
   double log_likelihood(int slot) const;
 
  private:

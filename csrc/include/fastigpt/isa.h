@@ -10,8 +10,8 @@ namespace fastigpt {
 enum class Isa { generic = 0, avx2 = 1, avx512 = 2, avx512vnni = 3 };
 
 const char* isa_name(Isa isa);
-Isa best_isa();                       // asked of the processor once
-std::vector<Isa> supported_isas();    // generic first, best last
+Isa best_isa();                     // asked of the processor once
+std::vector<Isa> supported_isas();  // generic first, best last
 // "auto" gives best_isa(). Throws std::invalid_argument for an unknown name or one that this processor cannot run.
 Isa parse_isa(const std::string& name);
 

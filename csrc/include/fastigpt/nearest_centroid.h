@@ -1,7 +1,7 @@
 // Nearest centroid: for every point the index of the closest row of a codebook. Pointers, sizes and strides only.
 //
-// The answer is that of real arithmetic on the stored values, ties to the lowest index, on every instruction set and for
-// any number of threads (csrc/nearest/nearest_centroid.cpp says how). No N x K matrix is ever made.
+// The answer is that of real arithmetic on the stored values, ties to the lowest index, on every instruction set and
+// for any number of threads (csrc/nearest/nearest_centroid.cpp says how). No N x K matrix is ever made.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -32,9 +32,9 @@ struct PointsView {
 int64_t nearest_centroid_cpu(const PointsView& points, const float* centroids, int64_t k, bool cosine, int64_t* indices,
                              float* distances, Isa isa, int threads);
 
-// The nearest centroid of each of the 2^24 colours, worked out once: 256^3 colours in cells of 4^3; `cells` says where the
-// 64 answers of a cell begin in `blocks`, whose first k blocks are uniform, one for each centroid. About 15 MB, exact.
-// A colour (r, g, b) stands for the point scale * (r, g, b) + offset; k is at most 65536.
+// The nearest centroid of each of the 2^24 colours, worked out once: 256^3 colours in cells of 4^3; `cells` says where
+// the 64 answers of a cell begin in `blocks`, whose first k blocks are uniform, one for each centroid. About 15 MB,
+// exact. A colour (r, g, b) stands for the point scale * (r, g, b) + offset; k is at most 65536.
 class RgbTable {
  public:
   RgbTable(const double* centroids, int64_t k, double scale, double offset, int threads);
@@ -53,15 +53,17 @@ class RgbTable {
   int64_t bytes_;
 };
 
-// On the GPU. All pointers are the device's; `stream` is a cudaStream_t, and the work is only enqueued on it: nothing is
-// allocated and nothing waits. At most kMaxAxes axes in points.shape. Return null, or what CUDA has to complain about.
+// On the GPU. All pointers are the device's; `stream` is a cudaStream_t, and the work is only enqueued on it: nothing
+// is allocated and nothing waits. At most kMaxAxes axes in points.shape. Return null, or what CUDA has to complain
+// about.
 constexpr int kMaxAxes = 3;
 
-// Float32 fused multiply-adds; where the two least distances are too close for float32, float64. A point whose distances
-// are not finite gets index -1 and distance NaN. distances may be null.
-const char* nearest_centroid_cuda(const PointsView& points, const float* centroids, int64_t k, int64_t* indices, float* distances,
-                                  void* stream);
+// Float32 fused multiply-adds; where the two least distances are too close for float32, float64. A point whose
+// distances are not finite gets index -1 and distance NaN. distances may be null.
+const char* nearest_centroid_cuda(const PointsView& points, const float* centroids, int64_t k, int64_t* indices,
+                                  float* distances, void* stream);
 // cells, blocks: copies of an RgbTable's. points: u8, dim 3.
-const char* rgb_lookup_cuda(const PointsView& points, const uint32_t* cells, const uint16_t* blocks, int64_t* indices, void* stream);
+const char* rgb_lookup_cuda(const PointsView& points, const uint32_t* cells, const uint16_t* blocks, int64_t* indices,
+                            void* stream);
 
 }  // namespace fastigpt
