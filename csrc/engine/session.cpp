@@ -32,10 +32,10 @@ void copy_blocks(const KvCache& from, int from_lane, int from_slot, const KvCach
 
 SessionImpl::SessionImpl(const ModelImpl& model, int capacity, int window)
     : model(model), capacity(capacity), n_positions(model.shape.n_positions), fixed_window(window), slots(capacity),
-      tokens(size_t(capacity) * n_positions, -1), known_(tokens.size()), pass_starts(tokens.size()), kinds(tokens.size()),
-      guesses(tokens.size()), guesser(model.shape.columns), turn_tuner(model.turn_statistics()),
-      ws(model.shape, model.kernels, model.weights, model.cache_shape(), rows_for(capacity, n_positions, window), model.shape.context(),
-         model.pool.size()),
+      tokens(size_t(capacity) * n_positions, -1), known_(tokens.size()), pass_starts(tokens.size()),
+      kinds(tokens.size()), guesses(tokens.size()), guesser(model.shape.columns), turn_tuner(model.turn_statistics()),
+      ws(model.shape, model.kernels, model.weights, model.cache_shape(), rows_for(capacity, n_positions, window),
+         model.shape.context(), model.pool.size()),
       filters(model.pool.size(), FilterScratch(model.shape.n_tokens)), drawn(ws.rows), nats(ws.rows),
       decode{&ws, {}, {}, {}, model.shape.n_layer, true} {
   draws.reserve(ws.rows);

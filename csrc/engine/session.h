@@ -50,8 +50,8 @@ struct Slot {
   int sequences = 1;       // 2: guided
   Sequence sequence[2];
   double log_likelihood = 0;
-  int draft_fed = 0;   // inputs that the draft has read, right or wrong
-  int draft_told = 0;  // decided tokens that the draft knows of
+  int draft_fed = 0;    // inputs that the draft has read, right or wrong
+  int draft_told = 0;   // decided tokens that the draft knows of
   uint64_t served = 0;  // the last turn it was in
   bool working() const { return taken && position < limit; }
 };
@@ -100,14 +100,14 @@ struct SessionImpl {
   KvCache caches[2];  // one lane for each slot; the second appears with the first guided canvas
   std::map<std::vector<int64_t>, std::weak_ptr<const SharedPrefix>> prefixes;
   std::map<int, WindowTuner> tuners;  // by the number of sequences, in powers of two
-  std::vector<int> turn;          // slots that draw at present
-  int turn_sequences = 0;         // of those
-  size_t turn_wanted = 0;         // sequences that the tuner asked for; 0: it is to be asked
-  bool turn_measured = false;     // it had as many in all passes, and none merely tried out a width
-  uint64_t turns = 1;             // this one; canvases that have just come were in none
+  std::vector<int> turn;              // slots that draw at present
+  int turn_sequences = 0;             // of those
+  size_t turn_wanted = 0;             // sequences that the tuner asked for; 0: it is to be asked
+  bool turn_measured = false;         // it had as many in all passes, and none merely tried out a width
+  uint64_t turns = 1;                 // this one; canvases that have just come were in none
   double turn_tokens = 0, turn_seconds = 0;
   TurnTuner turn_tuner;
-  int kept = 0;      // tokens of this pass, all canvases together
+  int kept = 0;       // tokens of this pass, all canvases together
   bool warm = false;  // the first pass pays for memory that was never touched
   Workspace ws;
   std::vector<FilterScratch> filters;

@@ -235,14 +235,17 @@ WindowTuner& SessionImpl::tuner_for(int sequences) {
       .first->second;
 }
 
-// Whose turn it is: those that have waited longest, as many as the tuner says. Places of canvases that are done are filled at once.
-// Returns whether there is anything to draw.
+// Whose turn it is: those that have waited longest, as many as the tuner says. Places of canvases that are done are
+// filled at once. Returns whether there is anything to draw.
 bool SessionImpl::choose_turn() {
-  turn.erase(std::remove_if(turn.begin(), turn.end(), [&](int i) { return !slots[i].working() || slots[i].served != turns; }), turn.end());
+  turn.erase(
+      std::remove_if(turn.begin(), turn.end(), [&](int i) { return !slots[i].working() || slots[i].served != turns; }),
+      turn.end());
   std::vector<int> order = turn;
   for (int i = 0; i < capacity; ++i)
     if (slots[i].working() && slots[i].served != turns) order.push_back(i);
-  std::stable_sort(order.begin() + turn.size(), order.end(), [&](int a, int b) { return slots[a].served < slots[b].served; });
+  std::stable_sort(order.begin() + turn.size(), order.end(),
+                   [&](int a, int b) { return slots[a].served < slots[b].served; });
   if (turn_wanted == 0) {
     std::vector<double> upto;
     double bytes = 0;

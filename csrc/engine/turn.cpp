@@ -26,7 +26,8 @@ void TurnTuner::challenge(Rival rival) {
 
 size_t TurnTuner::choose(const std::vector<double>& upto) {
   const size_t all = upto.size(), fewest = std::min(all, kFewest);
-  const size_t best = std::max(fewest, size_t(std::upper_bound(upto.begin(), upto.end(), statistics_.bytes) - upto.begin()));
+  const size_t best =
+      std::max(fewest, size_t(std::upper_bound(upto.begin(), upto.end(), statistics_.bytes) - upto.begin()));
   if (rival_ == Rival::none) {
     possible_ = fewest < all;
     return best;

@@ -1,7 +1,7 @@
-// Chooses how many sequences draw side by side for a while. A pass over all of a large batch reads the keys and values of every
-// canvas from memory; over a few, pass after pass finds them in cache, but the weights are read for fewer tokens. Which of the
-// two costs more depends on the model, the machine and how full the canvases are, so it is measured. Who draws when changes no
-// token.
+// Chooses how many sequences draw side by side for a while. A pass over all of a large batch reads the keys and values
+// of every canvas from memory; over a few, pass after pass finds them in cache, but the weights are read for fewer
+// tokens. Which of the two costs more depends on the model, the machine and how full the canvases are, so it is
+// measured. Who draws when changes no token.
 #pragma once
 #include <cstddef>
 #include <vector>
@@ -11,7 +11,8 @@ namespace fastigpt {
 struct TurnStatistics {
   double bytes = 32 << 20;  // of keys and values that a turn goes through, or of kFewest sequences where they have more
   bool settled = false;     // neither twice nor half as many sequences were faster
-  double seconds = 0.05;    // of a turn: short, so that every canvas gets on, and long enough to read keys and values once
+  double seconds =
+      0.05;  // of a turn: short, so that every canvas gets on, and long enough to read keys and values once
 };
 
 class TurnTuner {
@@ -20,7 +21,8 @@ class TurnTuner {
   explicit TurnTuner(const TurnStatistics& statistics);
   // Sequences of the next turn. upto[k]: bytes of keys and values of the first k + 1 that are waiting.
   size_t choose(const std::vector<double>& upto);
-  // The turn that choose() spoke of. measured: with that many sequences, and with widths that were not merely tried out.
+  // The turn that choose() spoke of. measured: with that many sequences, and with widths that were not merely tried
+  // out.
   void passed(double tokens, double seconds, bool measured);
   const TurnStatistics& statistics() const { return statistics_; }
 

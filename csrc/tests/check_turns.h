@@ -9,8 +9,9 @@
 
 namespace fastigpt {
 
-// Seconds that 64 canvases of 1,000 tokens take in turns. A pass reads weights worth `weights` tokens, and keys and values: cheaply
-// those that were there in the pass before, if all of the turn fit a cache of `cache` keys. sequences: of every turn, or 0: tuned.
+// Seconds that 64 canvases of 1,000 tokens take in turns. A pass reads weights worth `weights` tokens, and keys and
+// values: cheaply those that were there in the pass before, if all of the turn fit a cache of `cache` keys. sequences:
+// of every turn, or 0: tuned.
 inline double simulate_turns(double weights, double cache, size_t sequences) {
   constexpr int kCanvases = 64, kLength = 1000;
   TurnTuner tuner{TurnStatistics{}};

@@ -14,10 +14,10 @@
 #include <thread>
 #include <vector>
 
+#include "engine/model.h"
 #include "fastigpt/decode.h"
 #include "fastigpt/rows.h"
 #include "fastigpt/threads.h"
-#include "engine/model.h"
 #include "operators/kernels.h"
 #include "runtime/helpers.h"
 #include "tests/check_turns.h"
