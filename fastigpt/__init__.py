@@ -6,6 +6,7 @@ from typing import Any
 
 if _TYPE_CHECKING:
     from fastigpt.api import complete, load, sample
+    from fastigpt.codecs.palette import Palette
     from fastigpt.config import ImageGPTConfig
     from fastigpt.errors import CheckpointError
     from fastigpt.images import grid
@@ -13,7 +14,6 @@ if _TYPE_CHECKING:
     from fastigpt.job import Stats
     from fastigpt.model import ImageGPT
     from fastigpt.openai_checkpoint import convert
-    from fastigpt.palette import Palette
     from fastigpt.quantize import nearest_centroid
 
     __version__: str
@@ -40,7 +40,7 @@ _HOME = {
     "CheckpointError": "errors",
     "ImageGPT": "model",
     "ImageGPTConfig": "config",
-    "Palette": "palette",
+    "Palette": "codecs.palette",
     "Stats": "job",
     "accelerate": "integrations.transformers",
     "complete": "api",

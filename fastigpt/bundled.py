@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from fastigpt import checkpoint
+from fastigpt.codecs.palette import Palette
 from fastigpt.config import ImageGPTConfig
-from fastigpt.palette import Palette
 
 BUNDLED = Path(__file__).parent / "data" / "scenes"
 

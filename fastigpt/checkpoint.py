@@ -17,10 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from fastigpt import processor, save
+from fastigpt.codecs.palette import Palette
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
 from fastigpt.families.tensor_names import HEAD, canonical_names, check_tensors
-from fastigpt.palette import Palette
 from fastigpt.processor import Preprocessing, Processor
 from fastigpt.prompts import Vocabulary
 from fastigpt.save import CheckpointFiles, Stamp

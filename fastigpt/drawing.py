@@ -178,7 +178,7 @@ class Draws(Fills):
         """
         count = whole("n", n, 1)
         kind = output_kind(output_type)
-        self._palette()
+        self._require_codec()
         pictures = as_image_list(images)
         known = self.known_cells(pictures, rows=options.pop("rows", None), mask=options.pop("mask", None))
         canvases = Repeated(self._encode(pictures).masked_fill(~known, -1), count)
@@ -230,7 +230,7 @@ class Draws(Fills):
         every finished row: a range of images, the row's number and its tokens int64 [len(images), W]; not with
         particles, whose rows are not final before the end. return_stats: also returns Stats.
         """
-        canvases = Repeated(token_array("tokens", tokens, self.config, unknown=True, whole_canvas=True))
+        canvases = Repeated(token_array("tokens", tokens, self.spec, unknown=True, whole_canvas=True))
         how: Any = {**options, "particles": particles}
         return self._draw(canvases, how, "tokens", return_stats=return_stats, on_row=on_row)
 
@@ -247,10 +247,10 @@ class Draws(Fills):
         draws side by side.
         """
         if isinstance(tokens_or_n, (torch.Tensor, np.ndarray)):
-            canvases = Repeated(token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True))
+            canvases = Repeated(token_array("tokens_or_n", tokens_or_n, self.spec, unknown=True, whole_canvas=True))
         else:
             canvases = self._empty(whole("tokens_or_n", tokens_or_n, 1))
-        choice = checked(options, len(canvases), self.config)
+        choice = checked(options, len(canvases), self.spec)
         parts_of_job, how = self._requests(canvases, choice), self._how(choice)
 
         def work(on_row: OnRow) -> None:
@@ -284,16 +284,16 @@ class Draws(Fills):
         top_p say. num_return_sequences: for each row of input_ids. The seed comes from `seed`, else from `generator`,
         else from the system.
         """
-        config = self.config
+        n_positions = self.spec.n_positions
         given = self._checked_ids(input_ids)
         copies = whole("num_return_sequences", num_return_sequences, 1)
         if max_length is not None and max_new_tokens is not None:
             raise ValueError("give max_length or max_new_tokens, not both")
-        end = config.n_pixels + 1
+        end = n_positions + 1
         if max_length is not None:
-            end = whole("max_length", max_length, given.shape[1] + 1, config.n_pixels + 1)
+            end = whole("max_length", max_length, given.shape[1] + 1, n_positions + 1)
         if max_new_tokens is not None:
-            end = given.shape[1] + whole("max_new_tokens", max_new_tokens, 1, config.n_pixels + 1 - given.shape[1])
+            end = given.shape[1] + whole("max_new_tokens", max_new_tokens, 1, n_positions + 1 - given.shape[1])
         do_sample = flag("do_sample", do_sample)
         if not do_sample and copies > 1:
             raise ValueError(f"num_return_sequences is {copies}, but without do_sample all would be the same")
@@ -301,21 +301,21 @@ class Draws(Fills):
             options["seed"] = fresh_seed() if generator is None else seed_of(generator)
         if not do_sample:
             options.update({"temperature": 0.0, "top_k": None, "top_p": None})
-        tokens = torch.full((len(given), config.n_pixels), -1, dtype=torch.int64, device="cpu")
+        tokens = torch.full((len(given), n_positions), -1, dtype=torch.int64, device="cpu")
         tokens[:, : given.shape[1] - 1] = given[:, 1:]
         how: Any = {**options, "progress": False}
         filled = self._draw(Repeated(tokens, copies), how, "tokens", return_stats=False, stop=end - 1)
-        start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64, device="cpu")
+        start = torch.full((len(filled), 1), self.config.start_token, dtype=torch.int64, device="cpu")
         result = torch.cat([start, filled[:, : end - 1]], 1)
         return result.to(input_ids.device) if isinstance(input_ids, torch.Tensor) else result
 
     def _checked_ids(self, input_ids: torch.Tensor | np.ndarray) -> torch.Tensor:
-        config = self.config
+        n_positions, start = self.spec.n_positions, self.config.start_token
         input_ids = int64_tensor("input_ids", input_ids)
-        if input_ids.ndim != 2 or len(input_ids) == 0 or not 1 <= input_ids.shape[1] <= config.n_pixels:
-            raise ValueError(f"input_ids must be [B, 1 to {config.n_pixels}], not {list(input_ids.shape)}")
-        if bool((input_ids[:, 0] != config.start_token).any()):
-            raise ValueError(f"input_ids must begin with the start token, {config.start_token}")
+        if input_ids.ndim != 2 or len(input_ids) == 0 or not 1 <= input_ids.shape[1] <= n_positions:
+            raise ValueError(f"input_ids must be [B, 1 to {n_positions}], not {list(input_ids.shape)}")
+        if bool((input_ids[:, 0] != start).any()):
+            raise ValueError(f"input_ids must begin with the start token, {start}")
         if input_ids.shape[1] > 1:
-            token_array("input_ids after the start token", input_ids[:, 1:], config)
+            token_array("input_ids after the start token", input_ids[:, 1:], self.spec)
         return input_ids

@@ -9,24 +9,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
 from fastigpt.arguments import flag, prompt_ids, whole
+from fastigpt.codecs import ImageCodec
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine, loop
 from fastigpt.engine.loop import OnRow
 from fastigpt.families import image_gpt
 from fastigpt.job import Filled, Request, Stats
 from fastigpt.options import Options, checked
-from fastigpt.palette import Palette
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
 from fastigpt.parts import Repeated, parts
 from fastigpt.progress import image_bar
 from fastigpt.prompts import Vocabulary
 from fastigpt.results import Results
+from fastigpt.spec import ModelSpec
 
 
 class Fills(ABC):
@@ -37,14 +37,15 @@ class Fills(ABC):
     vocabulary: Vocabulary | None
     name: str
 
+    @property
+    @abstractmethod
+    def spec(self) -> ModelSpec: ...
     @abstractmethod
     def known_cells(self, pictures: Any, *, rows: int | None = None, mask: Any = None) -> torch.Tensor: ...
     @abstractmethod
-    def decode(self, tokens: Any) -> np.ndarray: ...
-    @abstractmethod
     def _encode(self, pictures: list[Image.Image]) -> torch.Tensor: ...
     @abstractmethod
-    def _palette(self) -> Palette: ...
+    def _require_codec(self) -> ImageCodec: ...
     @abstractmethod
     def _named(self) -> AbstractContextManager[None]: ...
     @abstractmethod
@@ -66,26 +67,24 @@ class Fills(ABC):
     ) -> Any:
         """What `sample`, `complete` and `fill` do with canvases whose unknown tokens are −1. given: their options.
         stop: tokens from there on are left as they are."""
-        count, config = len(canvases), self.config
+        count, spec = len(canvases), self.spec
         return_stats = flag("return_stats", return_stats)
         progress = None if given.get("progress") is None else flag("progress", given["progress"])
-        if kind != "tokens":
-            self._palette()
+        codec = None if kind == "tokens" else self._require_codec()
         particles = whole("particles", given.get("particles", 1), 1, MOST)
-        options = checked(given, count, config)
+        options = checked(given, count, spec)
         if particles > 1:
             whole("first_index", options.first_index, 0, CANDIDATE - count)  # above it the candidates have their noise
             if on_row is not None:
                 raise ValueError("on_row was given with particles: rows of candidates are not final")
         parts_of_job = self._requests(canvases, options, stop)
-        seed, shape = options.drawing.seed, (count, config.height, config.width)
-        results = Results(
-            kind, count, config, self.decode, {"seed": str(seed), "model": self.name}, options.first_index
-        )
+        seed, shape = options.drawing.seed, (count, spec.height, spec.columns)
+        about = {"seed": str(seed), "model": self.name}
+        results = Results(kind, count, spec.n_positions, codec, about, options.first_index)
         starts = torch.empty(shape if return_stats else (0,), dtype=torch.bool, device="cpu")
         how = self._how(options)
         seconds, together = 0.0, 1
-        with image_bar(count, progress, config.height) as bar:
+        with image_bar(count, progress, spec.height) as bar:
             for part, requests in parts_of_job:
 
                 def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:
@@ -150,4 +149,4 @@ class Fills(ABC):
         return Repeated(ids, len(canvases) // count)
 
     def _empty(self, n: int) -> Repeated:
-        return Repeated(torch.tensor(-1, device="cpu").expand(n, self.config.n_pixels))
+        return Repeated(torch.tensor(-1, device="cpu").expand(n, self.spec.n_positions))

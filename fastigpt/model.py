@@ -15,6 +15,8 @@ from PIL import Image
 from fastigpt import checkpoint, images
 from fastigpt.arguments import is_int64, prompt_ids, token_array, whole
 from fastigpt.bundled import bundled_palette
+from fastigpt.codecs import ImageCodec, tokens_of
+from fastigpt.codecs.palette import Palette, PaletteCodec
 from fastigpt.config import ImageGPTConfig
 from fastigpt.drawing import Draws
 from fastigpt.engine import Engine
@@ -25,11 +27,11 @@ from fastigpt.families import image_gpt
 from fastigpt.families.tensor_names import HEAD
 from fastigpt.options import DEFAULTS, LoadOptions, ModelOptions, model_options
 from fastigpt.overflow import OverflowWatch, cannot_overflow
-from fastigpt.palette import Palette
 from fastigpt.processor import Preprocessing
 from fastigpt.prompts import Vocabulary
 from fastigpt.scalars import shown
 from fastigpt.signatures import takes_options
+from fastigpt.spec import ModelSpec
 
 _SCORING_BATCH = 16  # images scored at a time by nll and features
 
@@ -38,7 +40,7 @@ class ImageGPT(Draws):
     """An Image GPT with an engine. Made by `from_pretrained`, `from_config` or `fastigpt.load`; safe to share between
     threads.
 
-    config, palette (None if the checkpoint has none), vocabulary (None if the model reads no prompt), name, device,
+    config, codec (None if the checkpoint has no palette), vocabulary (None if the model reads no prompt), name, device,
     dtype, backend say what it is. A model whose weights lack lm_head.weight (`architecture` names it) has features and
     draws nothing. Pickles and deep copies hold the weights once and build an engine of their own; copy.copy shares it.
     """
@@ -58,7 +60,8 @@ class ImageGPT(Draws):
         """config and weights, named and shaped as `config.tensor_shapes()` says. palette: for images. vocabulary: of a
         model that reads prompts. preprocessing: how images become canvases. architecture: transformers' class."""
         self.name, load = model_options(options)
-        self.config, self.weights, self.palette, self.vocabulary = config, weights, palette, vocabulary
+        self.config, self.weights, self.vocabulary = config, weights, vocabulary
+        self.codec: ImageCodec | None = None if palette is None else PaletteCodec(palette, config.height, config.width)
         self.preprocessing, self.architecture = preprocessing or Preprocessing(), architecture
         if HEAD not in weights and architecture != checkpoint.CAUSAL:
             # Engines have a head. This one is never looked at: whatever needs one asks _require_head first.
@@ -170,6 +173,20 @@ class ImageGPT(Draws):
             )
 
     @property
+    def palette(self) -> Palette | None:
+        """What the tokens of an Image GPT mean; None if the checkpoint has none."""
+        return self.codec.palette if isinstance(self.codec, PaletteCodec) else None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of an image in pixels. Raises ValueError for a model without a codec."""
+        return self._require_codec().size
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.engine.spec
+
+    @property
     def device(self) -> torch.device:
         return self.engine.device
 
@@ -195,14 +212,14 @@ class ImageGPT(Draws):
         if not isinstance(draft, ImageGPT):
             draft = _loaded_draft(os.fspath(draft), checkpoint.stamp(draft), str(self.device), self.backend)
         draft._require_head()
-        mine, theirs = self.config, draft.config
-        if (mine.height, mine.width, mine.n_colors) != (theirs.height, theirs.width, theirs.n_colors):
+        mine, theirs = self.spec, draft.spec
+        if (mine.height, mine.columns, mine.n_tokens) != (theirs.height, theirs.columns, theirs.n_tokens):
             raise ValueError(
-                f"draft draws {theirs.height}×{theirs.width} in {theirs.n_colors} colours, "
-                f"this model {mine.height}×{mine.width} in {mine.n_colors}"
+                f"draft draws {theirs.height}×{theirs.columns} of {theirs.n_tokens} tokens, "
+                f"this model {mine.height}×{mine.columns} of {mine.n_tokens}"
             )
-        if self.palette is not None and draft.palette is not None and self.palette != draft.palette:
-            raise ValueError("draft has another palette: its tokens mean other colours")
+        if self.codec is not None and draft.codec is not None and self.codec != draft.codec:
+            raise ValueError("draft has another palette or codebook: its tokens mean other images")
         if (draft.backend, draft.device) != (self.backend, self.device):
             raise ValueError(
                 f"draft runs on {draft.backend} ({draft.device}), this model on {self.backend} ({self.device})"
@@ -222,8 +239,8 @@ class ImageGPT(Draws):
         return self._encode(_pictures(images))
 
     def _encode(self, pictures: list[Image.Image]) -> torch.Tensor:
-        height, width, how = self.config.height, self.config.width, self.preprocessing
-        palette = self._palette()
+        codec, how = self._require_codec(), self.preprocessing
+        (height, width) = codec.size
         if how.refused is not None:
             raise CheckpointError(how.refused)
         odd = next((picture.size for picture in pictures if picture.size != (width, height)), None)
@@ -231,41 +248,47 @@ class ImageGPT(Draws):
             raise ValueError(
                 f"images must be {width} × {height}, not {odd[0]} × {odd[1]}: {self.name} does not resize (do_resize)"
             )
-        pixels = np.stack([images.to_canvas(picture, height, width, how.resample) for picture in pictures])
-        tokens = palette.encode(pixels)
-        return torch.from_numpy(tokens).view(len(pictures), self.config.n_pixels)
+        return codec.encode(np.stack([images.to_canvas(picture, height, width, how.resample) for picture in pictures]))
 
     def known_cells(self, pictures: Any, *, rows: int | None = None, mask: Any = None) -> torch.Tensor:
-        """bool [n, H·W], True = keep: the cells of each image that `complete` would keep for the same arguments."""
-        height, width = self.config.height, self.config.width
+        """bool [n, h·w], True = keep: the tokens of each image that `complete` would keep for the same arguments. One
+        is drawn anew if any of the pixels that it stands for is to be."""
+        codec = self._require_codec()
+        height, width = codec.size
         pictures = images.as_image_list(pictures)
         if rows is not None and mask is not None:
             raise ValueError("give rows or mask, not both")
         if rows is not None:
-            top = np.arange(height) < whole("rows", rows, 0, height)
-            kept = np.broadcast_to(top[:, None], (len(pictures), height, width)).copy()
-        elif mask is not None:
-            kept = ~images.mask_cells(mask, [picture.size for picture in pictures], height, width)
+            h, w = codec.grid
+            top = torch.arange(h, device="cpu") < whole("rows", rows, 0, h)
+            return top.repeat_interleave(w).repeat(len(pictures), 1)
+        if mask is not None:
+            anew = images.mask_cells(mask, [picture.size for picture in pictures], height, width)
         else:
             holes = [images.transparent_cells(picture, height, width) for picture in pictures]
             if not any(hole is not None and hole.any() for hole in holes):
                 raise ValueError("say what to draw anew: rows=, mask=, or images with transparent parts")
-            kept = np.stack([np.ones((height, width), bool) if hole is None else ~hole for hole in holes])
-        return torch.from_numpy(kept).flatten(1)
+            anew = np.stack([np.zeros((height, width), bool) if hole is None else hole for hole in holes])
+        return ~tokens_of(codec, anew)
 
     def decode(self, tokens: Any) -> np.ndarray:
-        """uint8 [n, H, W, 3] from tokens int64 [n, H·W]."""
-        palette = self._palette()
-        checked = token_array("tokens", tokens, self.config, whole_canvas=True)
-        return palette.decode(checked.view(-1, self.config.height, self.config.width).numpy())
+        """uint8 [n, H, W, 3] from tokens int64 [n, h·w]."""
+        codec = self._require_codec()
+        return codec.decode(token_array("tokens", tokens, self.spec, whole_canvas=True))
 
-    def _palette(self) -> Palette:
-        if self.palette is None:
+    def preview(self, tokens: Any) -> np.ndarray:
+        """uint8 [n, H, W, 3] from tokens int64 [n, h·w] of which some are unknown (−1): grey. See
+        `fastigpt.codecs.ImageCodec`."""
+        codec = self._require_codec()
+        return codec.preview(token_array("tokens", tokens, self.spec, unknown=True, whole_canvas=True))
+
+    def _require_codec(self) -> ImageCodec:
+        if self.codec is None:
             raise ValueError(
                 f"the checkpoint {self.name!r} has no palette (preprocessor_config.json or clusters.npy), "
                 'so it can read and write tokens only (output_type="tokens")'
             )
-        return self.palette
+        return self.codec
 
     # --- scores --------------------------------------------------------------------------------------------------
 
@@ -273,7 +296,7 @@ class ImageGPT(Draws):
         """float32 [B, T, n_colors]: [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ H·W, without
         the start token."""
         self._require_head()
-        checked = token_array("tokens", tokens, self.config)
+        checked = token_array("tokens", tokens, self.spec)
         return self._logits(checked, self._prefix(prompt, len(checked)))
 
     def _prefix(self, prompt: str | Sequence[str] | None, count: int) -> torch.Tensor | None:
@@ -291,7 +314,7 @@ class ImageGPT(Draws):
     def nll(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
         """float32 [B]: mean negative log-likelihood, nats per token. tokens: int64 [B, T], T ≤ H·W."""
         self._require_head()
-        checked = token_array("tokens", tokens, self.config)
+        checked = token_array("tokens", tokens, self.spec)
         prefix = self._prefix(prompt, len(checked))
         parts = []
         for first in range(0, len(checked), _SCORING_BATCH):
@@ -316,7 +339,7 @@ class ImageGPT(Draws):
         if not (pool is None or (isinstance(pool, str) and pool == "mean")):
             raise ValueError(f'pool must be "mean" or None, not {shown(pool)}')
         if is_int64(images_or_tokens):
-            tokens = token_array("tokens", images_or_tokens, self.config, whole_canvas=True)
+            tokens = token_array("tokens", images_or_tokens, self.spec, whole_canvas=True)
         else:
             tokens = self.encode(images_or_tokens)
         prefix = self._prefix(prompt, len(tokens))

@@ -18,10 +18,10 @@ import torch
 
 from fastigpt import checkpoint
 from fastigpt.arguments import whole
+from fastigpt.codecs.palette import ValueRange
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
 from fastigpt.extras import require
-from fastigpt.palette import ValueRange
 from fastigpt.untrusted import exists, file_size, refusing
 
 _BLOCK = re.compile(r"h(\d+)/(.+)")

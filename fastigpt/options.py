@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, TypedDict
 import torch
 
 from fastigpt.arguments import whole, window_size
-from fastigpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing, checked_drawing, fresh_seed
+from fastigpt.spec import ModelSpec
 
 LAST_INDEX = 2**63 - 1
 """Image indices of the noise contract are 0 to this."""
@@ -67,7 +67,7 @@ class JobOptions(DrawOptions, total=False):
 class CompleteOptions(JobOptions, total=False):
     """What to keep of the images, and how."""
 
-    rows: Annotated[int | None, "Keep this many rows from the top and draw the others anew."]
+    rows: Annotated[int | None, "Keep this many rows of tokens from the top and draw the others anew."]
     mask: Annotated[
         Any,
         "bool, True = draw anew, or a picture, white = draw anew: [H, W] or [n_images, H, W], or a list of one for "
@@ -108,7 +108,7 @@ class Options:
     draft: Any
 
 
-def checked(given: Mapping[str, Any], count: int, config: ImageGPTConfig) -> Options:
+def checked(given: Mapping[str, Any], count: int, spec: ModelSpec) -> Options:
     """The options of a job of `count` images. Raises TypeError or ValueError naming the option, what was given and what
     is allowed."""
     option = {**DEFAULTS, **given}
@@ -124,11 +124,11 @@ def checked(given: Mapping[str, Any], count: int, config: ImageGPTConfig) -> Opt
     if guidance is not None and prompt is None:
         raise ValueError("guidance_scale was given without a prompt to follow")
     if drawing.top_k is not None:  # more than there are forbid nothing
-        drawing = replace(drawing, top_k=min(drawing.top_k, config.n_colors))
+        drawing = replace(drawing, top_k=min(drawing.top_k, spec.n_tokens))
     return Options(
         drawing=drawing,
         first_index=whole("first_index", option["first_index"], 0, LAST_INDEX - count + 1),
-        window=window_size(option["window"], config.n_pixels),
+        window=window_size(option["window"], spec.n_positions),
         batch_size=None if batch_size is None else whole("batch_size", batch_size, 1),
         prompt=prompt,
         draft=option.get("draft"),

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from fastigpt.codecs.palette import Palette
 from fastigpt.errors import CheckpointError
-from fastigpt.palette import Palette
 from fastigpt.untrusted import short
 
 _TYPES = (

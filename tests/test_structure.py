@@ -18,7 +18,7 @@ LAYERS = (
     "engine",
     "config families tensor_files prompts arguments",
     "image_arrays image_files images progress parts",
-    "palette",
+    "codecs",
     "overflow results processor save options",
     "checkpoint openai_checkpoint bundled particles streaming",
     "filling drawing model",

@@ -28,7 +28,7 @@ PART_SECONDS = 30.0  # between writes, about
 
 @dataclass
 class Totals:
-    """What a job took, added up over its parts. drawn, pass_starts: int64 [height, width], images in which a token was
+    """What a job took, added up over its parts. drawn, pass_starts: int64 [h, w], images in which a token was
     drawn there, and in which a pass of the model began there. batch: images drawn side by side at most."""
 
     seed: int
@@ -85,7 +85,7 @@ def draw(
     sizes = _part_sizes(None if batch_size is None else whole("batch_size", batch_size, 1))
     size = next(sizes)
     try:
-        with _signals() as signals, image_bar(count, True, model.config.height, log_after=LOG_SECONDS) as bar:
+        with _signals() as signals, image_bar(count, True, model.spec.height, log_after=LOG_SECONDS) as bar:
             while done < count:
                 part = range(done, min(done + size, count))
                 tokens, stats = model.fill(

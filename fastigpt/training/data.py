@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fastigpt.codecs.palette import Palette
 from fastigpt.images import on_white, read_image
-from fastigpt.palette import Palette
 from fastigpt.prompts import Vocabulary
 from fastigpt.training.captions import EXAMPLES, PROMPT_LENGTH, WORDS
 from fastigpt.training.scenes import scenes

@@ -284,7 +284,7 @@ def try_tokens(rng: Rng, folder: Path) -> None:
 
 
 def try_palettes(rng: Rng, folder: Path) -> None:
-    from fastigpt.palette import Palette
+    from fastigpt.codecs.palette import Palette
 
     given = pick(rng, array, tensor, picture)(rng) if rng.random() < 0.6 else anything(rng, folder)
     assert len(Palette.fit(given, pick(rng, 1, 1, 2, 5))) <= 5

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from fastigpt import checkpoint
+from fastigpt.codecs.palette import Palette
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
 from fastigpt.model import ImageGPT
-from fastigpt.palette import Palette
 from fastigpt.training import report
 from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, scene_vocabulary
 from fastigpt.training.network import Network
