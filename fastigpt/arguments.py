@@ -3,14 +3,12 @@ expected."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from fastigpt.operands import readable
-from fastigpt.prompts import Vocabulary
 from fastigpt.scalars import integer, shown
 from fastigpt.spec import ModelSpec
 
@@ -93,18 +91,3 @@ def plain_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
     Raises what `operands.readable` does.
     """
     return readable(name, tensor).detach().cpu()
-
-
-def prompt_ids(prompt: str | Sequence[str] | None, count: int, vocabulary: Vocabulary | None) -> torch.Tensor | None:
-    """int64 [count, prompt_length] from one prompt for all images or one for each."""
-    if prompt is None:
-        return None
-    if vocabulary is None:
-        raise ValueError("prompt was given, but this model reads no text")
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if not all(isinstance(text, str) for text in prompts):
-        raise TypeError("prompt must be a string or a sequence of strings")
-    if len(prompts) != count:
-        raise ValueError(f"prompt has {len(prompts)} entries for {count} images")
-    encoded = {text: vocabulary.encode(text) for text in dict.fromkeys(prompts)}
-    return torch.tensor([encoded[text] for text in prompts], dtype=torch.int64, device="cpu")

@@ -5,36 +5,33 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from PIL import Image
 
-from fastigpt.arguments import flag, prompt_ids, whole
+from fastigpt.arguments import flag, whole
 from fastigpt.codecs import ImageCodec
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine, loop
 from fastigpt.engine.loop import OnRow
-from fastigpt.families import image_gpt
 from fastigpt.job import Filled, Request, Stats
 from fastigpt.options import Options, checked
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
 from fastigpt.parts import Repeated, parts
 from fastigpt.progress import image_bar
-from fastigpt.prompts import Vocabulary
+from fastigpt.prompts import PromptReader, prefixes
 from fastigpt.results import Results
 from fastigpt.spec import ModelSpec
 
 
 class Fills(ABC):
-    """Fills canvases; what it needs of a model for that, ImageGPT has."""
+    """Fills canvases; what it needs of a model for that, Model has."""
 
-    config: ImageGPTConfig
     engine: Engine
-    vocabulary: Vocabulary | None
+    reader: PromptReader | None
     name: str
 
     @property
@@ -116,14 +113,13 @@ class Fills(ABC):
         """The canvases as requests, a part at a time: which images, and their requests. What can be wrong is told
         now."""
         self._require_head()
-        words, config = self._words(options.prompt, canvases), self.config
-        negative = None if options.drawing.guidance_scale is None else image_gpt.prefix(config)
+        read = self._prefixes(options.prompt, canvases)
+        negative = None if options.drawing.guidance_scale is None else self.spec.unconditional
 
         def make(images: range) -> list[Request]:
-            prompts = [()] * len(images) if words is None else words.part(images).tolist()
             return [
-                Request(tokens, options.first_index + k, options.drawing, image_gpt.prefix(config, ids), negative, stop)
-                for k, tokens, ids in zip(images, canvases.part(images), prompts)
+                Request(tokens, options.first_index + k, options.drawing, read(k), negative, stop)
+                for k, tokens in zip(images, canvases.part(images))
             ]
 
         return ((images, make(images)) for images in parts(len(canvases), options.batch_size))
@@ -139,14 +135,14 @@ class Fills(ABC):
         if requests[0].negative is not None:
             self._check_overflow(tokens, torch.tensor([request.negative for request in requests], device="cpu"))
 
-    def _words(self, prompt: str | Sequence[str] | None, canvases: Repeated) -> Repeated | None:
-        """The ids of one prompt for all images, or of one for each canvas that was given."""
+    def _prefixes(self, prompt: str | Sequence[str] | None, canvases: Repeated) -> Callable[[int], tuple[int, ...]]:
+        """What is read in front of image k of the job: for one prompt for all images, or one for each canvas that was
+        given."""
         if prompt is None:
-            return None
+            return lambda k: self.spec.unconditional
         count = 1 if isinstance(prompt, str) else len(canvases.rows)
-        ids = prompt_ids(prompt, count, self.vocabulary)
-        assert ids is not None
-        return Repeated(ids, len(canvases) // count)
+        read, each = prefixes(prompt, count, self.reader), len(canvases) // count
+        return lambda k: read[k // each]
 
     def _empty(self, n: int) -> Repeated:
         return Repeated(torch.tensor(-1, device="cpu").expand(n, self.spec.n_positions))

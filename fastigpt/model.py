@@ -1,73 +1,57 @@
-"""The model a user holds: images, tokens and prompts in, images out. Checks arguments, then hands jobs to an engine."""
+"""The model a user holds: images, tokens and prompts in, images out. Checks arguments, then hands jobs to an engine.
+
+`Model` is whatever a family hands over; `ImageGPT` is one that can also be made from a configuration and weights.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
 
 from fastigpt import checkpoint, images
-from fastigpt.arguments import is_int64, prompt_ids, token_array, whole
+from fastigpt.arguments import token_array, whole
 from fastigpt.bundled import bundled_palette
 from fastigpt.codecs import ImageCodec, tokens_of
-from fastigpt.codecs.palette import Palette, PaletteCodec
-from fastigpt.config import ImageGPTConfig
+from fastigpt.codecs.palette import Palette
+from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.drawing import Draws
 from fastigpt.engine import Engine
-from fastigpt.engine.arithmetic import finite
 from fastigpt.engine.choose import build
 from fastigpt.errors import CheckpointError
-from fastigpt.families import image_gpt
-from fastigpt.families.tensor_names import HEAD
+from fastigpt.families.image_gpt.checkpoint import CAUSAL, Checkpoint
+from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.families.pretrained import Pretrained
+from fastigpt.generating import Generates
 from fastigpt.options import DEFAULTS, LoadOptions, ModelOptions, model_options
 from fastigpt.overflow import OverflowWatch, cannot_overflow
-from fastigpt.processor import Preprocessing
 from fastigpt.prompts import Vocabulary
-from fastigpt.scalars import shown
+from fastigpt.scoring import Scores
 from fastigpt.signatures import takes_options
 from fastigpt.spec import ModelSpec
 
-_SCORING_BATCH = 16  # images scored at a time by nll and features
 
+class Model(Draws, Scores):
+    """A model with an engine. Made by `fastigpt.load` and `from_pretrained`; safe to share between threads.
 
-class ImageGPT(Draws):
-    """An Image GPT with an engine. Made by `from_pretrained`, `from_config` or `fastigpt.load`; safe to share between
-    threads.
-
-    config, codec (None if the checkpoint has no palette), vocabulary (None if the model reads no prompt), name, device,
-    dtype, backend say what it is. A model whose weights lack lm_head.weight (`architecture` names it) has features and
-    draws nothing. Pickles and deep copies hold the weights once and build an engine of their own; copy.copy shares it.
+    config (its family's description), spec, codec (None if the checkpoint has none), name, device, dtype, backend say
+    what it is. A model without a head has features and draws nothing. Pickles and deep copies hold the weights once and
+    build an engine of their own; copy.copy shares it.
     """
 
     @takes_options(DEFAULTS)
-    def __init__(
-        self,
-        config: ImageGPTConfig,
-        weights: dict[str, torch.Tensor],
-        *,
-        palette: Palette | None = None,
-        vocabulary: Vocabulary | None = None,
-        preprocessing: Preprocessing | None = None,
-        architecture: str = checkpoint.CAUSAL,
-        **options: Unpack[ModelOptions],
-    ) -> None:
-        """config and weights, named and shaped as `config.tensor_shapes()` says. palette: for images. vocabulary: of a
-        model that reads prompts. preprocessing: how images become canvases. architecture: transformers' class."""
+    def __init__(self, pretrained: Pretrained, **options: Unpack[ModelOptions]) -> None:
+        """pretrained: what its family handed over."""
         self.name, load = model_options(options)
-        self.config, self.weights, self.vocabulary = config, weights, vocabulary
-        self.codec: ImageCodec | None = None if palette is None else PaletteCodec(palette, config.height, config.width)
-        self.preprocessing, self.architecture = preprocessing or Preprocessing(), architecture
-        if HEAD not in weights and architecture != checkpoint.CAUSAL:
-            # Engines have a head. This one is never looked at: whatever needs one asks _require_head first.
-            head = torch.zeros(config.tensor_shapes()[HEAD], dtype=torch.float32, device="cpu")
-            weights = {**weights, HEAD: head}
-        spec, canonical = image_gpt.spec(config), image_gpt.canonical(config, weights)
+        self.pretrained, self.config = pretrained, pretrained.config
+        self.codec, self.reader, self.preprocessing = pretrained.codec, pretrained.reader, pretrained.preprocessing
+        spec, canonical = pretrained.spec, pretrained.canonical()
         with self._named():
             self.engine: Engine = build(spec, canonical, **load)
         self._watch = None if cannot_overflow(spec, canonical) else OverflowWatch(spec, canonical)
@@ -81,70 +65,35 @@ class ImageGPT(Draws):
         revision: str | None = None,
         local_files_only: bool = False,
         **options: Unpack[LoadOptions],
-    ) -> ImageGPT:
-        """Loads a local directory or a hub id (name_or_path): config.json; model.safetensors, whole or sharded, or
-        pytorch_model.bin; the palette from preprocessor_config.json, clusters.npy or kmeans_centers.npy.
+    ) -> Self:
+        """Loads a local directory or a hub id (name_or_path) of a family that is known: see docs/models.md.
 
         revision: of a hub id, a branch, tag or commit. local_files_only: do not ask the hub. Raises CheckpointError.
         """
         folder = checkpoint.locate(name_or_path, revision=revision, local_files_only=local_files_only)
         found = checkpoint.read(folder)
-        return cls(
-            found.config,
-            found.weights,
-            palette=found.palette,
-            vocabulary=found.vocabulary,
-            preprocessing=found.preprocessing,
-            architecture=found.architecture,
-            name=os.fspath(name_or_path),
-            **options,
-        )
-
-    @classmethod
-    @takes_options(DEFAULTS)
-    def from_config(cls, config: ImageGPTConfig, *, seed: int = 0, **options: Unpack[LoadOptions]) -> ImageGPT:
-        """A model of this config with random weights, as transformers initialises them: normal with deviation 0.02,
-        norms 1; the same for the same seed. For trying shapes and measuring; 512-colour models get the bundled palette,
-        so that they can draw (noise)."""
-        generator = torch.Generator("cpu").manual_seed(whole("seed", seed, 0, 2**63 - 1))
-        weights = {
-            name: torch.ones(shape, dtype=torch.float32, device="cpu") for name, shape in config.tensor_shapes().items()
-        }
-        for tensor in weights.values():
-            if tensor.ndim > 1:
-                tensor.normal_(0, 0.02, generator=generator)
-        palette = bundled_palette()
-        return cls(
-            config,
-            weights,
-            palette=palette if palette.n_colors == config.n_colors else None,
-            name="random weights",
-            **options,
-        )
+        kind = ImageGPT if isinstance(found, Checkpoint) else Model
+        if not issubclass(kind, cls):
+            raise CheckpointError(f"{os.fspath(name_or_path)} holds no {cls.__name__}; open it with fastigpt.load")
+        return _made(kind, found, {**options, "name": os.fspath(name_or_path)})
 
     def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
-        """Writes a directory that `from_pretrained` and transformers open. A checkpoint that is there is replaced, its
-        palette and prompt included; whoever reads it meanwhile, or after a kill, finds the old one or the new. Other
-        files in it stay."""
-        checkpoint.write(
-            directory, self.config, self.weights, self.palette, self.vocabulary, self.preprocessing, self.architecture
-        )
+        """Writes a directory that `from_pretrained` opens, and transformers where it knows the model. A checkpoint that
+        is there is replaced, its palette and prompt included; whoever reads it meanwhile, or after a kill, finds the
+        old one or the new. Other files in it stay."""
+        self.pretrained.write(directory)
 
     def __reduce__(self) -> tuple[Any, ...]:
         told = {
-            "palette": self.palette,
-            "vocabulary": self.vocabulary,
-            "preprocessing": self.preprocessing,
-            "architecture": self.architecture,
             "name": self.name,
             "device": self.device,
             "dtype": self.dtype,
             "kv_dtype": self.engine.kv_dtype,
             "backend": self.backend,
         }
-        return _rebuilt, (type(self), self.config, self.weights, told)
+        return _made, (type(self), self.pretrained, told)
 
-    def __copy__(self) -> ImageGPT:
+    def __copy__(self) -> Self:
         twin = object.__new__(type(self))
         vars(twin).update(vars(self))
         return twin
@@ -162,20 +111,15 @@ class ImageGPT(Draws):
             yield
         except CheckpointError as error:
             tensor, space, rest = str(error).partition(" ")
-            told = image_gpt.published(self.config).get(tensor, tensor) + space + rest
+            told = self.pretrained.published().get(tensor, tensor) + space + rest
             raise type(error)(f"{self.name or 'model'}: {told}") from None
 
     def _require_head(self) -> None:
-        if HEAD not in self.weights:
+        if self.pretrained.no_head is not None:
             raise CheckpointError(
-                f"{self.name or 'the model'} is {_article(self.architecture)} without a head for colours "
-                f"({HEAD}): it gives features, but cannot draw or score images"
+                f"{self.name or 'the model'} {self.pretrained.no_head}: it gives features, but cannot draw or score "
+                "images"
             )
-
-    @property
-    def palette(self) -> Palette | None:
-        """What the tokens of an Image GPT mean; None if the checkpoint has none."""
-        return self.codec.palette if isinstance(self.codec, PaletteCodec) else None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -199,17 +143,17 @@ class ImageGPT(Draws):
         return self.engine.name
 
     def __repr__(self) -> str:
-        c = self.config
+        spec = self.spec
         return (
-            f"ImageGPT({self.name!r}, {c.n_layer} layers × {c.n_embd}, {c.height}×{c.width}, "
+            f"{type(self).__name__}({self.name!r}, {spec.n_layer} layers × {spec.width}, {spec.height}×{spec.columns}, "
             f"backend={self.backend!r}, device={str(self.device)!r}, dtype={self.dtype})"
         )
 
-    # --- drawing: see Draws -----------------------------------------------------------------------------------
+    # --- drawing: see Draws; scores: see Scores ---------------------------------------------------------------
 
-    def _drafting(self, draft: ImageGPT | str | os.PathLike[str]) -> Engine:
+    def _drafting(self, draft: Model | str | os.PathLike[str]) -> Engine:
         """The engine of a smaller model that may draft for this one."""
-        if not isinstance(draft, ImageGPT):
+        if not isinstance(draft, Model):
             draft = _loaded_draft(os.fspath(draft), checkpoint.stamp(draft), str(self.device), self.backend)
         draft._require_head()
         mine, theirs = self.spec, draft.spec
@@ -229,7 +173,7 @@ class ImageGPT(Draws):
     # --- images and tokens ---------------------------------------------------------------------------------------
 
     def encode(self, images: Any) -> torch.Tensor:
-        """int64 [n, H·W]: images of any size as tokens, resized to the canvas as transformers' PIL processor does, with
+        """int64 [n, h·w]: images of any size as tokens, resized to the canvas as transformers' PIL processor does, with
         the filter that the checkpoint names. CheckpointError if it asks for what cannot be done, by name.
 
         images: file names, PIL images of any mode (both turned upright by their EXIF orientation, transparent parts on
@@ -285,90 +229,95 @@ class ImageGPT(Draws):
     def _require_codec(self) -> ImageCodec:
         if self.codec is None:
             raise ValueError(
-                f"the checkpoint {self.name!r} has no palette (preprocessor_config.json or clusters.npy), "
+                f"the checkpoint {self.name!r} {self.pretrained.no_codec}, "
                 'so it can read and write tokens only (output_type="tokens")'
             )
         return self.codec
 
-    # --- scores --------------------------------------------------------------------------------------------------
 
-    def logits(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
-        """float32 [B, T, n_colors]: [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ H·W, without
-        the start token."""
-        self._require_head()
-        checked = token_array("tokens", tokens, self.spec)
-        return self._logits(checked, self._prefix(prompt, len(checked)))
+class ImageGPT(Model, Generates):
+    """An Image GPT: a token is a pixel's colour. Made by `fastigpt.load`, `from_pretrained`, `from_config`, or from a
+    configuration and weights.
 
-    def _prefix(self, prompt: str | Sequence[str] | None, count: int) -> torch.Tensor | None:
-        """int64 [count, L]: what is read before the tokens; None: no prompt."""
-        words = prompt_ids(prompt, count, self.vocabulary)
-        if words is None:
-            return None
-        return torch.tensor([image_gpt.prefix(self.config, ids) for ids in words.tolist()], device="cpu")
+    Besides what a Model has: palette (None if the checkpoint has none), vocabulary (None if it reads no prompt),
+    architecture, transformers' class, and weights, as they were published or given.
+    """
 
-    def _logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
-        self._check_overflow(tokens, prefix)
-        with self._named():
-            return finite(self.engine.logits(tokens, prefix).float(), self.engine)
+    config: ImageGPTConfig
+    pretrained: Checkpoint
 
-    def nll(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
-        """float32 [B]: mean negative log-likelihood, nats per token. tokens: int64 [B, T], T ≤ H·W."""
-        self._require_head()
-        checked = token_array("tokens", tokens, self.spec)
-        prefix = self._prefix(prompt, len(checked))
-        parts = []
-        for first in range(0, len(checked), _SCORING_BATCH):
-            batch = slice(first, first + _SCORING_BATCH)
-            logits = self._logits(checked[batch], None if prefix is None else prefix[batch])
-            target = checked[batch].to(logits.device)
-            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
-            parts.append(loss.mean(1).cpu())
-        return torch.cat(parts)
-
-    def features(
+    @takes_options(DEFAULTS)
+    def __init__(
         self,
-        images_or_tokens: Any,
-        layer: int | None = None,
-        pool: str | None = "mean",
+        config: ImageGPTConfig,
+        weights: dict[str, torch.Tensor],
         *,
-        prompt: str | Sequence[str] | None = None,
-    ) -> torch.Tensor:
-        """float32 [n, n_embd] (pool="mean") or [n, H·W, n_embd] (pool=None): the normed hidden state after `layer`
-        blocks (0 to n_layer; None: the middle one), as in the paper's linear probes."""
-        depth = self.config.n_layer // 2 if layer is None else whole("layer", layer, 0, self.config.n_layer)
-        if not (pool is None or (isinstance(pool, str) and pool == "mean")):
-            raise ValueError(f'pool must be "mean" or None, not {shown(pool)}')
-        if is_int64(images_or_tokens):
-            tokens = token_array("tokens", images_or_tokens, self.spec, whole_canvas=True)
-        else:
-            tokens = self.encode(images_or_tokens)
-        prefix = self._prefix(prompt, len(tokens))
-        self._check_overflow(tokens, prefix)
-        parts = []
-        for first in range(0, len(tokens), _SCORING_BATCH):
-            batch = slice(first, first + _SCORING_BATCH)
-            with self._named():
-                hidden = self.engine.hidden(tokens[batch], depth, None if prefix is None else prefix[batch])
-                hidden = finite(hidden.float().cpu(), self.engine)
-            parts.append(hidden.mean(1) if pool == "mean" else hidden)
-        return torch.cat(parts)
+        palette: Palette | None = None,
+        vocabulary: Vocabulary | None = None,
+        preprocessing: Preprocessing | None = None,
+        architecture: str = CAUSAL,
+        **options: Unpack[ModelOptions],
+    ) -> None:
+        """config and weights, named and shaped as `config.tensor_shapes()` says. palette: for images. vocabulary: of a
+        model that reads prompts. preprocessing: how images become canvases. architecture: transformers' class."""
+        how = preprocessing or Preprocessing()
+        super().__init__(Checkpoint(config, weights, palette, vocabulary, how, architecture), **options)
+
+    @classmethod
+    @takes_options(DEFAULTS)
+    def from_config(cls, config: ImageGPTConfig, *, seed: int = 0, **options: Unpack[LoadOptions]) -> ImageGPT:
+        """A model of this config with random weights, as transformers initialises them: normal with deviation 0.02,
+        norms 1; the same for the same seed. For trying shapes and measuring; 512-colour models get the bundled palette,
+        so that they can draw (noise)."""
+        generator = torch.Generator("cpu").manual_seed(whole("seed", seed, 0, 2**63 - 1))
+        weights = {
+            name: torch.ones(shape, dtype=torch.float32, device="cpu") for name, shape in config.tensor_shapes().items()
+        }
+        for tensor in weights.values():
+            if tensor.ndim > 1:
+                tensor.normal_(0, 0.02, generator=generator)
+        palette = bundled_palette()
+        return cls(
+            config,
+            weights,
+            palette=palette if palette.n_colors == config.n_colors else None,
+            name="random weights",
+            **options,
+        )
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return self.pretrained.weights
+
+    @property
+    def palette(self) -> Palette | None:
+        return self.pretrained.palette
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        return self.pretrained.vocabulary
+
+    @property
+    def architecture(self) -> str:
+        return self.pretrained.architecture
+
+    @property
+    def start_token(self) -> int:
+        return self.config.start_token
 
 
-def _rebuilt(
-    cls: type[ImageGPT], config: ImageGPTConfig, weights: dict[str, torch.Tensor], told: dict[str, Any]
-) -> ImageGPT:
-    """A pickled model."""
-    return cls(config, weights, **told)
-
-
-def _article(architecture: str) -> str:
-    return f"a model {architecture}" if " " in architecture else f"an {architecture}"
+def _made(kind: Any, pretrained: Pretrained, options: ModelOptions) -> Any:
+    """A model of what a family handed over, also when it comes out of a pickle: not every class's own constructor takes
+    that."""
+    model = kind.__new__(kind)
+    Model.__init__(model, pretrained, **options)
+    return model
 
 
 @lru_cache(maxsize=1)
-def _loaded_draft(name: str, stamp: checkpoint.Stamp | None, device: str, backend: str) -> ImageGPT:
+def _loaded_draft(name: str, stamp: checkpoint.Stamp | None, device: str, backend: str) -> Model:
     """A loop of calls with the same draft loads it once, and again when its files have changed."""
-    return ImageGPT.from_pretrained(name, device=device, backend=backend)
+    return Model.from_pretrained(name, device=device, backend=backend)
 
 
 def _pictures(given: Any) -> list[Image.Image]:

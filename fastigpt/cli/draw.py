@@ -12,7 +12,7 @@ from fastigpt.files import replacing
 
 if TYPE_CHECKING:
     from fastigpt.cli.job import Totals
-    from fastigpt.model import ImageGPT
+    from fastigpt.model import Model
 
 OUT = "a grid (.png), an array (.npz, arr_0 uint8 NHWC), or a new folder; - (or -.npz) is standard output."
 
@@ -110,13 +110,13 @@ def complete(
     report(options["as_json"], f"{n} completions of {len(images)} image(s)", model, totals, out)
 
 
-def _load(name: str | None, options: dict[str, Any]) -> "ImageGPT":
+def _load(name: str | None, options: dict[str, Any]) -> "Model":
     from fastigpt.api import load
 
     return load(None if name is None else given("--model", name), **options)
 
 
-def report(as_json: bool, what: str, model: "ImageGPT", totals: "Totals", out: str) -> None:
+def report(as_json: bool, what: str, model: "Model", totals: "Totals", out: str) -> None:
     """Prints what a job took, to stderr where the images went to standard output."""
     import json
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastigpt.cli.output import Output
     from fastigpt.job import Stats
-    from fastigpt.model import ImageGPT
+    from fastigpt.model import Model
     from fastigpt.parts import Repeated
 
 FIRST_PART = 64  # images, before it is known how long one takes
@@ -61,7 +61,7 @@ class Totals:
 
 
 def draw(
-    model: ImageGPT,
+    model: Model,
     canvases: Repeated,
     out: Output,
     *,
@@ -72,7 +72,7 @@ def draw(
 ) -> Totals:
     """Fills canvases with the model and adds the images to `out`, in order.
 
-    options: of ImageGPT.fill. show: what to add to `out` for some of the images and their tokens; None: the images.
+    options: of Model.fill. show: what to add to `out` for some of the images and their tokens; None: the images.
     Ctrl-C and SIGTERM finish `out` with what is there, say how to go on, and end the program with the signal's status.
     """
     from fastigpt.arguments import whole

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from fastigpt.images import read_image, transparent_cells
-from fastigpt.model import ImageGPT
+from fastigpt.model import Model
 
 
 class Photographs:
     """tokens: int64 [n, h·w], the photographs as the model sees them. unfinished: the same with −1 for what to draw.
-    Raises ValueError for files that are no images, and as `ImageGPT.known_cells`."""
+    Raises ValueError for files that are no images, and as `Model.known_cells`."""
 
-    def __init__(self, model: ImageGPT, paths: Sequence[Path], rows: int | None, mask: Path | None) -> None:
+    def __init__(self, model: Model, paths: Sequence[Path], rows: int | None, mask: Path | None) -> None:
         self._model = model
         drawn_mask = None if mask is None else read_image(mask)
         tokens, known = [], []

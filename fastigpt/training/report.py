@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from fastigpt.codecs.palette import Palette
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import loop
 from fastigpt.engine.portable import PortableEngine
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.files import replacing
 from fastigpt.job import Request
 from fastigpt.prompts import Vocabulary
