@@ -113,12 +113,13 @@ class Fills(ABC):
         """The canvases as requests, a part at a time: which images, and their requests. What can be wrong is told
         now."""
         self._require_head()
-        read = self._prefixes(options.prompt, canvases)
-        negative = None if options.drawing.guidance_scale is None else self.spec.unconditional
+        guided = options.drawing.guidance_scale is not None
+        read = self._prefixes("prompt", options.prompt, canvases)
+        away = self._prefixes("negative_prompt", options.negative_prompt, canvases)
 
         def make(images: range) -> list[Request]:
             return [
-                Request(tokens, options.first_index + k, options.drawing, read(k), negative, stop)
+                Request(tokens, options.first_index + k, options.drawing, read(k), away(k) if guided else None, stop)
                 for k, tokens in zip(images, canvases.part(images))
             ]
 
@@ -135,13 +136,15 @@ class Fills(ABC):
         if requests[0].negative is not None:
             self._check_overflow(tokens, torch.tensor([request.negative for request in requests], device="cpu"))
 
-    def _prefixes(self, prompt: str | Sequence[str] | None, canvases: Repeated) -> Callable[[int], tuple[int, ...]]:
+    def _prefixes(
+        self, name: str, prompt: str | Sequence[str] | None, canvases: Repeated
+    ) -> Callable[[int], tuple[int, ...]]:
         """What is read in front of image k of the job: for one prompt for all images, or one for each canvas that was
-        given."""
+        given; without a prompt the unconditional prefix. `name`: the argument's."""
         if prompt is None:
             return lambda k: self.spec.unconditional
         count = 1 if isinstance(prompt, str) else len(canvases.rows)
-        read, each = prefixes(prompt, count, self.reader), len(canvases) // count
+        read, each = prefixes(prompt, count, self.reader, name), len(canvases) // count
         return lambda k: read[k // each]
 
     def _empty(self, n: int) -> Repeated:
