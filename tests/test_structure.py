@@ -19,7 +19,7 @@ LAYERS = (
     "tensor_files prompts arguments",
     "image_arrays image_files images progress parts",
     "codecs",
-    "overflow results save options",
+    "overflow results save options scenes",
     "families particles streaming",
     "checkpoint bundled",
     "filling drawing generating scoring model",
@@ -29,9 +29,7 @@ LAYERS = (
 )
 
 # Circles that are left, each with what is to be done about it.
-KNOWN_CIRCLES = {
-    frozenset(f"training.{name}" for name in ("captions", "paint", "scenes", "subjects")): "scenes get a package",
-}
+KNOWN_CIRCLES: dict[frozenset[str], str] = {}
 
 # Imports upwards that are left.
 KNOWN_UPWARDS: dict[str, str] = {}
