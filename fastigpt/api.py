@@ -151,7 +151,7 @@ def sample(
 ) -> Any:
     """Draws n images from a model: a loaded one, a directory, a hub id, or None for the one in the package.
 
-    output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, H·W].
+    output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, h·w].
     return_stats: also returns Stats. As `fastigpt.load(model).sample(n)`; the model of the last call is kept.
     """
     load, draw = load_options(options)

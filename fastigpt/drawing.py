@@ -82,9 +82,9 @@ class Draws(Fills):
     ) -> Any:
         """Draws n images.
 
-        output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, H·W].
-        return_stats: also returns Stats. The images of a large job are held once, as what is returned, whatever n is;
-        ValueError if that does not fit the memory that is free.
+        output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, h·w],
+        h and w being the grid's (in an Image GPT the image's). return_stats: also returns Stats. The images of a large
+        job are held once, as what is returned, whatever n is; ValueError if that does not fit the memory that is free.
         """
         canvases = self._empty(whole("n", n, 1))
         return self._draw(canvases, options, output_kind(output_type), return_stats=return_stats)
@@ -223,10 +223,10 @@ class Draws(Fills):
         return_stats: bool = False,
         **options: Unpack[JobOptions],
     ) -> Any:
-        """int64 [B, H·W]: the unknown tokens drawn in raster order, the known ones kept exactly.
+        """int64 [B, h·w]: the unknown tokens drawn in raster order, the known ones kept exactly.
 
-        tokens: int64 [B, H·W], −1 = draw. particles: as for `complete`. on_row(images, row, tokens) is called with
-        every finished row: a range of images, the row's number and its tokens int64 [len(images), W]; not with
+        tokens: int64 [B, h·w], −1 = draw. particles: as for `complete`. on_row(images, row, tokens) is called with
+        every finished row: a range of images, the row's number and its tokens int64 [len(images), w]; not with
         particles, whose rows are not final before the end. return_stats: also returns Stats.
         """
         canvases = Repeated(token_array("tokens", tokens, self.spec, unknown=True, whole_canvas=True))
@@ -236,9 +236,9 @@ class Draws(Fills):
     @takes_options(DEFAULTS)
     def stream(self, tokens_or_n: torch.Tensor | int, **options: Unpack[DrawOptions]) -> RowStream:
         """`fill` (or `sample`, for a number) as an iterator of finished rows: (images, row, tokens), a range of images
-        of the job, the row's number, and its tokens int64 [len(images), W]; every row of every image comes once.
+        of the job, the row's number, and its tokens int64 [len(images), w]; every row of every image comes once.
 
-        tokens_or_n: int64 [B, H·W], −1 = draw, or how many empty canvases to draw.
+        tokens_or_n: int64 [B, h·w], −1 = draw, or how many empty canvases to draw.
 
         The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
         arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same

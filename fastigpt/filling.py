@@ -95,7 +95,7 @@ class Fills(ABC):
                     if particles == 1:
                         filled, batch = loop.run(self.engine, requests, on_row=watching, **how)
                     else:
-                        filled, batch = run_particles(self.engine, requests, particles, **how)
+                        filled, batch = run_particles(self.engine, requests, particles, on_done=bar.finished, **how)
                 seconds, together = seconds + time.perf_counter() - started, max(together, batch)
                 self._check_drawn(requests, filled)
                 results.add(part, filled.tokens)
