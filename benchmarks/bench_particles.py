@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 import fastigpt
+from fastigpt.scenes import scenes
 from fastigpt.training.data import HELD_OUT_SEED
-from fastigpt.training.scenes import scenes
 
 HOLES = {"square": (slice(8, 24), slice(8, 24)), "left side": (slice(8, 24), slice(0, 16))}
 

@@ -21,7 +21,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from baselines import nearest as peers
 
-from fastigpt.palette import Palette
+from fastigpt.codecs.palette import Palette
 from fastigpt.quantize import nearest_centroid
 
 RNG = np.random.default_rng(0)

@@ -27,9 +27,9 @@ import bench_norm_linear
 from gpu_time import graph_seconds
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.triton import TritonEngine
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.kernels import launch
 
 Row = dict[str, Any]

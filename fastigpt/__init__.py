@@ -6,14 +6,14 @@ from typing import Any
 
 if _TYPE_CHECKING:
     from fastigpt.api import complete, load, sample
-    from fastigpt.config import ImageGPTConfig
+    from fastigpt.codecs.palette import Palette
     from fastigpt.errors import CheckpointError
+    from fastigpt.families.image_gpt.config import ImageGPTConfig
+    from fastigpt.families.image_gpt.tensorflow import convert
     from fastigpt.images import grid
     from fastigpt.integrations.transformers import accelerate, restore
     from fastigpt.job import Stats
     from fastigpt.model import ImageGPT
-    from fastigpt.openai_checkpoint import convert
-    from fastigpt.palette import Palette
     from fastigpt.quantize import nearest_centroid
 
     __version__: str
@@ -39,12 +39,12 @@ __all__ = [
 _HOME = {
     "CheckpointError": "errors",
     "ImageGPT": "model",
-    "ImageGPTConfig": "config",
-    "Palette": "palette",
+    "ImageGPTConfig": "families.image_gpt.config",
+    "Palette": "codecs.palette",
     "Stats": "job",
     "accelerate": "integrations.transformers",
     "complete": "api",
-    "convert": "openai_checkpoint",
+    "convert": "families.image_gpt.tensorflow",
     "grid": "images",
     "load": "api",
     "nearest_centroid": "quantize",

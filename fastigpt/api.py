@@ -13,14 +13,30 @@ from PIL import Image
 from fastigpt import checkpoint
 from fastigpt.bundled import BUNDLED
 from fastigpt.job import Stats
-from fastigpt.model import ImageGPT
+from fastigpt.model import ImageGPT, Model
 from fastigpt.options import DEFAULTS, CompleteAnyOptions, LoadOptions, SampleAnyOptions, load_options
 from fastigpt.signatures import takes_options
 
-Model = ImageGPT | str | os.PathLike[str] | None
-"""An ImageGPT, a directory, a hub id, or None for the model in the package."""
+AnyModel = Model | str | os.PathLike[str] | None
+"""A model, a directory, a hub id, or None for the model in the package."""
 
 
+@overload
+def load(
+    name_or_path: None = ...,
+    *,
+    revision: str | None = ...,
+    local_files_only: bool = ...,
+    **options: Unpack[LoadOptions],
+) -> ImageGPT: ...
+@overload
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = ...,
+    local_files_only: bool = ...,
+    **options: Unpack[LoadOptions],
+) -> Model: ...
 @takes_options(DEFAULTS)
 def load(
     name_or_path: str | os.PathLike[str] | None = None,
@@ -28,13 +44,13 @@ def load(
     revision: str | None = None,
     local_files_only: bool = False,
     **options: Unpack[LoadOptions],
-) -> ImageGPT:
+) -> Model:
     """A model from a directory or a hub id; None: the one that comes with the package, a small model of drawn scenes.
 
     name_or_path, revision (of a hub id: a branch, tag or commit), local_files_only (do not ask the hub): as for
-    `ImageGPT.from_pretrained`. Raises CheckpointError.
+    `Model.from_pretrained`. Raises CheckpointError.
     """
-    model = ImageGPT.from_pretrained(
+    model = Model.from_pretrained(
         BUNDLED if name_or_path is None else name_or_path,
         revision=revision,
         local_files_only=local_files_only,
@@ -46,14 +62,14 @@ def load(
 
 
 @lru_cache(maxsize=1)
-def _kept(name: str | None, stamp: checkpoint.Stamp | None, **options: Any) -> ImageGPT:
+def _kept(name: str | None, stamp: checkpoint.Stamp | None, **options: Any) -> Model:
     """A loop of calls with the same model should not load it anew each time; one is kept while its files are the same
     (`stamp`)."""
     return load(name, **options)
 
 
-def _model(model: Model, options: LoadOptions) -> ImageGPT:
-    if not isinstance(model, ImageGPT):
+def _model(model: AnyModel, options: LoadOptions) -> Model:
+    if not isinstance(model, Model):
         stamp = None if model is None else checkpoint.stamp(model)
         return _kept(None if model is None else os.fspath(model), stamp, **options)
     if any(value != DEFAULTS.get(name) for name, value in options.items()):
@@ -65,7 +81,7 @@ def _model(model: Model, options: LoadOptions) -> ImageGPT:
 def sample(
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["pil"] = ...,
     return_stats: Literal[False] = ...,
     **options: Unpack[SampleAnyOptions],
@@ -74,7 +90,7 @@ def sample(
 def sample(
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["pil"] = ...,
     return_stats: Literal[True],
     **options: Unpack[SampleAnyOptions],
@@ -83,7 +99,7 @@ def sample(
 def sample(
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["np"],
     return_stats: Literal[False] = ...,
     **options: Unpack[SampleAnyOptions],
@@ -92,7 +108,7 @@ def sample(
 def sample(
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["np"],
     return_stats: Literal[True],
     **options: Unpack[SampleAnyOptions],
@@ -101,7 +117,7 @@ def sample(
 def sample(
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["pt", "tokens"],
     return_stats: Literal[False] = ...,
     **options: Unpack[SampleAnyOptions],
@@ -110,27 +126,32 @@ def sample(
 def sample(
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["pt", "tokens"],
     return_stats: Literal[True],
     **options: Unpack[SampleAnyOptions],
 ) -> tuple[torch.Tensor, Stats]: ...
 @overload
 def sample(
-    n: int = ..., *, model: Model = ..., output_type: str, return_stats: bool = ..., **options: Unpack[SampleAnyOptions]
+    n: int = ...,
+    *,
+    model: AnyModel = ...,
+    output_type: str,
+    return_stats: bool = ...,
+    **options: Unpack[SampleAnyOptions],
 ) -> Any: ...
 @takes_options(DEFAULTS)
 def sample(
     n: int = 1,
     *,
-    model: Model = None,
+    model: AnyModel = None,
     output_type: str = "pil",
     return_stats: bool = False,
     **options: Unpack[SampleAnyOptions],
 ) -> Any:
-    """Draws n images from a model: an ImageGPT, a directory, a hub id, or None for the one in the package.
+    """Draws n images from a model: a loaded one, a directory, a hub id, or None for the one in the package.
 
-    output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, H·W].
+    output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, h·w].
     return_stats: also returns Stats. As `fastigpt.load(model).sample(n)`; the model of the last call is kept.
     """
     load, draw = load_options(options)
@@ -142,7 +163,7 @@ def complete(
     images: Any,
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["pil"] = ...,
     return_stats: Literal[False] = ...,
     **options: Unpack[CompleteAnyOptions],
@@ -152,7 +173,7 @@ def complete(
     images: Any,
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["pil"] = ...,
     return_stats: Literal[True],
     **options: Unpack[CompleteAnyOptions],
@@ -162,7 +183,7 @@ def complete(
     images: Any,
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["np"],
     return_stats: Literal[False] = ...,
     **options: Unpack[CompleteAnyOptions],
@@ -172,7 +193,7 @@ def complete(
     images: Any,
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["np"],
     return_stats: Literal[True],
     **options: Unpack[CompleteAnyOptions],
@@ -182,7 +203,7 @@ def complete(
     images: Any,
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["pt", "tokens"],
     return_stats: Literal[False] = ...,
     **options: Unpack[CompleteAnyOptions],
@@ -192,7 +213,7 @@ def complete(
     images: Any,
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: Literal["pt", "tokens"],
     return_stats: Literal[True],
     **options: Unpack[CompleteAnyOptions],
@@ -202,7 +223,7 @@ def complete(
     images: Any,
     n: int = ...,
     *,
-    model: Model = ...,
+    model: AnyModel = ...,
     output_type: str,
     return_stats: bool = ...,
     **options: Unpack[CompleteAnyOptions],
@@ -212,16 +233,16 @@ def complete(
     images: Any,
     n: int = 1,
     *,
-    model: Model = None,
+    model: AnyModel = None,
     output_type: str = "pil",
     return_stats: bool = False,
     **options: Unpack[CompleteAnyOptions],
 ) -> Any:
-    """Completes images with a model: an ImageGPT, a directory, a hub id, or None for the one in the package.
+    """Completes images with a model: a loaded one, a directory, a hub id, or None for the one in the package.
 
     Result j of image i comes at i·n + j.
 
-    images: as for `ImageGPT.encode`. output_type and return_stats: as for `sample`. As
+    images: as for `Model.encode`. output_type and return_stats: as for `sample`. As
     `fastigpt.load(model).complete(images, n)`; the model of the last call is kept.
     """
     load, draw = load_options(options)

@@ -3,16 +3,14 @@ expected."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.operands import readable
-from fastigpt.prompts import Vocabulary
 from fastigpt.scalars import integer, shown
+from fastigpt.spec import ModelSpec
 
 OUTPUT_TYPES = ("pil", "np", "pt", "tokens")
 
@@ -50,22 +48,22 @@ def flag(name: str, value: Any) -> bool:
 
 
 def token_array(
-    name: str, tokens: Any, config: ImageGPTConfig, *, unknown: bool = False, whole_canvas: bool = False
+    name: str, tokens: Any, spec: ModelSpec, *, unknown: bool = False, whole_canvas: bool = False
 ) -> torch.Tensor:
     """int64 [B, T] on the CPU, contiguous, from a tensor or an array. `unknown`: −1 is allowed. `whole_canvas`: T must
     be height · width."""
     tokens = int64_tensor(name, tokens)
     if tokens.ndim != 2 or len(tokens) == 0:
         raise ValueError(f"{name} must have shape [B, T] with B at least 1, not {list(tokens.shape)}")
-    length, pixels = tokens.shape[1], config.n_pixels
-    if whole_canvas and length != pixels:
-        raise ValueError(f"{name} must have {pixels} tokens per image ({config.height} × {config.width}), not {length}")
-    if not 1 <= length <= pixels:
-        raise ValueError(f"{name} must have 1 to {pixels} tokens per image, not {length}")
+    length, most = tokens.shape[1], spec.n_positions
+    if whole_canvas and length != most:
+        raise ValueError(f"{name} must have {most} tokens per image ({spec.height} × {spec.columns}), not {length}")
+    if not 1 <= length <= most:
+        raise ValueError(f"{name} must have 1 to {most} tokens per image, not {length}")
     low, high = int(tokens.min()), int(tokens.max())
     lowest = -1 if unknown else 0
-    if low < lowest or high >= config.n_colors:
-        raise ValueError(f"{name} must be between {lowest} and {config.n_colors - 1}; found {low} to {high}")
+    if low < lowest or high >= spec.n_tokens:
+        raise ValueError(f"{name} must be between {lowest} and {spec.n_tokens - 1}; found {low} to {high}")
     return tokens.contiguous()
 
 
@@ -93,18 +91,3 @@ def plain_tensor(name: str, tensor: torch.Tensor) -> torch.Tensor:
     Raises what `operands.readable` does.
     """
     return readable(name, tensor).detach().cpu()
-
-
-def prompt_ids(prompt: str | Sequence[str] | None, count: int, vocabulary: Vocabulary | None) -> torch.Tensor | None:
-    """int64 [count, prompt_length] from one prompt for all images or one for each."""
-    if prompt is None:
-        return None
-    if vocabulary is None:
-        raise ValueError("prompt was given, but this model reads no text")
-    prompts = [prompt] * count if isinstance(prompt, str) else list(prompt)
-    if not all(isinstance(text, str) for text in prompts):
-        raise TypeError("prompt must be a string or a sequence of strings")
-    if len(prompts) != count:
-        raise ValueError(f"prompt has {len(prompts)} entries for {count} images")
-    encoded = {text: vocabulary.encode(text) for text in dict.fromkeys(prompts)}
-    return torch.tensor([encoded[text] for text in prompts], dtype=torch.int64, device="cpu")

@@ -6,16 +6,17 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from fastigpt import checkpoint
-from fastigpt.config import ImageGPTConfig
-from fastigpt.palette import Palette
+from fastigpt.codecs.palette import Palette
+from fastigpt.families.image_gpt.checkpoint import read_palette
+from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.families.pretrained import CONFIG
 
 BUNDLED = Path(__file__).parent / "data" / "scenes"
 
 
 @lru_cache(maxsize=1)
 def bundled_palette() -> Palette:
-    config = ImageGPTConfig.from_json((BUNDLED / checkpoint.CONFIG).read_bytes(), source=checkpoint.CONFIG)
-    palette = checkpoint.read_palette(BUNDLED, config)
+    config = ImageGPTConfig.from_json((BUNDLED / CONFIG).read_bytes(), source=CONFIG)
+    palette = read_palette(BUNDLED, config)
     assert palette is not None
     return palette

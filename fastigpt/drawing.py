@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt.arguments import flag, int64_tensor, output_kind, token_array, whole
+from fastigpt.arguments import output_kind, token_array, whole
 from fastigpt.engine import loop
 from fastigpt.engine.loop import OnRow
 from fastigpt.filling import Fills
@@ -16,13 +16,12 @@ from fastigpt.images import as_image_list
 from fastigpt.job import Stats
 from fastigpt.options import DEFAULTS, CompleteOptions, DrawOptions, JobOptions, checked
 from fastigpt.parts import Repeated
-from fastigpt.sampling import fresh_seed, seed_of
 from fastigpt.signatures import takes_options
 from fastigpt.streaming import RowStream
 
 
 class Draws(Fills):
-    """The drawing calls of ImageGPT, which has the rest."""
+    """The drawing calls of Model, which has the rest."""
 
     @overload
     def sample(
@@ -83,9 +82,9 @@ class Draws(Fills):
     ) -> Any:
         """Draws n images.
 
-        output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, H·W].
-        return_stats: also returns Stats. The images of a large job are held once, as what is returned, whatever n is;
-        ValueError if that does not fit the memory that is free.
+        output_type: "pil" list of images | "np" uint8 [n, H, W, 3] | "pt" uint8 [n, 3, H, W] | "tokens" int64 [n, h·w],
+        h and w being the grid's (in an Image GPT the image's). return_stats: also returns Stats. The images of a large
+        job are held once, as what is returned, whatever n is; ValueError if that does not fit the memory that is free.
         """
         canvases = self._empty(whole("n", n, 1))
         return self._draw(canvases, options, output_kind(output_type), return_stats=return_stats)
@@ -178,7 +177,7 @@ class Draws(Fills):
         """
         count = whole("n", n, 1)
         kind = output_kind(output_type)
-        self._palette()
+        self._require_codec()
         pictures = as_image_list(images)
         known = self.known_cells(pictures, rows=options.pop("rows", None), mask=options.pop("mask", None))
         canvases = Repeated(self._encode(pictures).masked_fill(~known, -1), count)
@@ -224,22 +223,22 @@ class Draws(Fills):
         return_stats: bool = False,
         **options: Unpack[JobOptions],
     ) -> Any:
-        """int64 [B, H·W]: the unknown tokens drawn in raster order, the known ones kept exactly.
+        """int64 [B, h·w]: the unknown tokens drawn in raster order, the known ones kept exactly.
 
-        tokens: int64 [B, H·W], −1 = draw. particles: as for `complete`. on_row(images, row, tokens) is called with
-        every finished row: a range of images, the row's number and its tokens int64 [len(images), W]; not with
+        tokens: int64 [B, h·w], −1 = draw. particles: as for `complete`. on_row(images, row, tokens) is called with
+        every finished row: a range of images, the row's number and its tokens int64 [len(images), w]; not with
         particles, whose rows are not final before the end. return_stats: also returns Stats.
         """
-        canvases = Repeated(token_array("tokens", tokens, self.config, unknown=True, whole_canvas=True))
+        canvases = Repeated(token_array("tokens", tokens, self.spec, unknown=True, whole_canvas=True))
         how: Any = {**options, "particles": particles}
         return self._draw(canvases, how, "tokens", return_stats=return_stats, on_row=on_row)
 
     @takes_options(DEFAULTS)
     def stream(self, tokens_or_n: torch.Tensor | int, **options: Unpack[DrawOptions]) -> RowStream:
         """`fill` (or `sample`, for a number) as an iterator of finished rows: (images, row, tokens), a range of images
-        of the job, the row's number, and its tokens int64 [len(images), W]; every row of every image comes once.
+        of the job, the row's number, and its tokens int64 [len(images), w]; every row of every image comes once.
 
-        tokens_or_n: int64 [B, H·W], −1 = draw, or how many empty canvases to draw.
+        tokens_or_n: int64 [B, h·w], −1 = draw, or how many empty canvases to draw.
 
         The work runs in a thread of its own, at most 32 rows ahead, and ends when the iterator is closed or dropped;
         arguments are checked at once. Any number of threads may sample, fill and stream from one model at the same
@@ -247,10 +246,10 @@ class Draws(Fills):
         draws side by side.
         """
         if isinstance(tokens_or_n, (torch.Tensor, np.ndarray)):
-            canvases = Repeated(token_array("tokens_or_n", tokens_or_n, self.config, unknown=True, whole_canvas=True))
+            canvases = Repeated(token_array("tokens_or_n", tokens_or_n, self.spec, unknown=True, whole_canvas=True))
         else:
             canvases = self._empty(whole("tokens_or_n", tokens_or_n, 1))
-        choice = checked(options, len(canvases), self.config)
+        choice = checked(options, len(canvases), self.spec)
         parts_of_job, how = self._requests(canvases, choice), self._how(choice)
 
         def work(on_row: OnRow) -> None:
@@ -264,58 +263,3 @@ class Draws(Fills):
                 self._check_drawn(requests, filled)
 
         return RowStream(work, choice.drawing.seed)
-
-    @takes_options(DEFAULTS)
-    def generate(
-        self,
-        input_ids: torch.Tensor,
-        *,
-        max_length: int | None = None,
-        max_new_tokens: int | None = None,
-        do_sample: bool = False,
-        num_return_sequences: int = 1,
-        generator: torch.Generator | None = None,
-        **options: Unpack[DrawOptions],
-    ) -> torch.Tensor:
-        """int64 [B · num_return_sequences, T]: as transformers' generate, faster. Ids begin with the start token.
-
-        input_ids: int64 [B, 1 + known pixels]. Without max_length or max_new_tokens the whole canvas is drawn.
-        max_length: T, the start token included. do_sample=False takes the argmax, whatever temperature, top_k and
-        top_p say. num_return_sequences: for each row of input_ids. The seed comes from `seed`, else from `generator`,
-        else from the system.
-        """
-        config = self.config
-        given = self._checked_ids(input_ids)
-        copies = whole("num_return_sequences", num_return_sequences, 1)
-        if max_length is not None and max_new_tokens is not None:
-            raise ValueError("give max_length or max_new_tokens, not both")
-        end = config.n_pixels + 1
-        if max_length is not None:
-            end = whole("max_length", max_length, given.shape[1] + 1, config.n_pixels + 1)
-        if max_new_tokens is not None:
-            end = given.shape[1] + whole("max_new_tokens", max_new_tokens, 1, config.n_pixels + 1 - given.shape[1])
-        do_sample = flag("do_sample", do_sample)
-        if not do_sample and copies > 1:
-            raise ValueError(f"num_return_sequences is {copies}, but without do_sample all would be the same")
-        if options.get("seed") is None:
-            options["seed"] = fresh_seed() if generator is None else seed_of(generator)
-        if not do_sample:
-            options.update({"temperature": 0.0, "top_k": None, "top_p": None})
-        tokens = torch.full((len(given), config.n_pixels), -1, dtype=torch.int64, device="cpu")
-        tokens[:, : given.shape[1] - 1] = given[:, 1:]
-        how: Any = {**options, "progress": False}
-        filled = self._draw(Repeated(tokens, copies), how, "tokens", return_stats=False, stop=end - 1)
-        start = torch.full((len(filled), 1), config.start_token, dtype=torch.int64, device="cpu")
-        result = torch.cat([start, filled[:, : end - 1]], 1)
-        return result.to(input_ids.device) if isinstance(input_ids, torch.Tensor) else result
-
-    def _checked_ids(self, input_ids: torch.Tensor | np.ndarray) -> torch.Tensor:
-        config = self.config
-        input_ids = int64_tensor("input_ids", input_ids)
-        if input_ids.ndim != 2 or len(input_ids) == 0 or not 1 <= input_ids.shape[1] <= config.n_pixels:
-            raise ValueError(f"input_ids must be [B, 1 to {config.n_pixels}], not {list(input_ids.shape)}")
-        if bool((input_ids[:, 0] != config.start_token).any()):
-            raise ValueError(f"input_ids must begin with the start token, {config.start_token}")
-        if input_ids.shape[1] > 1:
-            token_array("input_ids after the start token", input_ids[:, 1:], config)
-        return input_ids

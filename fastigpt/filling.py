@@ -5,46 +5,44 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt.arguments import flag, prompt_ids, whole
-from fastigpt.config import ImageGPTConfig
+from fastigpt.arguments import flag, whole
+from fastigpt.codecs import ImageCodec
 from fastigpt.engine import Engine, loop
 from fastigpt.engine.loop import OnRow
-from fastigpt.families import image_gpt
 from fastigpt.job import Filled, Request, Stats
 from fastigpt.options import Options, checked
-from fastigpt.palette import Palette
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
 from fastigpt.parts import Repeated, parts
 from fastigpt.progress import image_bar
-from fastigpt.prompts import Vocabulary
+from fastigpt.prompts import PromptReader, prefixes
 from fastigpt.results import Results
+from fastigpt.spec import ModelSpec
 
 
 class Fills(ABC):
-    """Fills canvases; what it needs of a model for that, ImageGPT has."""
+    """Fills canvases; what it needs of a model for that, Model has."""
 
-    config: ImageGPTConfig
     engine: Engine
-    vocabulary: Vocabulary | None
+    reader: PromptReader | None
     name: str
 
+    @property
+    @abstractmethod
+    def spec(self) -> ModelSpec: ...
     @abstractmethod
     def known_cells(self, pictures: Any, *, rows: int | None = None, mask: Any = None) -> torch.Tensor: ...
     @abstractmethod
-    def decode(self, tokens: Any) -> np.ndarray: ...
-    @abstractmethod
     def _encode(self, pictures: list[Image.Image]) -> torch.Tensor: ...
     @abstractmethod
-    def _palette(self) -> Palette: ...
+    def _require_codec(self) -> ImageCodec: ...
     @abstractmethod
     def _named(self) -> AbstractContextManager[None]: ...
     @abstractmethod
@@ -66,26 +64,24 @@ class Fills(ABC):
     ) -> Any:
         """What `sample`, `complete` and `fill` do with canvases whose unknown tokens are −1. given: their options.
         stop: tokens from there on are left as they are."""
-        count, config = len(canvases), self.config
+        count, spec = len(canvases), self.spec
         return_stats = flag("return_stats", return_stats)
         progress = None if given.get("progress") is None else flag("progress", given["progress"])
-        if kind != "tokens":
-            self._palette()
+        codec = None if kind == "tokens" else self._require_codec()
         particles = whole("particles", given.get("particles", 1), 1, MOST)
-        options = checked(given, count, config)
+        options = checked(given, count, spec)
         if particles > 1:
             whole("first_index", options.first_index, 0, CANDIDATE - count)  # above it the candidates have their noise
             if on_row is not None:
                 raise ValueError("on_row was given with particles: rows of candidates are not final")
         parts_of_job = self._requests(canvases, options, stop)
-        seed, shape = options.drawing.seed, (count, config.height, config.width)
-        results = Results(
-            kind, count, config, self.decode, {"seed": str(seed), "model": self.name}, options.first_index
-        )
+        seed, shape = options.drawing.seed, (count, spec.height, spec.columns)
+        about = {"seed": str(seed), "model": self.name}
+        results = Results(kind, count, spec.n_positions, codec, about, options.first_index)
         starts = torch.empty(shape if return_stats else (0,), dtype=torch.bool, device="cpu")
         how = self._how(options)
         seconds, together = 0.0, 1
-        with image_bar(count, progress, config.height) as bar:
+        with image_bar(count, progress, spec.height) as bar:
             for part, requests in parts_of_job:
 
                 def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:
@@ -99,7 +95,7 @@ class Fills(ABC):
                     if particles == 1:
                         filled, batch = loop.run(self.engine, requests, on_row=watching, **how)
                     else:
-                        filled, batch = run_particles(self.engine, requests, particles, **how)
+                        filled, batch = run_particles(self.engine, requests, particles, on_done=bar.finished, **how)
                 seconds, together = seconds + time.perf_counter() - started, max(together, batch)
                 self._check_drawn(requests, filled)
                 results.add(part, filled.tokens)
@@ -117,14 +113,14 @@ class Fills(ABC):
         """The canvases as requests, a part at a time: which images, and their requests. What can be wrong is told
         now."""
         self._require_head()
-        words, config = self._words(options.prompt, canvases), self.config
-        negative = None if options.drawing.guidance_scale is None else image_gpt.prefix(config)
+        guided = options.drawing.guidance_scale is not None
+        read = self._prefixes("prompt", options.prompt, canvases)
+        away = self._prefixes("negative_prompt", options.negative_prompt, canvases)
 
         def make(images: range) -> list[Request]:
-            prompts = [()] * len(images) if words is None else words.part(images).tolist()
             return [
-                Request(tokens, options.first_index + k, options.drawing, image_gpt.prefix(config, ids), negative, stop)
-                for k, tokens, ids in zip(images, canvases.part(images), prompts)
+                Request(tokens, options.first_index + k, options.drawing, read(k), away(k) if guided else None, stop)
+                for k, tokens in zip(images, canvases.part(images))
             ]
 
         return ((images, make(images)) for images in parts(len(canvases), options.batch_size))
@@ -140,14 +136,16 @@ class Fills(ABC):
         if requests[0].negative is not None:
             self._check_overflow(tokens, torch.tensor([request.negative for request in requests], device="cpu"))
 
-    def _words(self, prompt: str | Sequence[str] | None, canvases: Repeated) -> Repeated | None:
-        """The ids of one prompt for all images, or of one for each canvas that was given."""
+    def _prefixes(
+        self, name: str, prompt: str | Sequence[str] | None, canvases: Repeated
+    ) -> Callable[[int], tuple[int, ...]]:
+        """What is read in front of image k of the job: for one prompt for all images, or one for each canvas that was
+        given; without a prompt the unconditional prefix. `name`: the argument's."""
         if prompt is None:
-            return None
+            return lambda k: self.spec.unconditional
         count = 1 if isinstance(prompt, str) else len(canvases.rows)
-        ids = prompt_ids(prompt, count, self.vocabulary)
-        assert ids is not None
-        return Repeated(ids, len(canvases) // count)
+        read, each = prefixes(prompt, count, self.reader, name), len(canvases) // count
+        return lambda k: read[k // each]
 
     def _empty(self, n: int) -> Repeated:
-        return Repeated(torch.tensor(-1, device="cpu").expand(n, self.config.n_pixels))
+        return Repeated(torch.tensor(-1, device="cpu").expand(n, self.spec.n_positions))

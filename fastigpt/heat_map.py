@@ -11,8 +11,9 @@ from PIL import Image
 
 def draw_heat_map(drawn: torch.Tensor, pass_starts: torch.Tensor, images: int) -> Image.Image:
     """For every cell of the canvas, the share of images in which a pass began there: dark where the next tokens were
-    foreseen, bright where each cost a pass of its own. drawn, pass_starts: int64 [height, width], in how many of the
-    images a token was drawn there, and a pass began there: `stats.drawn.sum(0)`, `stats.pass_starts.sum(0)`."""
+    foreseen, bright where each cost a pass of its own. drawn, pass_starts: int64 [h, w], the grid of tokens: in how
+    many of the images a token was drawn there, and a pass began there (`stats.drawn.sum(0)`,
+    `stats.pass_starts.sum(0)`)."""
     share = torch.where(drawn > 0, pass_starts / drawn.clamp(min=1), torch.nan)
     figure = Figure(figsize=(5.2, 4.4))
     axes = figure.subplots()

@@ -48,8 +48,8 @@ class Filled:
 class Stats:
     """What a job took.
 
-    seed: the seed it drew with. drawn: bool [n, height, width], True where a token was drawn. pass_starts: bool [n,
-    height, width], True where a pass of the model began. passes: int64 [n], their sum. seconds: wall time, prefill
+    seed: the seed it drew with. drawn: bool [n, h, w], the grid of tokens, True where one was drawn. pass_starts: bool
+    [n, h, w], True where a pass of the model began. passes: int64 [n], their sum. seconds: wall time, prefill
     included. batch: how many images were drawn side by side.
     """
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, TypedDict
 import torch
 
 from fastigpt.arguments import whole, window_size
-from fastigpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing, checked_drawing, fresh_seed
+from fastigpt.spec import ModelSpec
 
 LAST_INDEX = 2**63 - 1
 """Image indices of the noise contract are 0 to this."""
@@ -37,7 +37,14 @@ class DrawOptions(TypedDict, total=False):
     """How tokens are drawn. The last three change the time it takes and never the result."""
 
     prompt: Annotated[str | Sequence[str] | None, "One for all images or one for each, for models that read text."]
-    guidance_scale: Annotated[float | None, "How strongly to follow the prompt, ≥ 0: logits u + s·(c − u)."]
+    negative_prompt: Annotated[
+        str | Sequence[str] | None,
+        "What guidance leads away from, one for all images or one for each; needs guidance_scale. None: no prompt.",
+    ]
+    guidance_scale: Annotated[
+        float | None,
+        "How strongly to follow the prompt, ≥ 0: logits u + s·(c − u), c with the prompt, u with the negative one.",
+    ]
     seed: Annotated[
         int | None,
         "0 … 2⁶⁴ − 1. Image k of a job is always the same picture: sample(1, seed=s, first_index=k). None draws a "
@@ -67,7 +74,7 @@ class JobOptions(DrawOptions, total=False):
 class CompleteOptions(JobOptions, total=False):
     """What to keep of the images, and how."""
 
-    rows: Annotated[int | None, "Keep this many rows from the top and draw the others anew."]
+    rows: Annotated[int | None, "Keep this many rows of tokens from the top and draw the others anew."]
     mask: Annotated[
         Any,
         "bool, True = draw anew, or a picture, white = draw anew: [H, W] or [n_images, H, W], or a list of one for "
@@ -98,22 +105,25 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Options:
-    """Drawing options that were checked. draft, prompt: as they were given; the model knows what they mean."""
+    """Drawing options that were checked. draft, prompt, negative_prompt: as they were given; the model knows what they
+    mean."""
 
     drawing: Drawing
     first_index: int
     window: int | Literal["auto"]
     batch_size: int | None
     prompt: str | Sequence[str] | None
+    negative_prompt: str | Sequence[str] | None
     draft: Any
 
 
-def checked(given: Mapping[str, Any], count: int, config: ImageGPTConfig) -> Options:
+def checked(given: Mapping[str, Any], count: int, spec: ModelSpec) -> Options:
     """The options of a job of `count` images. Raises TypeError or ValueError naming the option, what was given and what
     is allowed."""
     option = {**DEFAULTS, **given}
     seed = option.get("seed")
-    prompt, guidance, batch_size = (option.get(name) for name in ("prompt", "guidance_scale", "batch_size"))
+    prompt, negative, guidance = (option.get(name) for name in ("prompt", "negative_prompt", "guidance_scale"))
+    batch_size = option.get("batch_size")
     drawing = checked_drawing(
         fresh_seed() if seed is None else seed,
         option["temperature"],
@@ -121,16 +131,19 @@ def checked(given: Mapping[str, Any], count: int, config: ImageGPTConfig) -> Opt
         option.get("top_p"),
         guidance,
     )
-    if guidance is not None and prompt is None:
+    if guidance is not None and prompt is None and negative is None:
         raise ValueError("guidance_scale was given without a prompt to follow")
+    if negative is not None and guidance is None:
+        raise ValueError("negative_prompt was given without guidance_scale: it is what guidance leads away from")
     if drawing.top_k is not None:  # more than there are forbid nothing
-        drawing = replace(drawing, top_k=min(drawing.top_k, config.n_colors))
+        drawing = replace(drawing, top_k=min(drawing.top_k, spec.n_tokens))
     return Options(
         drawing=drawing,
         first_index=whole("first_index", option["first_index"], 0, LAST_INDEX - count + 1),
-        window=window_size(option["window"], config.n_pixels),
+        window=window_size(option["window"], spec.n_positions),
         batch_size=None if batch_size is None else whole("batch_size", batch_size, 1),
         prompt=prompt,
+        negative_prompt=negative,
         draft=option.get("draft"),
     )
 

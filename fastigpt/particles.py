@@ -56,26 +56,33 @@ def run(
     if particles == 1:
         return loop.run(engine, requests, batch_size=batch_size, window=window, draft=draft, on_done=on_done)
     capacity = loop.slots_for(engine, requests, batch_size=batch_size, window=window, draft=draft, of_each=particles)
-    found: list[Filled | None] = [None] * len(requests)
-    waiting = iter(range(len(requests)))
-    running: dict[int, _Result] = {}
+    at_once = capacity // particles
     with closing(engine.open(capacity, window=window, draft=draft)) as session:
-        while True:
-            for _, image in zip(range(capacity // particles - len(running)), waiting):
-                running[image] = _Result(engine, session, requests[image], particles)
-            if not running:
-                break
-            decided = {advance.slot: advance.decided for advance in session.step(loop.SLICE)}
-            done = 0
-            for image, result in list(running.items()):
-                if not result.reached(decided) or (canvas := result.go_on()) is None:
-                    continue
-                found[image] = canvas
-                del running[image]
+        results = _Results(engine, session, requests, particles)
+        loop.drive(session, results, len(requests), at_once, on_done)
+    return loop.joined(canvas for canvas in results.found if canvas is not None), at_once
+
+
+class _Results:
+    """What the loop draws: results, with slots for the candidates of each."""
+
+    def __init__(self, engine: Engine, session: Session, requests: Sequence[Request], k: int) -> None:
+        self.engine, self.session, self.requests, self.k = engine, session, requests, k
+        self.found: list[Filled | None] = [None] * len(requests)
+        self.running: dict[int, _Result] = {}
+
+    def start(self, images: list[int]) -> None:
+        for image in images:
+            self.running[image] = _Result(self.engine, self.session, self.requests[image], self.k)
+
+    def advance(self, decided: dict[int, int]) -> int:
+        done = 0
+        for image, result in list(self.running.items()):
+            if result.reached(decided) and (canvas := result.go_on()) is not None:
+                self.found[image] = canvas
+                del self.running[image]
                 done += 1
-            if done and on_done is not None:
-                on_done(done)
-    return loop.joined(canvas for canvas in found if canvas is not None), capacity // particles
+        return done
 
 
 def effective_sample_size(weights: torch.Tensor) -> torch.Tensor:

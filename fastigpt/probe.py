@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastigpt.files import replacing
-from fastigpt.model import ImageGPT
+from fastigpt.model import ImageGPT, Model
 from fastigpt.probe_data import Labelled
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C: the inverse of the penalty
@@ -39,7 +39,7 @@ class Probe:
     untrained: tuple[float, ...]
 
 
-def probe(model: ImageGPT, data: Labelled, *, seed: int = 0, progress: bool | None = False) -> list[Probe]:
+def probe(model: Model, data: Labelled, *, seed: int = 0, progress: bool | None = False) -> list[Probe]:
     """Probes every layer for every fact. seed: of the split and of the untrained model's weights.
 
     A fact's images are split by class: three fifths to fit, one fifth to choose C by, one fifth to test a probe that
@@ -47,6 +47,8 @@ def probe(model: ImageGPT, data: Labelled, *, seed: int = 0, progress: bool | No
     take a pass of their own through the layers before it, so all of them cost (n_layer + 1) / 2 times the last one's.
     progress: None = a bar if a person is watching stderr. Raises ValueError if the model has no palette.
     """
+    if not isinstance(model, ImageGPT):
+        raise ValueError(f"{model.name} is no Image GPT: there is no untrained model of its shape to compare it with")
     tokens = model.encode(data.pixels)
     untrained = ImageGPT.from_config(
         model.config, seed=seed, device=model.device, dtype=model.dtype, backend=model.backend
@@ -130,7 +132,7 @@ def _fit(inputs: np.ndarray, classes: np.ndarray, c: float) -> Any:
         return make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=300)).fit(inputs, classes)
 
 
-def as_dict(model: ImageGPT, data: Labelled, probes: Sequence[Probe]) -> dict[str, Any]:
+def as_dict(model: Model, data: Labelled, probes: Sequence[Probe]) -> dict[str, Any]:
     return {
         "model": model.name,
         "data": data.name,

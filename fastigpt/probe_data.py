@@ -82,7 +82,7 @@ def _pick(total: int, n: int, seed: int) -> np.ndarray:
 
 
 def _scenes(n: int) -> Labelled:
-    from fastigpt.training.scenes import scenes
+    from fastigpt.scenes import scenes
 
     images, _, drawn = zip(*itertools.islice(scenes(_SCENES_SEED, _FIRST_SCENE), n))
     facts = [scene.facts() for scene in drawn]

@@ -40,6 +40,12 @@ class ImageBar:
             self._bar.set_postfix_str(f"row {row + 1} of {self._height}", refresh=False)
             self._bar.update(self._rows // self._height - self._bar.n)
 
+    def finished(self, images: int) -> None:
+        """So many more images are finished, of whose rows none were reported."""
+        if self._bar is not None:
+            self._rows += images * self._height
+            self._bar.update(self._rows // self._height - self._bar.n)
+
     def images(self, total: int) -> None:
         """So many images in all are finished, whatever rows of them were reported."""
         if self._bar is not None:

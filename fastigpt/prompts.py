@@ -8,8 +8,19 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fastigpt.untrusted import short
+
+
+class PromptReader(Protocol):
+    """What turns a prompt into what a model reads in front of the first token."""
+
+    def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
+        """Ids in 0 … n_prefix_tokens − 1, 1 to prefix_length of them (see ModelSpec). Raises ValueError for a prompt
+        that the model cannot read, TypeError for anything but a string; `name` is the argument's in those."""
+        ...
+
 
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
@@ -41,23 +52,23 @@ class Vocabulary:
     def n_words(self) -> int:
         return len(self.words)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, name: str = "prompt") -> list[int]:
         """max_words word ids: the text's words in lower case without punctuation, then padding (0).
 
         Raises ValueError for a text without words, with more than max_words, or with a word that is not known (the
-        message lists near ones); TypeError for anything but a string.
+        message lists near ones); TypeError for anything but a string. `name`: of the argument, for these messages.
         """
         if not isinstance(text, str):
-            raise TypeError(f"prompt must be a string, not {type(text).__name__}")
+            raise TypeError(f"{name} must be a string, not {type(text).__name__}")
         found = _WORD.findall(text.lower())
         if not found:
-            raise ValueError(f"prompt {text!r} has no words; try {self._example()}")
+            raise ValueError(f"{name} {text!r} has no words; try {self._example()}")
         if len(found) > self.max_words:
-            raise ValueError(f"prompt has {len(found)} words, the model reads at most {self.max_words}: {text!r}")
+            raise ValueError(f"{name} has {len(found)} words, the model reads at most {self.max_words}: {text!r}")
         ids = {word: i for i, word in enumerate(self.words) if i}
         unknown = [word for word in dict.fromkeys(found) if word not in ids]
         if unknown:
-            raise ValueError(f"prompt: {self._advice(unknown)}")
+            raise ValueError(f"{name}: {self._advice(unknown)}")
         return [ids[word] for word in found] + [0] * (self.max_words - len(found))
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -96,3 +107,30 @@ class Vocabulary:
         if not isinstance(data["words"], list) or not isinstance(examples, list):
             raise ValueError('"words" and "examples" must be lists of strings')
         return cls(tuple(data["words"]), data["max_words"], tuple(examples))
+
+
+@dataclass(frozen=True)
+class WordReader:
+    """Reads the words of a vocabulary, all slots of a prompt, and then `start`."""
+
+    vocabulary: Vocabulary
+    start: tuple[int, ...]
+
+    def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
+        return (*self.vocabulary.encode(prompt, name), *self.start)
+
+
+def prefixes(
+    prompt: str | Sequence[str], count: int, reader: PromptReader | None, name: str = "prompt"
+) -> list[tuple[int, ...]]:
+    """What is read for one prompt for all `count` images, or one for each. Raises ValueError, also where there is no
+    reader or another number of prompts, and TypeError."""
+    if reader is None:
+        raise ValueError(f"{name} was given, but this model reads no text")
+    texts = [prompt] * count if isinstance(prompt, str) else list(prompt)
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"{name} must be a string or a sequence of strings")
+    if len(texts) != count:
+        raise ValueError(f"{name} has {len(texts)} entries for {count} images")
+    read = {text: reader.prefix(text, name) for text in dict.fromkeys(texts)}
+    return [read[text] for text in texts]

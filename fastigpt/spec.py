@@ -10,7 +10,6 @@ however long, stands in row `prefix_length` − 1 of the position table, so that
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -84,9 +83,6 @@ class ModelSpec:
             for name, shape in self.weight_shapes().items()
             if name.startswith("blocks.") and name.endswith(".weight")
         }
-
-    def n_parameters(self) -> int:
-        return sum(math.prod(shape) for shape in self.weight_shapes().values())
 
     def prefix_rows(self, prefixes: Iterable[tuple[int, ...]]) -> torch.Tensor:
         """int64 [n, L]: prefixes of one length as a tensor."""

@@ -44,8 +44,16 @@ def alone(tested: Engine, request: Request) -> Filled:
     return loop.run(tested, [request], batch_size=1, window=1)[0]
 
 
+def draw_until_stopped(session: Session, stops: dict[int, int]) -> None:
+    """Draws until every slot of `stops` has come as far as it says there."""
+    while True:
+        decided = {advance.slot: advance.decided for advance in session.step(loop.SLICE)}
+        if all(decided[slot] >= stop for slot, stop in stops.items()):
+            return
+
+
 def finish(session: Session, slots: list[int]) -> Filled:
-    loop.draw_until_stopped(session, dict.fromkeys(slots, N))
+    draw_until_stopped(session, dict.fromkeys(slots, N))
     return session.read(slots)
 
 

@@ -19,10 +19,10 @@ import torch
 from transformers import ImageGPTConfig as HfConfig
 from transformers import ImageGPTForCausalImageModeling
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine, Window, loop
 from fastigpt.engine.choose import BACKENDS, build, why_unavailable
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.job import Filled, Request
 from fastigpt.sampling import Drawing
 

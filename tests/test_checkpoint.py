@@ -394,7 +394,7 @@ def test_a_failed_save_leaves_nothing_behind_and_the_old_one_intact(saved, monke
     def full_disk(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fastigpt.checkpoint.save_file", full_disk)
+    monkeypatch.setattr("fastigpt.families.image_gpt.checkpoint.save_file", full_disk)
     with pytest.raises(OSError, match="No space"):
         model().save_pretrained(saved)
     assert {p.name: p.read_bytes() for p in saved.iterdir()} == before

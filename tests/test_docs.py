@@ -25,7 +25,7 @@ import fastigpt
 from fastigpt import api, cli
 from fastigpt.bundled import BUNDLED
 from fastigpt.checkpoint import read
-from fastigpt.training.scenes import scenes
+from fastigpt.scenes import scenes
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

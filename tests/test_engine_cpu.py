@@ -15,10 +15,10 @@ from conftest import engine as build
 from conftest import fill, prefixes, random_weights, requests
 
 from fastigpt import _C, CheckpointError
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import loop
 from fastigpt.engine.cpu import CpuEngine
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing, draw, gumbel_noise, noise_bits
 
 ISAS = _C.supported_isas()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import HEAD_DIM_96, ODD, PROMPTED, TINY, engine, fill, prefixes, random_tokens, random_weights
 
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing
 
 CONFIGS = {"tiny": TINY, "odd": ODD, "prompted": PROMPTED, "head_dim_96": HEAD_DIM_96}

@@ -14,7 +14,7 @@ from conftest import CACHED, PROMPTED, random_tokens, random_weights
 
 import fastigpt
 from fastigpt import ImageGPT, ImageGPTConfig, Palette
-from fastigpt.processor import Preprocessing
+from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.prompts import Vocabulary
 
 BACKENDS = [*CACHED, "reference"]

@@ -12,7 +12,7 @@ from conftest import engine, random_tokens
 
 import fastigpt
 from fastigpt import CheckpointError
-from fastigpt.openai_checkpoint import from_variables
+from fastigpt.families.image_gpt.tensorflow import from_variables
 
 N_LAYER, N_HEAD, N_EMBD, SIDE, COLORS = 2, 2, 12, 3, 7
 

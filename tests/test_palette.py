@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from skimage import data
 
+from fastigpt.codecs.palette import Palette
 from fastigpt.errors import CheckpointError
-from fastigpt.palette import Palette
 
 PHOTOS = {name: getattr(data, name)() for name in ("astronaut", "coffee", "chelsea", "rocket")}
 

@@ -20,8 +20,8 @@ from fastigpt.cli import app
 from fastigpt.particles import effective_sample_size, systematic
 from fastigpt.prompts import Vocabulary
 from fastigpt.sampling import Drawing, draw, guide, noise_bits
+from fastigpt.scenes import scenes
 from fastigpt.training.data import HELD_OUT_SEED
-from fastigpt.training.scenes import scenes
 
 VOCABULARY = Vocabulary(("<pad>", "a", "red", "house", "tree"), 3)
 HOLE = torch.zeros(4, 4, dtype=torch.bool)  # rows without unknown cells before, between and after; known cells after

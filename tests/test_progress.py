@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import TINY, random_weights
 
 from fastigpt import ImageGPT
@@ -38,6 +39,18 @@ def test_rows_count_as_their_share_of_an_image(monkeypatch):
             counts.append(bar._bar.n)
         bar.images(5)
         assert counts == [0, 1, 2, 3] and bar._bar.n == 5
+
+
+def test_images_of_particles_are_counted_as_they_are_finished(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr("fastigpt.progress.LOG_SECONDS", 0.0)
+    model = ImageGPT(TINY, random_weights(TINY), backend="portable")
+    canvases = torch.full((3, 16), -1)
+    canvases[:, 12:] = 2
+    model.fill(canvases, particles=2, batch_size=2, seed=0, progress=True)
+    lines = sys.stderr.getvalue().splitlines()
+    counts = [int(line.split(" of ")[0]) for line in lines]
+    assert {1, 2, 3} <= set(counts) and counts == sorted(counts)
 
 
 def test_a_log_gets_lines_and_no_carriage_returns(monkeypatch):

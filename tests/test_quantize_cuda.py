@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastigpt.palette import Palette
+from fastigpt.codecs.palette import Palette
 from fastigpt.quantize import few_axes, nearest_centroid
 
 SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "nearest_centroid_cuda.cu"

@@ -17,7 +17,7 @@ from conftest import (
     random_weights,
 )
 
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing
 
 SMALL = ImageGPTConfig.preset("small")

@@ -179,7 +179,7 @@ def test_a_failed_save_is_forgotten(tmp_path, monkeypatch):
     old = model(PROMPTED, 1, palette(1))
     old.save_pretrained(tmp_path)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    monkeypatch.setattr("fastigpt.checkpoint.save_file", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("fastigpt.families.image_gpt.checkpoint.save_file", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model(TINY, 2).save_pretrained(tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from canvases import N, alone, finish, finish_from, mixed_requests
+from canvases import N, alone, draw_until_stopped, finish, finish_from, mixed_requests
 from conftest import PROMPTED, SMALLER, exact, fill, random_tokens, requests
 
 from fastigpt.engine import loop
@@ -136,7 +136,7 @@ def test_unfinished_canvases_can_be_read(tested, truth):
     expected = alone(truth, request).tokens[0]
     with closing(tested.open(2, window=1)) as session:
         slots = session.add([replace(request, stop=8), replace(request, stop=3)])
-        loop.draw_until_stopped(session, {slots[0]: 8, slots[1]: 3})
+        draw_until_stopped(session, {slots[0]: 8, slots[1]: 3})
         found = session.read(slots[::-1])
         for tokens, starts, stop in zip(found.tokens, found.pass_starts, (3, 8)):
             assert torch.equal(tokens[:stop], expected[:stop])
@@ -158,7 +158,7 @@ def test_a_canvas_stops_and_goes_on_wherever_it_is_told(tested, truth, window):
         slots = session.add([replace(request, stop=stop[0]) for request, stop in zip(wanted, stops)])
         for turn in (1, 2, 3):
             at = {slot: stop[turn - 1] for slot, stop in zip(slots, stops)}
-            loop.draw_until_stopped(session, at)
+            draw_until_stopped(session, at)
             for slot, request, tokens in zip(slots, wanted, expected):
                 found = session.read([slot]).tokens[0]
                 assert torch.equal(found[: at[slot]], tokens[: at[slot]])
@@ -197,7 +197,7 @@ def test_forks_have_the_past_of_their_canvas_and_futures_of_their_own(tested, tr
     expected = torch.cat([alone(truth, request).tokens for request in futures])
     with closing(tested.open(4, window=3)) as session:
         first, other = session.add([replace(wanted[0], stop=at), wanted[1]])
-        loop.draw_until_stopped(session, {first: at})
+        draw_until_stopped(session, {first: at})
         slots = session.fork(first, indices)
         assert slots[0] == first and len({*slots, other}) == 4
         assert torch.equal(session.read(slots).tokens, past.expand(3, -1))
@@ -211,7 +211,7 @@ def test_a_fork_takes_the_log_likelihood_and_the_passes_along(tested):
     (request,) = requests(tested, tokens, Drawing(seed=8), stop=5, score=True)
     with closing(tested.open(3, window=1)) as session:
         (slot,) = session.add([request])
-        loop.draw_until_stopped(session, {slot: 5})
+        draw_until_stopped(session, {slot: 5})
         before = session.read([slot])
         after = session.read(session.fork(slot, [1, 2, 3]))
         for column in ("tokens", "pass_starts", "log_likelihood"):
@@ -236,7 +236,7 @@ def test_the_log_likelihood_is_that_of_the_known_tokens_behind_the_first_unknown
     plain = requests(tested, tokens, drawing, prompt=prompt)
     with closing(tested.open(4, window=window)) as session:
         slots = session.add([replace(request, stop=10) for request in wanted] + [plain[0]])
-        loop.draw_until_stopped(session, dict.fromkeys(slots[:3], 10))
+        draw_until_stopped(session, dict.fromkeys(slots[:3], 10))
         part = session.read(slots).log_likelihood
         for slot in slots[:3]:
             session.resume(slot, N)
@@ -271,7 +271,7 @@ def test_a_draft_guesses_for_canvases_that_join_leave_fork_and_stop(backend, tru
     expected = [alone(truth, request).tokens[0] for request in wanted]
     with closing(tested.open(3, window=4, draft=draft)) as session:
         first = session.add([replace(wanted[0], stop=6), wanted[1]])
-        loop.draw_until_stopped(session, {first[0]: 6})
+        draw_until_stopped(session, {first[0]: 6})
         forked = session.fork(first[0], [wanted[0].index, 99])
         assert torch.equal(finish_from(session, forked)[0], expected[0])
         for slot in forked:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 
 
 def build(config: ImageGPTConfig, folder: Path, ctranslate2: ModuleType, compute_type: str = "float32") -> Any:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 
 
 @dataclass(frozen=True)

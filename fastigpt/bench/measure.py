@@ -10,7 +10,7 @@ import torch
 from fastigpt.bench.floor import Floor, pass_floor
 from fastigpt.bench.machine import Machine, measure_machine, repeat, typical
 from fastigpt.bench.peers import Peer
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 
 SHARES = (1 / 32, 1 / 2, 31 / 32)  # of the canvas: where passes are timed
 

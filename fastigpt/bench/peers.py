@@ -8,8 +8,8 @@ from typing import Protocol
 
 import torch
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 
 
 class Peer(Protocol):

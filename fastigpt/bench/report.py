@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fastigpt.bench.machine import Machine
 from fastigpt.bench.measure import Timing, ratio
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.files import replacing
 
 

@@ -15,10 +15,10 @@ from fastigpt.bench.floor import kv_bytes_per_token
 from fastigpt.bench.measure import measure, timed_positions
 from fastigpt.bench.peers import EnginePeer, Peer, TransformersPeer
 from fastigpt.bench.report import as_json, machine_line, plot_throughput, table, write_json
-from fastigpt.config import PRESETS, ImageGPTConfig
 from fastigpt.engine.choose import as_device, build
 from fastigpt.engine.memory import free_memory
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import PRESETS, ImageGPTConfig
 from fastigpt.model import ImageGPT
 from fastigpt.options import LoadOptions
 

@@ -12,7 +12,7 @@ from fastigpt.files import replacing
 
 if TYPE_CHECKING:
     from fastigpt.cli.job import Totals
-    from fastigpt.model import ImageGPT
+    from fastigpt.model import Model
 
 OUT = "a grid (.png), an array (.npz, arr_0 uint8 NHWC), or a new folder; - (or -.npz) is standard output."
 
@@ -46,10 +46,10 @@ def sample(
     count = whole("n", n, 1)
     load, how = split(options)
     model = _load(options["model"], load)
-    target.expect(count, model.config.height, model.config.width)
+    target.expect(count, *model.image_size)
     seed = fresh_seed() if options["seed"] is None else options["seed"]
     target.facts = {"model": model.name, "seed": str(seed), "first_index": str(options["first_index"])}
-    canvases = Repeated(torch.tensor(-1, device="cpu").expand(count, model.config.n_pixels))
+    canvases = Repeated(torch.tensor(-1, device="cpu").expand(count, model.spec.n_positions))
     totals = draw(model, canvases, target, seed=seed, first_index=options["first_index"], options=how)
     if picture is not None:
         from fastigpt.heat_map import draw_heat_map
@@ -63,7 +63,7 @@ def sample(
 def complete(
     images: Annotated[list[Path], typer.Argument(help="Photographs, of any size.")],
     n: Annotated[int, typer.Option("-n", help="Results for each image.")] = 8,
-    rows: Annotated[int | None, typer.Option(help="Keep this many rows from the top.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Keep this many rows of tokens from the top.")] = None,
     mask: Annotated[
         Path | None, typer.Option(help="Picture of what to draw anew (white), canvas or image size.")
     ] = None,
@@ -95,7 +95,7 @@ def complete(
     model = _load(options["model"], load)
     photographs = Photographs(model, images, rows, mask)
     beside = isinstance(target, Grid)
-    target.expect(len(images) * (n + 2 * beside), model.config.height, model.config.width)
+    target.expect(len(images) * (n + 2 * beside), *model.image_size)
     seed = fresh_seed() if options["seed"] is None else options["seed"]
     target.facts = {"model": model.name, "seed": str(seed), "first_index": str(options["first_index"])}
     totals = draw(
@@ -110,13 +110,13 @@ def complete(
     report(options["as_json"], f"{n} completions of {len(images)} image(s)", model, totals, out)
 
 
-def _load(name: str | None, options: dict[str, Any]) -> "ImageGPT":
+def _load(name: str | None, options: dict[str, Any]) -> "Model":
     from fastigpt.api import load
 
     return load(None if name is None else given("--model", name), **options)
 
 
-def report(as_json: bool, what: str, model: "ImageGPT", totals: "Totals", out: str) -> None:
+def report(as_json: bool, what: str, model: "Model", totals: "Totals", out: str) -> None:
     """Prints what a job took, to stderr where the images went to standard output."""
     import json
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from fastigpt.cli.output import Output
     from fastigpt.job import Stats
-    from fastigpt.model import ImageGPT
+    from fastigpt.model import Model
     from fastigpt.parts import Repeated
 
 FIRST_PART = 64  # images, before it is known how long one takes
@@ -28,7 +28,7 @@ PART_SECONDS = 30.0  # between writes, about
 
 @dataclass
 class Totals:
-    """What a job took, added up over its parts. drawn, pass_starts: int64 [height, width], images in which a token was
+    """What a job took, added up over its parts. drawn, pass_starts: int64 [h, w], images in which a token was
     drawn there, and in which a pass of the model began there. batch: images drawn side by side at most."""
 
     seed: int
@@ -61,7 +61,7 @@ class Totals:
 
 
 def draw(
-    model: ImageGPT,
+    model: Model,
     canvases: Repeated,
     out: Output,
     *,
@@ -72,7 +72,7 @@ def draw(
 ) -> Totals:
     """Fills canvases with the model and adds the images to `out`, in order.
 
-    options: of ImageGPT.fill. show: what to add to `out` for some of the images and their tokens; None: the images.
+    options: of Model.fill. show: what to add to `out` for some of the images and their tokens; None: the images.
     Ctrl-C and SIGTERM finish `out` with what is there, say how to go on, and end the program with the signal's status.
     """
     from fastigpt.arguments import whole
@@ -85,7 +85,7 @@ def draw(
     sizes = _part_sizes(None if batch_size is None else whole("batch_size", batch_size, 1))
     size = next(sizes)
     try:
-        with _signals() as signals, image_bar(count, True, model.config.height, log_after=LOG_SECONDS) as bar:
+        with _signals() as signals, image_bar(count, True, model.spec.height, log_after=LOG_SECONDS) as bar:
             while done < count:
                 part = range(done, min(done + size, count))
                 tokens, stats = model.fill(

@@ -116,7 +116,7 @@ def probe(
     from fastigpt.probe_data import load as load_data
 
     loaded = load(None if model is None else given("--model", model), device=device, backend=backend, dtype=dtype)
-    labelled = load_data(given("DATA", data), n, loaded.config.height, loaded.config.width, seed)
+    labelled = load_data(given("DATA", data), n, *loaded.image_size, seed)
     probes = probing.probe(loaded, labelled, seed=seed, progress=None)
     probing.plot(path, probes)
     if as_json:

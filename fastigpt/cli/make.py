@@ -15,7 +15,7 @@ def convert(
     n_head: Annotated[int | None, typer.Option(help="Attention heads, where the file doesn't tell.")] = None,
 ) -> None:
     """Convert OpenAI's TensorFlow checkpoint to a directory that fastigpt and transformers open."""
-    from fastigpt.openai_checkpoint import convert as convert_checkpoint
+    from fastigpt.families.image_gpt.tensorflow import convert as convert_checkpoint
 
     folder = convert_checkpoint(tf_checkpoint, palette, given("--out", out), n_head=n_head)
     print(f"wrote {folder}")

@@ -20,6 +20,9 @@ class DrawingOptions(TypedDict):
 
     model: Model
     prompt: Annotated[str | None, typer.Option(help="What to draw, for models that read text.")]
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="What to lead away from; needs --guidance-scale. Default: no prompt.")
+    ]
     guidance_scale: Annotated[
         float | None, typer.Option(help="How strongly to follow the prompt: logits u + s·(c − u).")
     ]
@@ -63,7 +66,7 @@ def window_size(text: str) -> int | str:
 def split(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options that say how to load a model and how to draw from it, as the library takes them."""
     load = {name: options[name] for name in ("device", "backend", "dtype", "kv_dtype")}
-    names = ("prompt", "guidance_scale", "temperature", "top_k", "top_p", "batch_size", "draft")
+    names = ("prompt", "negative_prompt", "guidance_scale", "temperature", "top_k", "top_p", "batch_size", "draft")
     draw = {name: options[name] for name in names}
     return load, {**draw, "window": window_size(options["window"])}
 

@@ -9,30 +9,29 @@ import numpy as np
 import torch
 
 from fastigpt.images import read_image, transparent_cells
-from fastigpt.model import ImageGPT
+from fastigpt.model import Model
 
 
 class Photographs:
-    """tokens: int64 [n, H·W], the photographs as the model sees them. known: bool [n, H·W], True = keep. unfinished:
-    tokens with −1 for what to draw. Raises ValueError for files that are no images, and as `ImageGPT.known_cells`."""
+    """tokens: int64 [n, h·w], the photographs as the model sees them. unfinished: the same with −1 for what to draw.
+    Raises ValueError for files that are no images, and as `Model.known_cells`."""
 
-    def __init__(self, model: ImageGPT, paths: Sequence[Path], rows: int | None, mask: Path | None) -> None:
+    def __init__(self, model: Model, paths: Sequence[Path], rows: int | None, mask: Path | None) -> None:
         self._model = model
         drawn_mask = None if mask is None else read_image(mask)
         tokens, known = [], []
         for path in paths:
             picture = read_image(path)
             tokens.append(model.encode(picture))
-            if rows is None and drawn_mask is None:
-                holes = transparent_cells(picture, model.config.height, model.config.width)
-                none = np.zeros((model.config.height, model.config.width), bool)
-                known.append(torch.from_numpy(~(none if holes is None else holes)).view(1, -1))
+            holes = transparent_cells(picture, *model.image_size)
+            if rows is None and drawn_mask is None and (holes is None or not holes.any()):
+                known.append(torch.ones_like(tokens[-1], dtype=torch.bool))
             else:
                 known.append(model.known_cells(picture, rows=rows, mask=drawn_mask))
-        self.tokens, self.known = torch.cat(tokens), torch.cat(known)
-        if rows is None and drawn_mask is None and bool(self.known.all()):
+        self.tokens, kept = torch.cat(tokens), torch.cat(known)
+        if rows is None and drawn_mask is None and bool(kept.all()):
             model.known_cells(picture)  # raises, and says what to do about it
-        self.unfinished = self.tokens.masked_fill(~self.known, -1)
+        self.unfinished = self.tokens.masked_fill(~kept, -1)
 
     def beside_results(self, n: int) -> Callable[[range, torch.Tensor], np.ndarray]:
         """A function of some results and their tokens: uint8 [m, H, W, 3], with two pictures in front of the n results
@@ -49,6 +48,4 @@ class Photographs:
         return show
 
     def _original(self, i: int) -> list[np.ndarray]:
-        pixels = self._model.decode(self.tokens[i : i + 1])[0]
-        known = self.known[i].view(*pixels.shape[:2], 1).numpy()
-        return [pixels, np.where(known, pixels, np.uint8(128))]
+        return [*self._model.decode(self.tokens[i : i + 1]), *self._model.preview(self.unfinished[i : i + 1])]

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
 
 import torch
 
@@ -38,33 +40,71 @@ def run(
     neighbours that started together; on_done with the number of canvases that have just been finished.
     """
     capacity = slots_for(engine, requests, batch_size=batch_size, window=window, draft=draft)
-    found = _empty(len(requests), engine)
-    waiting = iter(range(len(requests)))
-    image_of: dict[int, int] = {}
-    rows = None if on_row is None else _Rows(engine, on_row, found)
     with closing(engine.open(capacity, window=window, draft=draft)) as session:
-        while True:
-            started = [image for _, image in zip(range(capacity - len(image_of)), waiting)]
-            if started:
-                slots = session.add([requests[image] for image in started])
-                image_of.update(zip(slots, started))
-                if rows is not None:
-                    rows.start(slots, started)
-            if not image_of:
-                break
-            moved = session.step(SLICE)
-            ends = {slot: _end(requests[image], engine) for slot, image in image_of.items()}
-            done = [advance.slot for advance in moved if advance.decided >= ends[advance.slot]]
-            if done:
-                _keep(session.read(done), found, [image_of[slot] for slot in done])
-            if rows is not None:
-                rows.advance(session, {advance.slot: advance.decided for advance in moved}, [image_of[s] for s in done])
-            for slot in done:
-                session.remove(slot)
-                del image_of[slot]
-            if done and on_done is not None:
-                on_done(len(done))
-    return found, capacity
+        canvases = _Canvases(engine, session, requests, on_row)
+        drive(session, canvases, len(requests), capacity, on_done)
+    return canvases.found, capacity
+
+
+class Work(Protocol):
+    """What `drive` draws: images of a job, each in as many slots as it likes."""
+
+    def start(self, images: list[int]) -> None:
+        """Puts these images into free slots."""
+        ...
+
+    def advance(self, decided: dict[int, int]) -> int:
+        """After a step: frees the slots of images that are finished, and returns how many those were. decided: of every
+        slot, how many tokens are."""
+        ...
+
+
+def drive(session: Session, work: Work, count: int, at_once: int, on_done: Callable[[int], None] | None = None) -> None:
+    """Draws images 0 … count − 1, `at_once` side by side: one that is finished makes room for the next."""
+    waiting, running = iter(range(count)), 0
+    while True:
+        started = list(islice(waiting, at_once - running))
+        if started:
+            work.start(started)
+            running += len(started)
+        if not running:
+            return
+        done = work.advance({advance.slot: advance.decided for advance in session.step(SLICE)})
+        running -= done
+        if done and on_done is not None:
+            on_done(done)
+
+
+class _Canvases:
+    """A canvas in a slot for each request."""
+
+    def __init__(self, engine: Engine, session: Session, requests: Sequence[Request], on_row: OnRow | None) -> None:
+        self.session, self.requests, self.n_positions = session, requests, engine.spec.n_positions
+        self.found = _empty(len(requests), engine)
+        self.rows = None if on_row is None else _Rows(engine, on_row, self.found)
+        self.image_of: dict[int, int] = {}
+        self.end_of: dict[int, int] = {}
+
+    def start(self, images: list[int]) -> None:
+        requests = [self.requests[image] for image in images]
+        slots = self.session.add(requests)
+        self.image_of.update(zip(slots, images))
+        ends = (self.n_positions if request.stop is None else request.stop for request in requests)
+        self.end_of.update(zip(slots, ends))
+        if self.rows is not None:
+            self.rows.start(slots, images)
+
+    def advance(self, decided: dict[int, int]) -> int:
+        done = [slot for slot, position in decided.items() if position >= self.end_of[slot]]
+        finished = [self.image_of[slot] for slot in done]
+        if done:
+            _keep(self.session.read(done), self.found, finished)
+        if self.rows is not None:
+            self.rows.advance(self.session, decided, finished)
+        for slot in done:
+            self.session.remove(slot)
+            del self.image_of[slot], self.end_of[slot]
+        return len(done)
 
 
 def _empty(n: int, engine: Engine) -> Filled:
@@ -84,10 +124,6 @@ def _keep(canvases: Filled, found: Filled, images: list[int]) -> None:
     found.log_likelihood[at] = canvases.log_likelihood.cpu()
 
 
-def _end(request: Request, engine: Engine) -> int:
-    return engine.spec.n_positions if request.stop is None else request.stop
-
-
 def slots_for(
     engine: Engine,
     requests: Sequence[Request],
@@ -103,14 +139,6 @@ def slots_for(
         guided = any(request.negative is not None for request in requests)
         batch_size = engine.room(guided=guided, window=window, draft=draft)
     return max(of_each, min(len(requests) * of_each, batch_size // of_each * of_each))
-
-
-def draw_until_stopped(session: Session, stops: dict[int, int]) -> None:
-    """Draws until every slot of `stops` has come as far as it says there."""
-    while True:
-        decided = {advance.slot: advance.decided for advance in session.step(SLICE)}
-        if all(decided[slot] >= stop for slot, stop in stops.items()):
-            return
 
 
 def joined(parts: Iterable[Filled]) -> Filled:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fastigpt.checkpoint import check_weights
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.checkpoint import check_weights
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.model import ImageGPT
 
 if TYPE_CHECKING:

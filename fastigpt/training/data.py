@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fastigpt.codecs.palette import Palette
 from fastigpt.images import on_white, read_image
-from fastigpt.palette import Palette
 from fastigpt.prompts import Vocabulary
-from fastigpt.training.captions import EXAMPLES, PROMPT_LENGTH, WORDS
-from fastigpt.training.scenes import scenes
+from fastigpt.scenes import scenes
+from fastigpt.scenes.captions import EXAMPLES, PROMPT_LENGTH, WORDS
 
 HELD_OUT_SEED = 2**32 - 1  # scenes that no training run draws: seeds of runs are smaller
 SCENES_PALETTE_SEED = 7
@@ -54,7 +54,7 @@ def scene_vocabulary() -> Vocabulary:
 
 
 class Scenes:
-    """The scenes of scenes.py: never the same image twice."""
+    """The scenes of fastigpt.scenes: never the same image twice."""
 
     def __init__(self, seed: int, palette: Palette | None = None, n_colors: int | None = None) -> None:
         if not 0 <= seed < HELD_OUT_SEED:

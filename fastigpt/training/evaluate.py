@@ -20,10 +20,11 @@ import torch
 import fastigpt
 from fastigpt import probe, probe_data
 from fastigpt.model import ImageGPT
-from fastigpt.training.captions import parse
+from fastigpt.scenes import scenes
+from fastigpt.scenes.captions import parse
+from fastigpt.scenes.describe import confirmed, describe
+from fastigpt.scenes.world import Scene
 from fastigpt.training.data import HELD_OUT_SEED
-from fastigpt.training.describe import confirmed, describe
-from fastigpt.training.scenes import Scene, scenes
 
 DRAWINGS = ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (2.0, 0.8))  # guidance and temperature; the last is recommended
 TRAINING_SEEDS = (0, 1)  # of the bundled model: of its first training and of the one that went on from there

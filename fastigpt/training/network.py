@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 
 _BLOCK = 272  # queries of a block of attention on a CPU: a quarter of 16 words, the start and 1,023 pixels, or more
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from fastigpt.config import ImageGPTConfig
+from fastigpt.codecs.palette import Palette
 from fastigpt.engine import loop
 from fastigpt.engine.portable import PortableEngine
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.files import replacing
 from fastigpt.job import Request
-from fastigpt.palette import Palette
 from fastigpt.prompts import Vocabulary
 from fastigpt.sampling import Drawing
 

@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from fastigpt import checkpoint
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.arithmetic import converted
 from fastigpt.errors import CheckpointError
+from fastigpt.families.image_gpt.checkpoint import Checkpoint
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.files import replacing
 from fastigpt.tensor_files import load_pickle
 from fastigpt.training import report
@@ -275,7 +275,7 @@ class Run:
     def export(self) -> None:
         """Writes the averaged weights as a bfloat16 checkpoint, the plot of the loss and a grid of samples."""
         weights = {name: tensor.to("cpu", torch.bfloat16) for name, tensor in self.ema.items()}
-        checkpoint.write(self.folder, self.config, weights, self.data.palette, self.data.vocabulary)
+        Checkpoint(self.config, weights, self.data.palette, self.data.vocabulary).write(self.folder)
         report.plot(self.folder / "training" / "loss.png", self.log)
         report.sample_grid(
             self.folder / "training" / f"samples-{self.step:06d}.png",

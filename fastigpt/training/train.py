@@ -17,12 +17,13 @@ import torch
 from fastigpt import checkpoint
 from fastigpt.arguments import whole
 from fastigpt.bundled import BUNDLED
-from fastigpt.config import ImageGPTConfig
+from fastigpt.codecs.palette import MAX_COLORS, Palette
 from fastigpt.engine.choose import as_device
 from fastigpt.engine.memory import free_memory
-from fastigpt.families.tensor_names import HEAD
+from fastigpt.families.image_gpt.checkpoint import Checkpoint
+from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.tensor_names import HEAD
 from fastigpt.files import check_folder_writable, replacing
-from fastigpt.palette import MAX_COLORS, Palette
 from fastigpt.training.data import N_COLORS, Data, Folder, Scenes, scene_vocabulary
 from fastigpt.training.run import Run, Settings, say, warmup_for
 from fastigpt.training.undisturbed import undisturbed
@@ -164,9 +165,11 @@ def _check_memory(config: ImageGPTConfig, batch_size: int, device: torch.device)
 
 def _begun(
     init: str | os.PathLike[str], sizes: dict[str, int | None], given: Palette | None, *, captioned: bool
-) -> checkpoint.Checkpoint:
+) -> Checkpoint:
     """The checkpoint a training starts from, without its prompt where the data has no captions."""
     found = checkpoint.read(BUNDLED if init == "bundled" else checkpoint.locate(init))
+    if not isinstance(found, Checkpoint):
+        raise ValueError(f"init={os.fspath(init)!r} is no Image GPT, and training knows no other models")
     config, weights = found.config, found.weights
     differ = [
         f"{k}: {getattr(config, k)} there, {v} asked for"
@@ -196,13 +199,13 @@ def _begun(
         return found
     config = dataclasses.replace(config, n_words=0, prompt_length=0)
     weights = {name: tensor for name, tensor in weights.items() if name in config.tensor_shapes()}
-    return checkpoint.Checkpoint(config, weights, found.palette, None)
+    return Checkpoint(config, weights, found.palette, None)
 
 
 def _data(
     folder: Path,
     images: str | os.PathLike[str] | None,
-    begun: checkpoint.Checkpoint | None,
+    begun: Checkpoint | None,
     given: Palette | None,
     n_colors: int | None,
     side: int,

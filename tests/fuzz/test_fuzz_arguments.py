@@ -49,6 +49,7 @@ def picture(case: Case) -> Image.Image:
 def drawing(case: Case) -> dict[str, Any]:
     return {
         "prompt": case.choice([None, "red", "green house"]),
+        "negative_prompt": None,
         "guidance_scale": None,
         "seed": case.choice([None, 0, 7]),
         "first_index": case.randrange(5),
@@ -66,7 +67,11 @@ def calls(case: Case) -> tuple[str, dict[str, Any]]:
     shown = {"progress": False, "return_stats": case.random() < 0.5}
     output = {"output_type": case.choice(["pil", "np", "pt", "tokens"])}
     start = torch.full((2, 1), CONFIG.start_token)
-    generate = {name: x for name, x in drawing(case).items() if name not in ("prompt", "guidance_scale", "first_index")}
+    generate = {
+        name: x
+        for name, x in drawing(case).items()
+        if name not in ("prompt", "negative_prompt", "guidance_scale", "first_index")
+    }
     return case.choice(
         [
             ("sample", {"n": 3, **drawing(case), **output, **shown}),

@@ -233,9 +233,10 @@ def run(kind: str, seed: int, count: int) -> int:
     torch.set_num_threads(1)
     base = Path(tempfile.mkdtemp())
     config = fastigpt.ImageGPTConfig(1, 1, 16, height=4, width=4, n_colors=9, n_words=5, prompt_length=3)
-    model = fastigpt.ImageGPT.from_config(config, seed=0, backend="portable", device="cpu")
-    model.palette = fastigpt.Palette(np.random.default_rng(0).uniform(-1, 1, (9, 3)).astype(np.float32))
-    model.vocabulary = fastigpt.prompts.Vocabulary(("<pad>", "a", "red", "house", "tree"), 3)
+    random = fastigpt.ImageGPT.from_config(config, seed=0, backend="reference", device="cpu")
+    palette = fastigpt.Palette(np.random.default_rng(0).uniform(-1, 1, (9, 3)).astype(np.float32))
+    words = fastigpt.prompts.Vocabulary(("<pad>", "a", "red", "house", "tree"), 3)
+    model = fastigpt.ImageGPT(config, random.weights, palette=palette, vocabulary=words, backend="portable")
     model.save_pretrained(base / "good")
     good = {path.name: path.read_bytes() for path in (base / "good").iterdir()}
     tensors = load_file(base / "good" / "model.safetensors")

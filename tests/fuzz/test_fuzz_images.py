@@ -273,18 +273,19 @@ def try_masks(rng: Rng, folder: Path) -> None:
 
 def try_tokens(rng: Rng, folder: Path) -> None:
     from fastigpt.arguments import token_array
-    from fastigpt.config import ImageGPTConfig
+    from fastigpt.families import image_gpt
+    from fastigpt.families.image_gpt.config import ImageGPTConfig
 
     config = ImageGPTConfig(1, 1, 8, height=2, width=2, n_colors=9)
     given = pick(rng, array, tensor)(rng)
     if rng.random() < 0.5:
         given = rng.integers(-1, 10, (rng.integers(3), 4)).astype(pick(rng, "i8", ">i8", "i4"))
-    tokens = token_array("tokens", given, config, unknown=True, whole_canvas=True)
+    tokens = token_array("tokens", given, image_gpt.spec(config), unknown=True, whole_canvas=True)
     assert tokens.dtype == torch.int64 and tokens.shape[1] == 4 and tokens.min() >= -1 and tokens.max() < 9
 
 
 def try_palettes(rng: Rng, folder: Path) -> None:
-    from fastigpt.palette import Palette
+    from fastigpt.codecs.palette import Palette
 
     given = pick(rng, array, tensor, picture)(rng) if rng.random() < 0.6 else anything(rng, folder)
     assert len(Palette.fit(given, pick(rng, 1, 1, 2, 5))) <= 5

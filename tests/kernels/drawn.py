@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from conftest import random_weights
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import loop
 from fastigpt.engine.reference import ReferenceEngine
 from fastigpt.engine.triton import TritonEngine
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.job import Request
 from fastigpt.sampling import Drawing
 

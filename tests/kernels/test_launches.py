@@ -17,11 +17,11 @@ pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.triton import TritonEngine
 from fastigpt.engine.triton.batch import Batch
 from fastigpt.engine.triton.graphs import launching
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.job import Request
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import causal_attention

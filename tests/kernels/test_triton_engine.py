@@ -10,10 +10,10 @@ from either_way import GPU, device, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.triton.batch import bucket
 from fastigpt.errors import CheckpointError
 from fastigpt.families import image_gpt
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing
 
 

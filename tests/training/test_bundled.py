@@ -7,7 +7,7 @@ from skimage import data
 
 import fastigpt
 from fastigpt.bundled import BUNDLED, bundled_palette
-from fastigpt.training.captions import EXAMPLES, parse
+from fastigpt.scenes.captions import EXAMPLES, parse
 from fastigpt.training.data import scene_vocabulary
 from fastigpt.training.evaluate import held_out, nats
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import engine, prefixes
 
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.training import network as network_module
 from fastigpt.training.network import Network
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastigpt import checkpoint
-from fastigpt.config import ImageGPTConfig
+from fastigpt.codecs.palette import Palette
 from fastigpt.errors import CheckpointError
+from fastigpt.families.image_gpt.checkpoint import Checkpoint
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.model import ImageGPT
-from fastigpt.palette import Palette
 from fastigpt.training import report
 from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, scene_vocabulary
 from fastigpt.training.network import Network
@@ -162,7 +162,7 @@ def checkpoint_of_scenes(folder, **wrong):
     )
     network = Network(config, seed=3)
     palette = Palette(np.random.default_rng(0).uniform(-1, 1, (8, 3)))
-    checkpoint.write(folder, config, dict(network.state_dict()), palette, vocabulary)
+    Checkpoint(config, dict(network.state_dict()), palette, vocabulary).write(folder)
     return folder, network, palette
 
 

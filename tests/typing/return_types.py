@@ -48,4 +48,4 @@ def top(image: Image.Image) -> None:
     assert_type(fastigpt.complete(image, rows=16, output_type="pt", return_stats=True), tuple[torch.Tensor, Stats])
     assert_type(fastigpt.load(dtype="bfloat16"), ImageGPT)
     assert_type(fastigpt.grid(fastigpt.sample(4)), Image.Image)
-    fastigpt.load(devise="cpu")  # type: ignore[call-arg]
+    fastigpt.load(devise="cpu")  # type: ignore[call-overload]

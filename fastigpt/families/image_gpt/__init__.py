@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from fastigpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.spec import BlockSpec, ModelSpec
 
 _LINEARS = {"attn.c_attn": "qkv", "attn.c_proj": "proj", "mlp.c_fc": "fc", "mlp.c_proj": "out"}

@@ -6,10 +6,11 @@ import itertools
 import numpy as np
 import pytest
 
-from fastigpt.training.captions import EXAMPLES, PROMPT_LENGTH, WORDS, caption, parse
+from fastigpt.scenes import scenes
+from fastigpt.scenes.captions import EXAMPLES, PROMPT_LENGTH, WORDS, caption, parse
+from fastigpt.scenes.paint import paint
+from fastigpt.scenes.world import COLORS, GROUNDS, KINDS, RELATIONS, SIDES, SIZES, SKIES
 from fastigpt.training.data import scene_vocabulary
-from fastigpt.training.paint import paint
-from fastigpt.training.scenes import COLORS, GROUNDS, KINDS, RELATIONS, SIDES, SIZES, SKIES, scenes
 
 
 def drawn(n, seed=3, first=0):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fastigpt.bundled import bundled_palette
-from fastigpt.training.describe import canonical, confirmed, describe
-from fastigpt.training.scenes import scenes
+from fastigpt.scenes import scenes
+from fastigpt.scenes.describe import canonical, confirmed, describe
 
 
 def share_right(images, drawn):

@@ -184,7 +184,7 @@ class ImageGPTConfig:
     @classmethod
     def _from_dict(cls, data: dict[str, Any], size: tuple[int, int] | None) -> ImageGPTConfig:
         if data.get("model_type", "imagegpt") != "imagegpt":
-            raise CheckpointError(f'model_type is {short(data["model_type"])}; only "imagegpt" can be loaded')
+            raise CheckpointError(f'model_type is {short(data["model_type"])}; that of an Image GPT is "imagegpt"')
         for key, expected in {
             "activation_function": ACTIVATION,
             "scale_attn_weights": True,

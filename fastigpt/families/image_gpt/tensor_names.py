@@ -7,8 +7,8 @@ import warnings
 
 import torch
 
-from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.tensor_files import Stored, some
 from fastigpt.untrusted import short
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import ImageDraw
 
-from fastigpt.training.scenes import Subject
+from fastigpt.scenes.world import Subject
 
 SIDE = 32  # pixels of a finished picture
 SCALE = 4  # it is painted so many times as large

@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from fastigpt.codecs.palette import Palette
 from fastigpt.files import replacing
-from fastigpt.palette import Palette
-from fastigpt.training.scenes import COLORS, GROUNDS, KINDS, SIDES, SIZES, SKIES, scenes
+from fastigpt.scenes import scenes
+from fastigpt.scenes.world import COLORS, GROUNDS, KINDS, SIDES, SIZES, SKIES
 
 # What the network answers. "relation" decides what applies: "side" to a lone subject, the *2 to the second of two.
 ANSWERS: dict[str, tuple[str, ...]] = {

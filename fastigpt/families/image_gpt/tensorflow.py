@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastigpt import checkpoint
 from fastigpt.arguments import whole
-from fastigpt.config import ImageGPTConfig
+from fastigpt.codecs.palette import ValueRange
 from fastigpt.errors import CheckpointError
 from fastigpt.extras import require
-from fastigpt.palette import ValueRange
+from fastigpt.families.image_gpt.checkpoint import Checkpoint, check_weights, read_palette_array
+from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.untrusted import exists, file_size, refusing
 
 _BLOCK = re.compile(r"h(\d+)/(.+)")
@@ -46,8 +46,8 @@ def convert(
     heads = None if n_head is None else whole("n_head", n_head, 1)
     variables = _read_variables(tf_checkpoint)
     config, weights = from_variables(variables, n_head=heads, source=os.fspath(tf_checkpoint))
-    colors = checkpoint.read_palette_array(Path(palette), config, value_range=value_range)
-    checkpoint.write(out, config, weights, colors, None)
+    colors = read_palette_array(Path(palette), config, value_range=value_range)
+    Checkpoint(config, weights, colors, None).write(out)
     return Path(out)
 
 
@@ -126,4 +126,4 @@ def from_variables(
         weights = {
             name: torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)) for name, array in arrays.items()
         }
-    return config, checkpoint.check_weights(config, weights, source=source)
+    return config, check_weights(config, weights, source=source)

@@ -1,5 +1,7 @@
 """The colours an Image GPT draws with: pixels to tokens, tokens to pixels, and palettes made from images.
 
+`Palette` knows colours, of any number of pixels in any shape; `PaletteCodec` is a canvas of them.
+
 A palette is what transformers calls `clusters`: float32 [n_colors, 3] in [−1, 1], where a channel value p of 0 … 255
 stands at p/127.5 − 1. Encoding is exact; csrc/nearest/rgb_table.cpp works out all 2²⁴ colours at the first call.
 Palettes of another range are brought there when they are read, so nothing else has to know of ranges.
@@ -7,7 +9,7 @@ Palettes of another range are brought there when they are read, so nothing else 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ import torch
 from PIL import Image
 
 import fastigpt._C as _C
-from fastigpt.arguments import plain_tensor
+from fastigpt.codecs import UNKNOWN
+from fastigpt.codecs.k_means import histogram, k_means
 from fastigpt.errors import CheckpointError
-from fastigpt.images import as_image_list, on_white
 from fastigpt.locks import Lock
 from fastigpt.operands import readable
 from fastigpt.quantize import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
@@ -29,7 +31,6 @@ MAX_COLORS = 65536
 _SLACK = 1 / 255
 _FILE_LIMIT = 4 << 20  # bytes of a .npy; MAX_COLORS in float64 take 1.6 MB
 ValueRange = tuple[float | Sequence[float], float | Sequence[float]]
-_COUNTED = 1 << 22  # pixels counted at a time
 _LIMIT = 1.1  # a k-means centre of colours in [−1, 1] is in there itself; a palette of 0 … 255 is not
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 
@@ -211,12 +212,42 @@ class Palette:
         """
         if isinstance(n_colors, bool) or not isinstance(n_colors, int) or not 1 <= n_colors <= MAX_COLORS:
             raise ValueError(f"n_colors must be a whole number in 1 … {MAX_COLORS}, not {n_colors!r}")
-        colors, counts = _histogram(images)
+        colors, counts = histogram(images)
         if len(colors) < n_colors:
             raise ValueError(f"images have {len(colors)} different colours, fewer than n_colors = {n_colors}")
         rng = np.random.default_rng(seed)
         points = colors.astype(np.float32) / np.float32(127.5) - np.float32(1)
-        return cls(_k_means(points, counts.astype(np.float64), n_colors, rng), value_range=(-1, 1))
+        return cls(k_means(points, counts.astype(np.float64), n_colors, rng), value_range=(-1, 1))
+
+
+class PaletteCodec:
+    """An ImageCodec with a token for each pixel: the nearest colour of a palette. A token decides its pixel alone, so
+    rows and previews look as they will in the finished image.
+
+    palette: what the tokens mean. height, width: of the canvas, in pixels and in tokens.
+    """
+
+    def __init__(self, palette: Palette, height: int, width: int) -> None:
+        self.palette, self.grid, self.size, self.n_tokens = palette, (height, width), (height, width), palette.n_colors
+
+    def encode(self, images: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self.palette.encode(images)).flatten(1)
+
+    def decode(self, tokens: torch.Tensor) -> np.ndarray:
+        return self.palette.decode(tokens.view(-1, *self.grid).numpy())
+
+    def preview(self, tokens: torch.Tensor) -> np.ndarray:
+        known = (tokens >= 0).view(-1, *self.grid, 1).numpy()
+        return np.where(known, self.decode(tokens.clamp(min=0)), np.uint8(UNKNOWN))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PaletteCodec) and (self.palette, self.size) == (other.palette, other.size)
+
+    def __hash__(self) -> int:
+        return hash((self.palette, self.size))
+
+    def __repr__(self) -> str:
+        return f"PaletteCodec({self.palette.n_colors} colors, {self.size[0]}×{self.size[1]})"
 
 
 def _restored(clusters: np.ndarray, weights: np.ndarray) -> Palette:
@@ -297,81 +328,3 @@ def _array_of(image: Image.Image) -> np.ndarray:
     if image.mode not in _OPAQUE_MODES or "transparency" in image.info:
         raise ValueError(f"images must be opaque with 8 bits a channel, not mode {image.mode!r}; convert them to RGB")
     return np.asarray(image.convert("RGB"))
-
-
-def _histogram(images: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Different colours, uint8 [n, 3], in rising order, and how often each occurs."""
-    total = np.zeros(1 << 24, np.int64)
-    waiting: list[np.ndarray] = []  # a count walks over all colours: many small images are counted together
-    n_waiting, found = 0, False
-    for pixels in _pixels(images):
-        found = True
-        flat = pixels.reshape(-1, 3)
-        for some in np.array_split(flat, max(1, len(flat) // _COUNTED)):
-            waiting.append(some)
-            n_waiting += len(some)
-            if n_waiting >= _COUNTED:
-                _count(waiting, total)
-                n_waiting = 0
-    if not found:
-        raise ValueError("images is empty")
-    _count(waiting, total)
-    packed = np.flatnonzero(total)
-    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.uint8), total[packed]
-
-
-def _count(waiting: list[np.ndarray], total: np.ndarray) -> None:
-    """Adds the colours of the arrays uint8 [n, 3] to the total and empties the list."""
-    if waiting:
-        wide = np.concatenate(waiting).astype(np.int32)
-        total += np.bincount(wide[:, 0] << 16 | wide[:, 1] << 8 | wide[:, 2], minlength=1 << 24)
-        waiting.clear()
-
-
-def _pixels(images: Any) -> Iterator[np.ndarray]:
-    """uint8 [..., 3] of each image."""
-    for image in images if isinstance(images, (list, tuple)) else [images]:
-        if isinstance(image, torch.Tensor):
-            image = plain_tensor("images", image)
-        kind = isinstance(image, (np.ndarray, torch.Tensor))
-        if kind and image.ndim and image.shape[-1] == 3 and image.dtype in (np.dtype(np.uint8), torch.uint8):
-            yield np.asarray(image)
-        elif kind and image.ndim == 2 and image.shape[-1] == 3:
-            raise TypeError(f"images of shape [n, 3] are colours and must be uint8 (0 … 255), not {image.dtype}")
-        else:
-            yield from (np.asarray(on_white(picture)) for picture in as_image_list(image))
-
-
-def _k_means(points: np.ndarray, weights: np.ndarray, k: int, rng: np.random.Generator, steps: int = 100) -> np.ndarray:
-    """Lloyd's algorithm on weighted points, float32 [n, d] → float32 [k, d]; stops when no point changes its centre."""
-    sample: np.ndarray = np.arange(len(points))
-    if len(points) > 1 << 16:
-        sample = np.sort(rng.choice(len(points), max(1 << 16, k), replace=False, p=weights / weights.sum()))
-    centres = _k_means_plus_plus(points[sample], weights[sample], k, rng)
-    labels: np.ndarray = np.full(len(points), -1)
-    for _ in range(steps):
-        previous = labels
-        labels, distances = nearest_centroid(points, centres, return_distances=True)
-        if np.array_equal(labels, previous):
-            break
-        mass = np.bincount(labels, weights, minlength=k)
-        sums = np.stack([np.bincount(labels, weights * axis, minlength=k) for axis in points.T], axis=1)
-        used = mass > 0
-        centres[used] = (sums[used] / mass[used, None]).astype(np.float32)
-        if not used.all():  # a centre that lost all its points moves to the one that is served worst
-            worst = np.argsort(-distances * weights, kind="stable")
-            centres[~used] = points[worst[: k - used.sum()]]
-    return centres
-
-
-def _k_means_plus_plus(points: np.ndarray, weights: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:
-    """k of the points, each drawn with probability ∝ weight · squared distance to those drawn before
-    (Arthur and Vassilvitskii, 2007)."""
-    chosen = [int(rng.choice(len(points), p=weights / weights.sum()))]
-    distances = np.full(len(points), np.inf, np.float32)
-    while len(chosen) < k:
-        distances = np.minimum(distances, ((points - points[chosen[-1]]) ** 2).sum(axis=1))
-        cumulative = np.cumsum(weights * distances)
-        # The points are all different, so while fewer than k are chosen some distance is positive.
-        chosen.append(int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right")))
-    return points[chosen]

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from fastigpt.codecs.palette import Palette
+from fastigpt.codecs.preprocessing import BILINEAR, Preprocessing
 from fastigpt.errors import CheckpointError
-from fastigpt.palette import Palette
 from fastigpt.untrusted import short
 
 _TYPES = (
@@ -23,21 +24,7 @@ _TYPES = (
     "ImageGPTImageProcessorPil",
     "ImageGPTFeatureExtractor",
 )
-_BILINEAR = 2  # of Pillow, as of the published models
 _FILTERS = range(6)  # nearest, lanczos, bilinear, bicubic, box, hamming
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What happens to an image before its pixels become tokens.
-
-    resample: Pillow's number of the filter. do_resize: False where images have to come at the size of the canvas.
-    refused: what the file asks for that cannot be done, so that images are refused and tokens are not; None: nothing.
-    """
-
-    resample: int = _BILINEAR
-    do_resize: bool = True
-    refused: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ def parse(data: Any) -> Processor:
     if not isinstance(data, dict):
         raise CheckpointError(f"must hold a JSON object, not {type(data).__name__}")
     given = {key: value for key, value in data.items() if value is not None}
-    resample = given.get("resample", _BILINEAR)
+    resample = given.get("resample", BILINEAR)
     if isinstance(resample, bool) or not isinstance(resample, int) or resample not in _FILTERS:
         raise CheckpointError(f"resample must be one of Pillow's filters, 0 to 5, not {short(resample)}")
     do_resize = _flag(given, "do_resize")

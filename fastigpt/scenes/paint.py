@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastigpt.training.scenes import FLYING, Scene
-from fastigpt.training.subjects import SCALE, SIDE, Color, Light, SubjectPainter, height_of, lit, mix
+from fastigpt.scenes.subjects import SCALE, SIDE, Color, Light, SubjectPainter, height_of, lit, mix
+from fastigpt.scenes.world import FLYING, Scene
 
 # Colours of the sky from top to horizon, and what its light does to everything under it.
 SKY: dict[str, tuple[Sequence[Color], Light]] = {

@@ -1,12 +1,7 @@
-"""Endless seeded scenes for a small text-to-image model: what is in them, and how one is thrown together.
-
-A scene is a handful of facts: sky, ground, one or two subjects with a colour, a size and a place. paint.py draws it,
-captions.py says it in words, describe.py reads it back from the pixels.
-"""
+"""What may be in a scene, and how one is thrown together: facts and their names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,16 +100,3 @@ def random_scene(rng: np.random.Generator) -> Scene:
     color2 = pick(tuple(c for c in COLORS if c != color))
     pair = (Subject(first, color, sizes[0], xs[0]), Subject(second, color2, sizes[1], xs[1]))
     return Scene(sky, ground, pair, relation, style)
-
-
-def scenes(seed: int, first: int = 0) -> Iterator[tuple[np.ndarray, str, Scene]]:
-    """Endless (image uint8 [32, 32, 3], caption, scene). Item k depends on (seed, first + k) alone."""
-    from fastigpt.training.captions import caption
-    from fastigpt.training.paint import paint
-
-    index = first
-    while True:
-        rng = np.random.default_rng([seed, index])
-        scene = random_scene(rng)
-        yield paint(scene), caption(scene, rng), scene
-        index += 1

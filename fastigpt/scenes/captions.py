@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastigpt.training.scenes import COLORS, FLYING, GROUNDS, KINDS, RELATIONS, SIDES, SIZES, SKIES, Scene, Subject
+from fastigpt.scenes.world import COLORS, FLYING, GROUNDS, KINDS, RELATIONS, SIDES, SIZES, SKIES, Scene, Subject
 
 SKY_WORDS = {"day": "by day", "sunset": "at sunset", "night": "at night", "rain": "in the rain"}
 SIDE_WORDS = {"left": "on the left", "middle": "in the middle", "right": "on the right"}

@@ -1,0 +1,25 @@
+"""Endless seeded scenes for a small text-to-image model: the drawn world that the bundled model learned.
+
+A scene is a handful of facts: sky, ground, one or two subjects with a colour, a size and a place (world.py). paint.py
+draws it, captions.py says it in words, describe.py reads it back from the pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from fastigpt.scenes.captions import caption
+from fastigpt.scenes.paint import paint
+from fastigpt.scenes.world import Scene, random_scene
+
+
+def scenes(seed: int, first: int = 0) -> Iterator[tuple[np.ndarray, str, Scene]]:
+    """Endless (image uint8 [32, 32, 3], caption, scene). Item k depends on (seed, first + k) alone."""
+    index = first
+    while True:
+        rng = np.random.default_rng([seed, index])
+        scene = random_scene(rng)
+        yield paint(scene), caption(scene, rng), scene
+        index += 1

@@ -1,0 +1,82 @@
+"""What a model says of tokens that are known: logits, likelihoods and hidden states."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastigpt.arguments import is_int64, token_array, whole
+from fastigpt.engine.arithmetic import finite
+from fastigpt.filling import Fills
+from fastigpt.prompts import prefixes
+from fastigpt.scalars import shown
+
+_SCORING_BATCH = 16  # images scored at a time by nll and features
+
+
+class Scores(Fills):
+    """The scoring calls of Model, which has the rest."""
+
+    @abstractmethod
+    def encode(self, images: Any) -> torch.Tensor: ...
+
+    def logits(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
+        """float32 [B, T, n_tokens]: [:, i] scores token i given tokens[:, :i]. tokens: int64 [B, T], T ≤ h·w, without
+        what is read before them."""
+        self._require_head()
+        checked = token_array("tokens", tokens, self.spec)
+        return self._logits(checked, self._prefix(prompt, len(checked)))
+
+    def _prefix(self, prompt: str | Sequence[str] | None, count: int) -> torch.Tensor | None:
+        """int64 [count, L]: what is read before the tokens; None: no prompt."""
+        return None if prompt is None else self.spec.prefix_rows(prefixes(prompt, count, self.reader))
+
+    def _logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
+        self._check_overflow(tokens, prefix)
+        with self._named():
+            return finite(self.engine.logits(tokens, prefix).float(), self.engine)
+
+    def nll(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
+        """float32 [B]: mean negative log-likelihood, nats per token. tokens: int64 [B, T], T ≤ h·w."""
+        self._require_head()
+        checked = token_array("tokens", tokens, self.spec)
+        prefix = self._prefix(prompt, len(checked))
+        parts = []
+        for first in range(0, len(checked), _SCORING_BATCH):
+            batch = slice(first, first + _SCORING_BATCH)
+            logits = self._logits(checked[batch], None if prefix is None else prefix[batch])
+            target = checked[batch].to(logits.device)
+            loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
+            parts.append(loss.mean(1).cpu())
+        return torch.cat(parts)
+
+    def features(
+        self,
+        images_or_tokens: Any,
+        layer: int | None = None,
+        pool: str | None = "mean",
+        *,
+        prompt: str | Sequence[str] | None = None,
+    ) -> torch.Tensor:
+        """float32 [n, width] (pool="mean") or [n, h·w, width] (pool=None): the normed hidden state after `layer`
+        blocks (0 to n_layer; None: the middle one), as in the paper's linear probes."""
+        depth = self.spec.n_layer // 2 if layer is None else whole("layer", layer, 0, self.spec.n_layer)
+        if not (pool is None or (isinstance(pool, str) and pool == "mean")):
+            raise ValueError(f'pool must be "mean" or None, not {shown(pool)}')
+        if is_int64(images_or_tokens):
+            tokens = token_array("tokens", images_or_tokens, self.spec, whole_canvas=True)
+        else:
+            tokens = self.encode(images_or_tokens)
+        prefix = self._prefix(prompt, len(tokens))
+        self._check_overflow(tokens, prefix)
+        parts = []
+        for first in range(0, len(tokens), _SCORING_BATCH):
+            batch = slice(first, first + _SCORING_BATCH)
+            with self._named():
+                hidden = self.engine.hidden(tokens[batch], depth, None if prefix is None else prefix[batch])
+                hidden = finite(hidden.float().cpu(), self.engine)
+            parts.append(hidden.mean(1) if pool == "mean" else hidden)
+        return torch.cat(parts)
