@@ -21,8 +21,8 @@ from fastigpt.arguments import plain_tensor
 from fastigpt.errors import CheckpointError
 from fastigpt.images import as_image_list, on_white
 from fastigpt.locks import Lock
+from fastigpt.nearest import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
 from fastigpt.operands import readable
-from fastigpt.quantize import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
 from fastigpt.untrusted import exists, file_size, refusing, short, shown
 
 MAX_COLORS = 65536

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a module imports from its own layer and those below it. A package stands for all of its modules.
 LAYERS = (
-    "errors files locks operands scalars spec sampling job extras untrusted signatures",
-    "quantize kernels ops",
+    "errors files formulas locks operands scalars spec sampling job extras untrusted signatures",
+    "nearest kernels ops",
     "engine",
     "config families tensor_files prompts arguments",
     "image_arrays image_files images progress parts",
@@ -119,8 +119,8 @@ def _reachable(start: str) -> set[str]:
 def test_every_import_is_seen():
     """Else the tests below would pass on anything."""
     assert {"engine.triton", "engine.cpu", "kernels.launch"} <= imports()["engine.choose"]  # inside functions
-    assert "sampling" in imports()["kernels.sample_head_reference"] and "model" in imports()["api"]
-    assert "engine" in imports()["engine.portable.session"] and "fastigpt" not in imports()["quantize"]
+    assert "sampling" in imports()["ops.pass_end"] and "model" in imports()["api"]
+    assert "engine" in imports()["engine.portable.session"] and "fastigpt" not in imports()["nearest"]
     assert len(modules()) > 60
 
 
@@ -148,7 +148,7 @@ def test_published_tensor_names_are_known_to_families_only():
 
 
 # The formula of a block, to be told by its activation: once in each engine and operator, where a reader looks for it.
-ACTIVATION = re.compile(r"1\.702")
+ACTIVATION = re.compile(r"quick_gelu\(|1\.702")
 
 
 @pytest.mark.parametrize("room", ["fastigpt/engine/portable", "fastigpt/engine/reference.py"])
@@ -156,3 +156,18 @@ def test_the_formula_of_a_block_stands_once_in_an_engine(room):
     path = ROOT / room
     texts = [file.read_text() for file in (path.rglob("*.py") if path.is_dir() else [path])]
     assert sum(len(ACTIVATION.findall(text)) for text in texts) == 1
+
+
+FORMULAS = {  # what tells them: the one file that has it
+    "torch.rsqrt(": "fastigpt/formulas.py",
+    "torch.sigmoid(": "fastigpt/formulas.py",
+    "softmax(-1) @": "fastigpt/formulas.py",
+    ".amax(-1)": "fastigpt/ops/kv_cache.py",
+}
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_plain_formula_stands_once(formula):
+    """Norm, activation, attention and the scales of an 8-bit cache: reference engine, training and twins share them."""
+    found = [str(path.relative_to(ROOT)) for path in (ROOT / "fastigpt").rglob("*.py") if formula in path.read_text()]
+    assert found == [FORMULAS[formula]]

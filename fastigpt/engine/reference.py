@@ -6,7 +6,6 @@ at the last pixel. Slow on purpose: each token is drawn after running the whole 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +13,7 @@ import torch
 
 from fastigpt.engine import Advance, Engine, Window, check_window
 from fastigpt.engine.arithmetic import converted, finite, undisturbed
+from fastigpt.formulas import causal_attention, quick_gelu, rms_norm
 from fastigpt.job import Filled, Request
 from fastigpt.sampling import Drawing, draw, guide
 from fastigpt.spec import ModelSpec
@@ -49,7 +49,7 @@ class ReferenceEngine:
         return y if bias is None else y + bias
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.spec.block.norm_epsilon) * self.weights[name]
+        return rms_norm(x, self.weights[name], self.spec.block.norm_epsilon)
 
     def attention(self, x: torch.Tensor, name: str) -> torch.Tensor:
         batch, length, width = x.shape
@@ -58,14 +58,11 @@ class ReferenceEngine:
             part.view(batch, length, block.n_head, block.head_dim).transpose(1, 2)  # [B, n_head, T, head_dim]
             for part in self.linear(x, name + ".qkv").split(width, dim=-1)
         )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(block.head_dim)
-        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        weights = scores.masked_fill(future, -math.inf).softmax(-1)
-        return self.linear((weights @ v).transpose(1, 2).reshape(batch, length, width), name + ".proj")
+        y = causal_attention(q, k, v)
+        return self.linear(y.transpose(1, 2).reshape(batch, length, width), name + ".proj")
 
     def mlp(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        h = self.linear(x, name + ".fc")
-        return self.linear(h * torch.sigmoid(1.702 * h), name + ".out")
+        return self.linear(quick_gelu(self.linear(x, name + ".fc")), name + ".out")
 
     def embed(self, tokens: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
         """[B, L + T − 1, width]: the prefix, then x₀ … x_{T−2}: the inputs that score x₀ … x_{T−1}, and those

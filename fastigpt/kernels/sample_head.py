@@ -13,7 +13,7 @@ to their draws: that many tokens are kept, up to end[b], and the next window sta
 draws that were not kept, then draws from the last row's logits with the noise of the position they are for
 (fixed-point sampling; Wiggers and Hoogeboom 2020, arXiv 2002.09928). W = 1 is plain decoding.
 
-`sample_head_reference` in sample_head_reference.py is the plain twin.
+The plain twin is in fastigpt/ops/pass_end.py.
 """
 
 from __future__ import annotations

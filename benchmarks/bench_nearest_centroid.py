@@ -1,6 +1,6 @@
 """Nearest centroid beside its peers: one round of a peer, one of ours, in turn, in one process, both warm.
 
-    pytest benchmarks/bench_quantize.py --benchmark-only
+    pytest benchmarks/bench_nearest_centroid.py --benchmark-only
 
 Each row's extra_info holds millions of points per second, the ratio of the medians, the share of equal indices, and the
 peak of memory beyond what was there before. Peers get float32 points; ours gets the uint8 pixels where there are such.
@@ -21,8 +21,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from baselines import nearest as peers
 
+from fastigpt.nearest import nearest_centroid
 from fastigpt.palette import Palette
-from fastigpt.quantize import nearest_centroid
 
 RNG = np.random.default_rng(0)
 N_PIXELS = 1 << 20

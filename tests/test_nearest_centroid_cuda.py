@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from fastigpt.nearest import few_axes, nearest_centroid
 from fastigpt.palette import Palette
-from fastigpt.quantize import few_axes, nearest_centroid
 
 SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "quantize.cu"
 
