@@ -171,3 +171,30 @@ def test_a_plain_formula_stands_once(formula):
     """Norm, activation, attention and the scales of an 8-bit cache: reference engine, training and twins share them."""
     found = [str(path.relative_to(ROOT)) for path in (ROOT / "fastigpt").rglob("*.py") if formula in path.read_text()]
     assert found == [FORMULAS[formula]]
+
+
+LONGEST = 400  # lines of a file that somebody wrote
+KNOWN_LONG = {
+    "csrc/cpu/model.cpp": "is to be split",
+    "csrc/cpu/simd.h": "is to be split",
+}
+
+
+def test_no_file_is_longer_than_a_reader_holds_in_mind():
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for folder in ("fastigpt", "benchmarks", "csrc")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cpp", ".h", ".cu") and (ROOT / "csrc" / "tests") not in path.parents
+    }
+    assert len(lengths) > 200
+    long = {name for name, lines in lengths.items() if lines > LONGEST}
+    assert long == KNOWN_LONG.keys(), "or a known one was split and has to leave the list"
+
+
+def test_every_benchmark_is_one_that_pytest_measures():
+    """Under --benchmark-only what does not take the fixture is skipped, and nobody notices."""
+    for path in sorted((ROOT / "benchmarks").glob("bench_*.py")):
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        benches = [function for function in functions if function.name.startswith(("bench_", "test_"))]
+        assert benches and all("benchmark" in [a.arg for a in function.args.args] for function in benches), path.name
