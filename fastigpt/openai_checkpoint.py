@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from fastigpt import checkpoint
-from fastigpt.arguments import whole
 from fastigpt.config import ImageGPTConfig
 from fastigpt.errors import CheckpointError
 from fastigpt.extras import require
 from fastigpt.palette import ValueRange
+from fastigpt.scalars import whole
 from fastigpt.untrusted import exists, file_size, refusing
 
 _BLOCK = re.compile(r"h(\d+)/(.+)")

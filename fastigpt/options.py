@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 
-from fastigpt.arguments import whole, window_size
+from fastigpt.arguments import window_size
 from fastigpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing, checked_drawing, fresh_seed
+from fastigpt.scalars import whole
 
 LAST_INDEX = 2**63 - 1
 """Image indices of the noise contract are 0 to this."""

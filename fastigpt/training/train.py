@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from fastigpt import checkpoint
-from fastigpt.arguments import whole
 from fastigpt.bundled import BUNDLED
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine.choose import as_device
@@ -23,6 +22,7 @@ from fastigpt.engine.memory import free_memory
 from fastigpt.families.tensor_names import HEAD
 from fastigpt.files import check_folder_writable, replacing
 from fastigpt.palette import MAX_COLORS, Palette
+from fastigpt.scalars import whole
 from fastigpt.training.data import N_COLORS, Data, Folder, Scenes, scene_vocabulary
 from fastigpt.training.run import Run, Settings, say, warmup_for
 from fastigpt.training.undisturbed import undisturbed
