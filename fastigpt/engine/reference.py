@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from fastigpt.engine import Advance, Engine, Window, check_window
-from fastigpt.engine.arithmetic import converted, finite, undisturbed
+from fastigpt.engine.arithmetic import checked_dtypes, converted, finite, undisturbed
 from fastigpt.formulas import causal_attention, quick_gelu, rms_norm
 from fastigpt.job import Filled, Request
 from fastigpt.sampling import Drawing, draw, guide
@@ -34,12 +34,9 @@ class ReferenceEngine:
         dtype: torch.dtype | None = None,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
-        self.spec, self.device, self.dtype = spec, torch.device(device), dtype or torch.float32
-        if self.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the reference engine runs in float32 or float64, not {self.dtype}")
-        if kv_dtype not in (None, self.dtype):
-            raise ValueError(f"the reference engine has no cache: kv_dtype must be None, not {kv_dtype}")
-        self.kv_dtype = self.dtype
+        self.spec, self.device = spec, torch.device(device)
+        allowed = (torch.float32, torch.float64)
+        self.dtype, self.kv_dtype = checked_dtypes(self.name, dtype or torch.float32, kv_dtype, allowed)
         self.weights = {name: converted(name, w, self.device, self.dtype) for name, w in weights.items()}
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
