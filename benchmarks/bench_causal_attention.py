@@ -10,10 +10,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu_time import on_cpu, race
-from gpu_time import graph_seconds
+from race import on_cpu, on_gpu, race, rows_on_gpu
 
 import fastigpt.ops as ops
+from fastigpt.bench.timing import graph_seconds
 from fastigpt.kernels import launch
 
 SHAPES = {"small": (8, 64), "large": (16, 96), "medium": (8, 128)}
@@ -56,12 +56,9 @@ def measure(rate: float, batch: int = 16, length: int = 1024) -> list[dict[str, 
     return rows
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@on_gpu
 def bench_on_gpu(benchmark, machine):
-    rows = benchmark.pedantic(measure, args=(machine.gemm["bfloat16"],), rounds=1)
-    benchmark.extra_info["rows"] = rows
-    print(*rows, sep="\n")
+    rows_on_gpu(benchmark, measure, machine.gemm["bfloat16"])
 
 
 @on_cpu

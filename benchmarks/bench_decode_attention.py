@@ -10,11 +10,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu_time import copies_needed as cpu_copies_needed
-from cpu_time import on_cpu, race
-from gpu_time import copies_needed, graph_seconds
+from race import on_cpu, on_gpu, race, rows_on_gpu
 
 import fastigpt.ops as ops
+from fastigpt.bench.timing import copies_needed, graph_seconds
 from fastigpt.kernels import launch
 
 KEYS = 1024
@@ -31,7 +30,7 @@ def one(n: int, heads: int, head_dim: int, window: int, dtype: torch.dtype, conf
     slots = torch.full((n,), KEYS - window, dtype=torch.int32, device=device)
     q = torch.randn(n, window, heads, head_dim, device=device).bfloat16()
     calls = []
-    for _ in range(copies_needed(size)):
+    for _ in range(copies_needed(size, "cuda")):
         k, v = (torch.randn(n, heads, KEYS, head_dim, device=device).to(dtype) for _ in range(2))
         scales = [torch.rand(n, heads, KEYS, device=device) if scaled else None for _ in range(2)]
         out = torch.empty_like(q)
@@ -48,7 +47,7 @@ def sdpa(n: int, heads: int, head_dim: int):
     size = 4 * n * heads * KEYS * head_dim
     q = torch.randn(n, heads, 1, head_dim, device="cuda").bfloat16()
     calls = []
-    for _ in range(copies_needed(size)):
+    for _ in range(copies_needed(size, "cuda")):
         k, v = (torch.randn(n, heads, KEYS, head_dim, device="cuda").bfloat16() for _ in range(2))
         calls.append(partial(F.scaled_dot_product_attention, q, k, v))
     return calls, size
@@ -74,12 +73,9 @@ def measure(bandwidth: float) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@on_gpu
 def bench_on_gpu(benchmark, machine):
-    rows = benchmark.pedantic(measure, args=(machine.bandwidth,), rounds=1)
-    benchmark.extra_info["rows"] = rows
-    print(*rows, sep="\n")
+    rows_on_gpu(benchmark, measure, machine.bandwidth)
 
 
 CASES = {  # images, window, dtype of the cache, positions: one for all, or spread from an eighth of the canvas to it
@@ -133,7 +129,7 @@ def bench_on_cpu(benchmark, machine, case, position: int = 512):
         return F.scaled_dot_product_attention(q.transpose(1, 2), keys, values, attn_mask=mask).transpose(1, 2)
 
     ours, theirs = [], []
-    for _ in range(cpu_copies_needed(moved)):
+    for _ in range(copies_needed(moved)):
         caches = [torch.randn(n, heads, KEYS, head_dim).mul(20 if scaled else 1).to(cache_dtype) for _ in range(2)]
         scales = [torch.rand(n, heads, KEYS) / 20 if scaled else None for _ in range(2)]
         options = {"k_scale": scales[0], "v_scale": scales[1]} if scaled else {}

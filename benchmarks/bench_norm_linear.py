@@ -1,17 +1,17 @@
 """Norm + linear beside cuBLAS with separate norm and ending, over rows: where the one stops being faster is data for
 fastigpt/kernels/configs.
 
-    pytest benchmarks/bench_norm_linear.py -s
+    pytest benchmarks/bench_norm_linear.py --benchmark-only -s
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-import pytest
 import torch
-from gpu_time import copies_needed, graph_seconds
+from race import on_gpu, rows_on_gpu
 
+from fastigpt.bench.timing import copies_needed, graph_seconds
 from fastigpt.kernels import launch
 
 WIDTHS = {"small": 512, "medium": 1024, "large": 1536}
@@ -34,7 +34,7 @@ def one(layer: str, width: int, rows: int, configs: launch.Table, config=None):
             norm_linear, x, torch.randn(outside, inside, device="cuda").bfloat16() / inside**0.5, out,
             configs=configs, gain=gain, gelu=layer == "fc", residual=layer == "out", scratch=scratch, config=config,
         )
-        for _ in range(copies_needed(size))
+        for _ in range(copies_needed(size, "cuda"))
     ]  # fmt: skip
     return calls, size
 
@@ -58,8 +58,6 @@ def measure(bandwidth: float) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def bench_norm_linear(machine):
-    for row in measure(machine.bandwidth):
-        print(row)
+@on_gpu
+def bench_on_gpu(benchmark, machine):
+    rows_on_gpu(benchmark, measure, machine.bandwidth)

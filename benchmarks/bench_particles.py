@@ -1,6 +1,9 @@
 """What particles buy and cost: held-out scenes with a hole in the middle, completed with more and more candidates.
 
-`python benchmarks/bench_particles.py` prints the table of results/particles.md: log-likelihood of the known cells that
+    pytest benchmarks/bench_particles.py --benchmark-only
+    python benchmarks/bench_particles.py
+
+The first times a result. The second prints the table of results/particles.md: log-likelihood of the known cells that
 follow the hole and of the whole result, in nats per image, and seconds per result.
 """
 
@@ -8,16 +11,39 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
+from functools import partial
 
 import numpy as np
+import pytest
 import torch
 
 import fastigpt
+from fastigpt.bench.timing import timed
 from fastigpt.scenes import scenes
 from fastigpt.training.data import HELD_OUT_SEED
 
 HOLES = {"square": (slice(8, 24), slice(8, 24)), "left side": (slice(8, 24), slice(0, 16))}
+
+
+def held_out(n: int) -> np.ndarray:
+    """Scenes the bundled model has not seen, uint8 [n, H, W, 3]."""
+    return np.stack([image for image, _, _ in itertools.islice(scenes(HELD_OUT_SEED, 20_000), n)])
+
+
+def hole_in(model: fastigpt.ImageGPT, name: str) -> np.ndarray:
+    """bool [H, W], True where it is drawn anew."""
+    mask = np.zeros((model.config.height, model.config.width), bool)
+    mask[HOLES[name]] = True
+    return mask
+
+
+@pytest.mark.parametrize("particles", [1, 4, 16])
+def bench_completion(benchmark, device, particles):
+    """One result of one scene with a square hole."""
+    benchmark.group = "completion of a square hole"
+    model = fastigpt.load(device=device)
+    options = {"mask": hole_in(model, "square"), "particles": particles, "seed": 0, "output_type": "tokens"}
+    benchmark.pedantic(partial(model.complete, held_out(1), **options), rounds=3, warmup_rounds=1)
 
 
 def main() -> None:
@@ -29,9 +55,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     model = fastigpt.load(options.model)
-    images = np.stack([image for image, _, _ in itertools.islice(scenes(HELD_OUT_SEED, 20_000), options.n)])
-    mask = np.zeros((model.config.height, model.config.width), bool)
-    mask[HOLES[options.hole]] = True
+    images, mask = held_out(options.n), hole_in(model, options.hole)
     known_after = torch.from_numpy(~mask.ravel() & (mask.ravel().cumsum() > 0))
 
     def nats(tokens: torch.Tensor) -> torch.Tensor:
@@ -48,9 +72,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     plain = None
     for k in options.particles:
-        started = time.perf_counter()
-        tokens = model.complete(images, mask=mask, particles=k, seed=options.seed, output_type="tokens")
-        seconds = time.perf_counter() - started
+        job = partial(model.complete, images, mask=mask, particles=k, seed=options.seed, output_type="tokens")
+        tokens, seconds = timed(job, model.device)
         _row(str(k), nats(tokens), mask, known_after, plain, f"{seconds / options.n:.2f}")
         plain = nats(tokens) if plain is None else plain
     _row("the scene itself", nats(model.encode(images)), mask, known_after, plain, "–")

@@ -17,7 +17,7 @@ import fastigpt
 from fastigpt import ImageGPT, ImageGPTConfig
 from fastigpt.bench.measure import whole_images
 from fastigpt.bench.peers import EnginePeer, TransformersPeer
-from fastigpt.engine.memory import synchronize
+from fastigpt.bench.timing import timed
 
 CONFIG = ImageGPTConfig.preset("small")
 POSITIONS = (32, 512, 992)
@@ -107,14 +107,8 @@ def from_passes(benchmark, peer, n, device) -> None:
     times = [[] for _ in POSITIONS]
 
     def three_passes() -> None:
-        from time import perf_counter
-
         for work, found in zip(works, times):
-            synchronize(device)
-            started = perf_counter()
-            work()
-            synchronize(device)  # on a GPU the call alone is only the launch
-            found.append(perf_counter() - started)
+            found.append(timed(work, device)[1])
 
     benchmark.pedantic(three_passes, rounds=3, iterations=1, warmup_rounds=1)
     medians = [sorted(found[1:])[1] for found in times]

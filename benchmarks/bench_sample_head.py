@@ -12,10 +12,10 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from cpu_time import copies_needed, on_cpu, race
-from gpu_time import graph_seconds
+from race import on_cpu, on_gpu, race, rows_on_gpu
 
 import fastigpt.ops as ops
+from fastigpt.bench.timing import copies_needed, graph_seconds
 from fastigpt.kernels import launch
 from fastigpt.sampling import Drawing, filter_logits
 
@@ -52,12 +52,9 @@ def measure(bandwidth: float) -> list[dict[str, object]]:
     return rows
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@on_gpu
 def bench_on_gpu(benchmark, machine):
-    rows = benchmark.pedantic(measure, args=(machine.bandwidth,), rounds=1)
-    benchmark.extra_info["rows"] = rows
-    print(*rows, sep="\n")
+    rows_on_gpu(benchmark, measure, machine.bandwidth)
 
 
 @on_cpu

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import bench_causal_attention
 import bench_decode_attention
 import bench_norm_linear
-from gpu_time import graph_seconds
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from fastigpt.bench.timing import graph_seconds, repeat
 from fastigpt.engine.triton import TritonEngine
 from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
@@ -149,16 +149,7 @@ def step_seconds(table: launch.Table, overlap: bool) -> float:
     configs = {**table, "overlap": [{"launches": overlap}]}
     engine = TritonEngine(spec, weights, device="cuda", configs=configs)
     run = engine.prepared_pass(n=1, position=spec.n_positions // 2)
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    times = []
-    for _ in range(5):
-        begin.record()
-        for _ in range(100):
-            run()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) / 1e5)
-    return statistics.median(times)
+    return statistics.median(repeat(run, "cuda", 5, inner=100))
 
 
 def crossing(table: launch.Table) -> int:

@@ -18,9 +18,10 @@ import torch
 
 import fastigpt
 from fastigpt import ImageGPT, ImageGPTConfig
-from fastigpt.bench.machine import measure_machine, repeat
+from fastigpt.bench.machine import measure_machine
 from fastigpt.bench.measure import whole_images
 from fastigpt.bench.report import machine_line
+from fastigpt.bench.timing import repeat
 
 WINDOWS: tuple[int | str, ...] = (1, 2, 3, 4, 6, 8, 12, 16, "auto")
 POSITIONS = (32, 512, 960)

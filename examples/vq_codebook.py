@@ -15,7 +15,7 @@ import time
 import torch
 from vector_quantize_pytorch import VectorQuantize
 
-from fastigpt.quantize import nearest_centroid
+from fastigpt.nearest import nearest_centroid
 
 
 def median_seconds(jobs: list, rounds: int = 3) -> list[float]:

@@ -14,7 +14,7 @@ if _TYPE_CHECKING:
     from fastigpt.integrations.transformers import accelerate, restore
     from fastigpt.job import Stats
     from fastigpt.model import ImageGPT
-    from fastigpt.quantize import nearest_centroid
+    from fastigpt.nearest import nearest_centroid
 
     __version__: str
 
@@ -47,7 +47,7 @@ _HOME = {
     "convert": "families.image_gpt.tensorflow",
     "grid": "images",
     "load": "api",
-    "nearest_centroid": "quantize",
+    "nearest_centroid": "nearest",
     "restore": "integrations.transformers",
     "sample": "api",
 }

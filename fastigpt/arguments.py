@@ -9,19 +9,10 @@ import numpy as np
 import torch
 
 from fastigpt.operands import readable
-from fastigpt.scalars import integer, shown
+from fastigpt.scalars import shown, whole
 from fastigpt.spec import ModelSpec
 
 OUTPUT_TYPES = ("pil", "np", "pt", "tokens")
-
-
-def whole(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    """`value` as an int in [minimum, maximum]."""
-    number = integer(name, value)
-    if number < minimum or (maximum is not None and number > maximum):
-        allowed = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-        raise ValueError(f"{name} must be {allowed}, not {shown(number)}")
-    return number
 
 
 def window_size(window: int | str, pixels: int) -> int | Literal["auto"]:
@@ -30,7 +21,7 @@ def window_size(window: int | str, pixels: int) -> int | Literal["auto"]:
         if window != "auto":
             raise ValueError(f'window must be "auto" or an int of at least 1, not {window!r}')
         return "auto"
-    return min(whole("window", window, 1), pixels)
+    return min(whole("window", window, 1, expected='"auto" or an int'), pixels)
 
 
 def output_kind(output_type: str) -> str:

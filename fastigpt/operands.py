@@ -56,6 +56,12 @@ def check_memory(name: str, x: Any) -> None:
         )
 
 
+def contiguous(name: str, x: torch.Tensor) -> None:
+    """ValueError unless the numbers lie in order, without gaps."""
+    if not x.is_contiguous():
+        raise ValueError(f"{name} must be contiguous, not strides {list(x.stride())}")
+
+
 def same_device(**tensors: torch.Tensor | None) -> None:
     """ValueError unless all are on one device."""
     if len({x.device for x in tensors.values() if x is not None}) > 1:

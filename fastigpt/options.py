@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, TypedDict
 
 import torch
 
-from fastigpt.arguments import whole, window_size
+from fastigpt.arguments import window_size
 from fastigpt.sampling import Drawing, checked_drawing, fresh_seed
+from fastigpt.scalars import whole
 from fastigpt.spec import ModelSpec
 
 LAST_INDEX = 2**63 - 1

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from fastigpt.arguments import whole
 from fastigpt.engine.memory import free_memory
 from fastigpt.images import as_image_list, on_white, read_image, to_canvas
+from fastigpt.scalars import whole
 
 FEWEST = 3  # images of a class: one each to train, to choose by and to test
 _SCENES_SEED = 2**32 - 1  # no training run draws these

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastigpt.untrusted import short
+from fastigpt.scalars import whole
 
 
 class PromptReader(Protocol):
@@ -45,8 +45,7 @@ class Vocabulary:
         if len(set(self.words)) < len(self.words):
             twice = sorted(word for word, count in Counter(self.words).items() if count > 1)
             raise ValueError(f"words holds {', '.join(twice[:4])[:200]} more than once")
-        if not isinstance(self.max_words, int) or isinstance(self.max_words, bool) or self.max_words < 1:
-            raise ValueError(f"max_words must be a whole number of at least 1, not {short(self.max_words)}")
+        object.__setattr__(self, "max_words", whole("max_words", self.max_words, 1))
 
     @property
     def n_words(self) -> int:
@@ -106,7 +105,10 @@ class Vocabulary:
         examples = data.get("examples", [])
         if not isinstance(data["words"], list) or not isinstance(examples, list):
             raise ValueError('"words" and "examples" must be lists of strings')
-        return cls(tuple(data["words"]), data["max_words"], tuple(examples))
+        try:
+            return cls(tuple(data["words"]), data["max_words"], tuple(examples))
+        except TypeError as error:
+            raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastigpt.scalars import integer, real, shown
+from fastigpt.scalars import integer, real, shown, whole
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -226,10 +226,7 @@ def checked_drawing(
     if not 0 <= temperature <= MAX_TEMPERATURE:
         raise ValueError(f"temperature must be finite, at least 0 and at most {MAX_TEMPERATURE:.7g}, not {temperature}")
     if top_k is not None:
-        top_k = integer("top_k", top_k, "an int or None")
-        if top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {shown(top_k)}")
-        top_k = min(top_k, _MOST_TOKENS)
+        top_k = min(whole("top_k", top_k, 1, expected="an int or None"), _MOST_TOKENS)
     if top_p is not None:
         top_p = real("top_p", top_p, "a number or None")
         if not 0 < top_p <= 1:

@@ -20,6 +20,15 @@ def integer(name: str, value: Any, expected: str = "an int") -> int:
         raise _wrong(name, value, expected) from None
 
 
+def whole(name: str, value: Any, minimum: int, maximum: int | None = None, expected: str = "an int") -> int:
+    """`value` as an int in [minimum, maximum]. TypeError for what is none, ValueError for one outside."""
+    number = integer(name, value, expected)
+    if number < minimum or (maximum is not None and number > maximum):
+        allowed = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise ValueError(f"{name} must be {allowed}, not {shown(number)}")
+    return number
+
+
 def real(name: str, value: Any, expected: str = "a number") -> float:
     """`value` as a float, which may be infinite or NaN. TypeError for anything else, bools and complex included."""
     number = _item(name, value, expected)

@@ -14,9 +14,10 @@ from typer.testing import CliRunner
 
 from fastigpt import ImageGPT, ImageGPTConfig, Palette
 from fastigpt.bench.floor import kv_bytes_per_token, pass_floor
-from fastigpt.bench.machine import measure_machine, typical
+from fastigpt.bench.machine import measure_machine
 from fastigpt.bench.measure import Timing, ratio, whole_images
 from fastigpt.bench.peers import EnginePeer, TransformersPeer
+from fastigpt.bench.timing import typical
 from fastigpt.cli import app
 
 SMALL = ImageGPTConfig.preset("small")

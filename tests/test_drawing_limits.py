@@ -16,6 +16,7 @@ from conftest import CACHED, PROMPTED, TINY, random_weights
 
 import fastigpt.ops as ops
 from fastigpt import ImageGPT
+from fastigpt.ops.sample_head import on_cpu, sample_head_reference
 from fastigpt.prompts import Vocabulary
 from fastigpt.sampling import MAX_GUIDANCE, Drawing, checked_drawing, filter_logits, guide
 
@@ -140,7 +141,7 @@ def test_random_extremes_mean_the_same_to_the_operator_and_its_twin():
             chosen.choice([None, 1, 4, 2**40]), chosen.choice([None, 1e-30, 0.6]), scale,
         )  # fmt: skip
         arguments = (hidden, gain, weight, *ids, None if scale is None else without, drawing, 1e-5)
-        got, expected = ops._sample_cpu(*arguments), ops._sample_plain(*arguments)
+        got, expected = on_cpu(*arguments), sample_head_reference(*arguments)
         assert (got >= 0).all() and (got != expected).sum() <= 1, drawing
     assert torch.isfinite(filter_logits(guide(hidden, without, MAX_GUIDANCE), Drawing(temperature=1.0))).all()
 

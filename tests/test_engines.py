@@ -240,3 +240,14 @@ def test_a_draft_changes_no_token(backend, shape):
             passes.append(int(filled.pass_starts[0].sum()))
     # A model that drafts for itself is always right: every pass keeps its whole window.
     assert passes[-4:] == [16, 8, 4, 3]
+
+
+@pytest.mark.parametrize("engine_name, allowed", [
+    ("reference", "float32 or float64"), ("portable", "float32, bfloat16 or float16"),
+])  # fmt: skip
+def test_a_dtype_an_engine_does_not_compute_in_is_refused(engine_name, allowed):
+    weights = random_weights(TINY)
+    with pytest.raises(ValueError, match=f"^dtype must be {allowed} on the {engine_name} engine, not torch.int8"):
+        engine(engine_name, TINY, weights, dtype="int8")
+    with pytest.raises(ValueError, match=f"^kv_dtype must be float32 on the {engine_name} engine in float32"):
+        engine(engine_name, TINY, weights, dtype="float32", kv_dtype="int8")

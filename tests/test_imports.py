@@ -82,3 +82,7 @@ def test_python_minus_m_is_the_command():
             [sys.executable, "-P", "-m", module, "--version"], capture_output=True, text=True, check=True
         )
         assert result.stdout == f"fastigpt {fastigpt.__version__}\n"
+
+
+def test_operators_and_the_plain_twins_of_all_kernels_need_no_triton():
+    modules_after("import sys; sys.modules['triton'] = None; import fastigpt.ops.norm_linear, fastigpt.ops.pass_end")

@@ -9,6 +9,10 @@ import torch.nn.functional as F
 
 import fastigpt.ops as ops
 from fastigpt import _C
+from fastigpt.ops.decode_attention import Stored, in_pytorch
+from fastigpt.ops.decode_attention import on_cpu as decode_on_cpu
+from fastigpt.ops.sample_head import on_cpu as sample_on_cpu
+from fastigpt.ops.sample_head import sample_head_reference
 from fastigpt.sampling import Drawing, draw, filter_logits, guide, gumbel_noise
 
 TESTS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
@@ -151,7 +155,7 @@ def test_the_extensions_head_equals_its_twin(n, width, colours, hidden_type, wei
     drawing = Drawing(**({"seed": 2**64 - 9} | options))
     without = other if drawing.guidance_scale is not None else None
     arguments = (hidden, gain, weight, index, position, without, drawing, 1e-5)
-    got, expected = ops._sample_cpu(*arguments, isa=isa), ops._sample_plain(*arguments)
+    got, expected = sample_on_cpu(*arguments, isa=isa), sample_head_reference(*arguments)
     assert (got != expected).sum() <= 1
     if not torch.equal(got, expected):  # float32 sums in another order may turn a draw that is nearly undecided
         logits = [F.rms_norm(x.float(), (width,), gain.float(), 1e-5) @ weight.float().T for x in (hidden, other)]
@@ -201,7 +205,7 @@ def rows_of(shape, dtype, used):
     for b, end in enumerate(used):
         for x in (k, v) if dtype != torch.int8 else (k_scale, v_scale):
             x[b, :, end:] = math.nan
-    return ops._Stored(k, v, k_scale, v_scale)
+    return Stored(k, v, k_scale, v_scale)
 
 
 @pytest.mark.parametrize("isa", _C.supported_isas())
@@ -221,9 +225,9 @@ def test_the_extensions_decode_equals_its_twin(head_dim, n_head, n, window, capa
     if sources:
         lengths = torch.randint(0, 34, (sources,), dtype=torch.int32)
         prefix = rows_of((sources, n_head, 33, head_dim), stored, lengths.tolist())
-    copy = ops._Stored(*(x if x is None else x.clone() for x in cache))
-    got = ops._decode_cpu(q, k, v, cache, positions, prefix, lengths, isa=isa)
-    expected = ops._decode_plain(q, k, v, copy, positions, prefix, lengths)
+    copy = Stored(*(x if x is None else x.clone() for x in cache))
+    got = decode_on_cpu(q, k, v, cache, positions, prefix, lengths, isa=isa)
+    expected = in_pytorch(q, k, v, copy, positions, prefix, lengths)
     assert got.is_contiguous() and got.dtype == number
     tolerance = 2e-5 if number == torch.float32 else 1e-2
     torch.testing.assert_close(got.float(), expected.float(), atol=tolerance, rtol=tolerance)
@@ -271,7 +275,7 @@ def test_decode_attention_names_what_is_wrong(change, error, message):
     arguments, options = decode()
     names = ("q", "k", "v", "k_cache", "v_cache", "positions")
     with pytest.raises(error, match=message):
-        ops._decode_attention(**{**dict(zip(names, arguments)), **options, **change})
+        ops.decode_attention(**{**dict(zip(names, arguments)), **options, **change})
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a module imports from its own layer and those below it. A package stands for all of its modules.
 LAYERS = (
-    "errors files locks operands scalars spec sampling job extras untrusted signatures",
-    "quantize kernels ops",
+    "errors files formulas locks operands scalars spec sampling job extras untrusted signatures",
+    "nearest kernels ops",
     "engine",
     "tensor_files prompts arguments",
     "image_arrays image_files images progress parts",
@@ -123,8 +123,8 @@ def _reachable(start: str) -> set[str]:
 def test_every_import_is_seen():
     """Else the tests below would pass on anything."""
     assert {"engine.triton", "engine.cpu", "kernels.launch"} <= imports()["engine.choose"]  # inside functions
-    assert "sampling" in imports()["kernels.sample_head_reference"] and "model" in imports()["api"]
-    assert "engine" in imports()["engine.portable.session"] and "fastigpt" not in imports()["quantize"]
+    assert "sampling" in imports()["ops.pass_end"] and "model" in imports()["api"]
+    assert "engine" in imports()["engine.portable.session"] and "fastigpt" not in imports()["nearest"]
     assert len(modules()) > 60
 
 
@@ -155,7 +155,7 @@ def test_published_names_are_known_to_families_only(pattern, known):
 
 
 # The formula of a block, to be told by its activation: once in each engine and operator, where a reader looks for it.
-ACTIVATION = re.compile(r"1\.702")
+ACTIVATION = re.compile(r"quick_gelu\(|1\.702")
 
 
 @pytest.mark.parametrize("room", ["fastigpt/engine/portable", "fastigpt/engine/reference.py"])
@@ -163,3 +163,40 @@ def test_the_formula_of_a_block_stands_once_in_an_engine(room):
     path = ROOT / room
     texts = [file.read_text() for file in (path.rglob("*.py") if path.is_dir() else [path])]
     assert sum(len(ACTIVATION.findall(text)) for text in texts) == 1
+
+
+FORMULAS = {  # what tells them: the one file that has it
+    "torch.rsqrt(": "fastigpt/formulas.py",
+    "torch.sigmoid(": "fastigpt/formulas.py",
+    "softmax(-1) @": "fastigpt/formulas.py",
+    ".amax(-1)": "fastigpt/ops/kv_cache.py",
+}
+
+
+@pytest.mark.parametrize("formula", FORMULAS)
+def test_a_plain_formula_stands_once(formula):
+    """Norm, activation, attention and the scales of an 8-bit cache: reference engine, training and twins share them."""
+    found = [str(path.relative_to(ROOT)) for path in (ROOT / "fastigpt").rglob("*.py") if formula in path.read_text()]
+    assert found == [FORMULAS[formula]]
+
+
+LONGEST = 400  # lines of a file that somebody wrote
+
+
+def test_no_file_is_longer_than_a_reader_holds_in_mind():
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for folder in ("fastigpt", "benchmarks", "csrc")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".cpp", ".h", ".cu") and (ROOT / "csrc" / "tests") not in path.parents
+    }
+    assert len(lengths) > 200
+    assert not {name: lines for name, lines in lengths.items() if lines > LONGEST}
+
+
+def test_every_benchmark_is_one_that_pytest_measures():
+    """Under --benchmark-only what does not take the fixture is skipped, and nobody notices."""
+    for path in sorted((ROOT / "benchmarks").glob("bench_*.py")):
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        benches = [function for function in functions if function.name.startswith(("bench_", "test_"))]
+        assert benches and all("benchmark" in [a.arg for a in function.args.args] for function in benches), path.name

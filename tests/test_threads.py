@@ -15,7 +15,7 @@ import fastigpt
 from fastigpt import _C
 from fastigpt.engine.cpu import CpuEngine
 from fastigpt.families import image_gpt
-from fastigpt.quantize import check_threads
+from fastigpt.nearest import check_threads
 
 POINTS, CENTROIDS = np.zeros((4, 3), np.float32), np.eye(3, dtype=np.float32)
 PARTS = image_gpt.spec(TINY), image_gpt.canonical(TINY, random_weights(TINY))

@@ -1,4 +1,4 @@
-// Python face of the nearest-centroid kernels. Arrays arrive as addresses: fastigpt/quantize.py has checked them, keeps
+// Python face of the nearest-centroid kernels. Arrays arrive as addresses: fastigpt/nearest.py has checked them, keeps
 // them alive, and knows numpy, torch and the other frameworks; nothing here does.
 #include "fastigpt/nearest_centroid.h"
 
@@ -55,7 +55,7 @@ void bind_nearest_centroid(py::module_& m) {
                                     reinterpret_cast<int64_t*>(indices), reinterpret_cast<float*>(distances), chosen,
                                     thread_count(threads));
       },
-      "Addresses in, addresses out; see fastigpt/quantize.py. Returns the position of a point that is not finite, or -1.");
+      "Addresses in, addresses out; see fastigpt/nearest.py. Returns the position of a point that is not finite, or -1.");
 
   py::class_<RgbTable>(
       m, "RgbTable", "The nearest centroid of each of the 2^24 colours; see csrc/include/fastigpt/nearest_centroid.h.")

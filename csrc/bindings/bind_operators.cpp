@@ -1,4 +1,4 @@
-// Python face of the operators for other people's caches. Tensors arrive as addresses: fastigpt/ops.py has checked
+// Python face of the operators for other people's caches. Tensors arrive as addresses: fastigpt/ops has checked
 // them.
 #include "fastigpt/rows.h"
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 
 import torch
 
 from fastigpt import _C
-from fastigpt.engine.memory import synchronize
+from fastigpt.bench.timing import repeat
 
 _GEMM_ROWS, _GEMM_SIDE = 512, 2048
 _REPEATS = 5
@@ -79,25 +76,3 @@ def _cuda_bandwidths(device: torch.device) -> list[float]:
     return [
         2 * source.numel() / seconds for seconds in repeat(lambda: target.copy_(source), device, _REPEATS, inner=10)
     ]
-
-
-def repeat(work: Callable[[], object], device: torch.device, repeats: int, inner: int = 1) -> list[float]:
-    """Seconds of one call, `repeats` times, each averaged over `inner` calls; after one that warms up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        synchronize(device)
-        started = time.perf_counter()
-        for _ in range(inner):
-            work()
-        synchronize(device)
-        times.append((time.perf_counter() - started) / inner)
-    return times
-
-
-def typical(times: list[float]) -> tuple[float, float]:
-    """The median, and half the distance between the quartiles over it."""
-    ordered = sorted(times)
-    low, high = ordered[len(ordered) // 4], ordered[(3 * len(ordered)) // 4]
-    middle = median(ordered)
-    return middle, (high - low) / 2 / middle

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 import torch
 
 from fastigpt.bench.floor import Floor, pass_floor
-from fastigpt.bench.machine import Machine, measure_machine, repeat, typical
+from fastigpt.bench.machine import Machine, measure_machine
 from fastigpt.bench.peers import Peer
+from fastigpt.bench.timing import repeat, typical
 from fastigpt.families.image_gpt.config import ImageGPTConfig
 
 SHARES = (1 / 32, 1 / 2, 31 / 32)  # of the canvas: where passes are timed

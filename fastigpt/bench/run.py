@@ -10,7 +10,6 @@ from typing import Unpack
 import torch
 from rich.console import Console
 
-from fastigpt.arguments import whole
 from fastigpt.bench.floor import kv_bytes_per_token
 from fastigpt.bench.measure import measure, timed_positions
 from fastigpt.bench.peers import EnginePeer, Peer, TransformersPeer
@@ -21,6 +20,7 @@ from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import PRESETS, ImageGPTConfig
 from fastigpt.model import ImageGPT
 from fastigpt.options import LoadOptions
+from fastigpt.scalars import whole
 
 WINDOW_IMAGES = 8  # are drawn to see how many tokens of a window are right
 

@@ -38,10 +38,10 @@ def sample(
 
     import torch
 
-    from fastigpt.arguments import whole
     from fastigpt.cli.job import draw
     from fastigpt.parts import Repeated
     from fastigpt.sampling import fresh_seed
+    from fastigpt.scalars import whole
 
     count = whole("n", n, 1)
     load, how = split(options)
@@ -81,9 +81,9 @@ def complete(
     """
     from fastigpt.cli.destination import output
     from fastigpt.cli.output import Grid
+    from fastigpt.scalars import whole
 
-    if n < 1:
-        raise ValueError(f"n must be at least 1, not {n}")
+    whole("n", n, 1)
     target = output(out, scale=options["scale"], columns=n + 2)
 
     from fastigpt.cli.job import draw

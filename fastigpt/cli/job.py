@@ -75,9 +75,9 @@ def draw(
     options: of Model.fill. show: what to add to `out` for some of the images and their tokens; None: the images.
     Ctrl-C and SIGTERM finish `out` with what is there, say how to go on, and end the program with the signal's status.
     """
-    from fastigpt.arguments import whole
     from fastigpt.options import LAST_INDEX
     from fastigpt.progress import LOG_SECONDS, image_bar
+    from fastigpt.scalars import whole
 
     count, done, totals = len(canvases), 0, Totals(seed)
     whole("first_index", first_index, 0, LAST_INDEX - count + 1)

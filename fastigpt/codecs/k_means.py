@@ -10,7 +10,7 @@ import torch
 
 from fastigpt.arguments import plain_tensor
 from fastigpt.images import as_image_list, on_white
-from fastigpt.quantize import nearest_centroid
+from fastigpt.nearest import nearest_centroid
 
 _COUNTED = 1 << 22  # pixels counted at a time
 

@@ -23,8 +23,9 @@ from fastigpt.codecs import UNKNOWN
 from fastigpt.codecs.k_means import histogram, k_means
 from fastigpt.errors import CheckpointError
 from fastigpt.locks import Lock
+from fastigpt.nearest import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
 from fastigpt.operands import readable
-from fastigpt.quantize import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
+from fastigpt.scalars import whole
 from fastigpt.untrusted import exists, file_size, refusing, short, shown
 
 MAX_COLORS = 65536
@@ -210,8 +211,7 @@ class Palette:
         grey ones; transparent parts on white), or a list of such of any sizes. Raises ValueError when there are fewer
         different colours than n_colors, and what `as_image_list` raises.
         """
-        if isinstance(n_colors, bool) or not isinstance(n_colors, int) or not 1 <= n_colors <= MAX_COLORS:
-            raise ValueError(f"n_colors must be a whole number in 1 … {MAX_COLORS}, not {n_colors!r}")
+        n_colors = whole("n_colors", n_colors, 1, MAX_COLORS)
         colors, counts = histogram(images)
         if len(colors) < n_colors:
             raise ValueError(f"images have {len(colors)} different colours, fewer than n_colors = {n_colors}")

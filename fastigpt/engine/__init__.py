@@ -14,6 +14,7 @@ from typing import Protocol
 import torch
 
 from fastigpt.job import Filled, Request
+from fastigpt.scalars import whole
 from fastigpt.spec import ModelSpec
 
 Window = int | str
@@ -109,6 +110,4 @@ def check_window(window: Window, spec: ModelSpec) -> int | None:
     """A window as a number of tokens, at most the canvas; None for "auto"."""
     if window == "auto":
         return None
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise ValueError(f'window must be "auto" or an int of at least 1, not {window!r}')
-    return min(window, spec.n_positions)
+    return min(whole("window", window, 1, expected='"auto" or an int'), spec.n_positions)

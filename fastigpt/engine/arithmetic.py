@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import torch
 
 from fastigpt.engine import Engine
 from fastigpt.errors import CheckpointError, NotFiniteError
+from fastigpt.scalars import shown
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -25,6 +26,30 @@ def undisturbed(method: Method) -> Method:
             return method(self, *args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+def checked_dtypes(
+    engine: str,
+    dtype: torch.dtype,
+    kv_dtype: torch.dtype | None,
+    allowed: Collection[torch.dtype],
+    scaled: Collection[torch.dtype] = (),
+) -> tuple[torch.dtype, torch.dtype]:
+    """dtype and kv_dtype of an engine that computes in one of `allowed` and keeps its cache in the same (None), or in
+    one of `scaled`. ValueError for others."""
+    if dtype not in allowed:
+        raise ValueError(f"dtype must be {_either(allowed)} on the {engine} engine, not {shown(dtype)}")
+    caches = (dtype, *scaled)
+    if kv_dtype is not None and kv_dtype not in caches:
+        raise ValueError(
+            f"kv_dtype must be {_either(caches)} on the {engine} engine in {_either([dtype])}, not {shown(kv_dtype)}"
+        )
+    return dtype, kv_dtype or dtype
+
+
+def _either(dtypes: Collection[torch.dtype]) -> str:
+    names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def converted(name: str, tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

@@ -18,8 +18,8 @@ from fastigpt.engine.arithmetic import does_not_fit, finite
 from fastigpt.engine.memory import free_memory
 from fastigpt.errors import NotFiniteError
 from fastigpt.job import Filled, Request
+from fastigpt.nearest import check_threads
 from fastigpt.operands import readable
-from fastigpt.quantize import check_threads
 from fastigpt.spec import ModelSpec
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.int8)

@@ -6,14 +6,14 @@ at the last pixel. Slow on purpose: each token is drawn after running the whole 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from fastigpt.engine import Advance, Engine, Window, check_window
-from fastigpt.engine.arithmetic import converted, finite, undisturbed
+from fastigpt.engine.arithmetic import checked_dtypes, converted, finite, undisturbed
+from fastigpt.formulas import causal_attention, quick_gelu, rms_norm
 from fastigpt.job import Filled, Request
 from fastigpt.sampling import Drawing, draw, guide
 from fastigpt.spec import ModelSpec
@@ -34,12 +34,9 @@ class ReferenceEngine:
         dtype: torch.dtype | None = None,
         kv_dtype: torch.dtype | None = None,
     ) -> None:
-        self.spec, self.device, self.dtype = spec, torch.device(device), dtype or torch.float32
-        if self.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"the reference engine runs in float32 or float64, not {self.dtype}")
-        if kv_dtype not in (None, self.dtype):
-            raise ValueError(f"the reference engine has no cache: kv_dtype must be None, not {kv_dtype}")
-        self.kv_dtype = self.dtype
+        self.spec, self.device = spec, torch.device(device)
+        allowed = (torch.float32, torch.float64)
+        self.dtype, self.kv_dtype = checked_dtypes(self.name, dtype or torch.float32, kv_dtype, allowed)
         self.weights = {name: converted(name, w, self.device, self.dtype) for name, w in weights.items()}
 
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -49,7 +46,7 @@ class ReferenceEngine:
         return y if bias is None else y + bias
 
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return x * torch.rsqrt((x * x).mean(-1, keepdim=True) + self.spec.block.norm_epsilon) * self.weights[name]
+        return rms_norm(x, self.weights[name], self.spec.block.norm_epsilon)
 
     def attention(self, x: torch.Tensor, name: str) -> torch.Tensor:
         batch, length, width = x.shape
@@ -58,14 +55,11 @@ class ReferenceEngine:
             part.view(batch, length, block.n_head, block.head_dim).transpose(1, 2)  # [B, n_head, T, head_dim]
             for part in self.linear(x, name + ".qkv").split(width, dim=-1)
         )
-        scores = q @ k.transpose(-1, -2) / math.sqrt(block.head_dim)
-        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
-        weights = scores.masked_fill(future, -math.inf).softmax(-1)
-        return self.linear((weights @ v).transpose(1, 2).reshape(batch, length, width), name + ".proj")
+        y = causal_attention(q, k, v)
+        return self.linear(y.transpose(1, 2).reshape(batch, length, width), name + ".proj")
 
     def mlp(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        h = self.linear(x, name + ".fc")
-        return self.linear(h * torch.sigmoid(1.702 * h), name + ".out")
+        return self.linear(quick_gelu(self.linear(x, name + ".fc")), name + ".out")
 
     def embed(self, tokens: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
         """[B, L + T − 1, width]: the prefix, then x₀ … x_{T−2}: the inputs that score x₀ … x_{T−1}, and those

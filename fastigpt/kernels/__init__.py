@@ -1,1 +1,1 @@
-"""Triton kernels: one file per kernel, launcher beside it."""
+"""Triton kernels: one file per kernel, launcher beside it. Their plain twins are in fastigpt/ops."""

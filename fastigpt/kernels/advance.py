@@ -28,7 +28,7 @@ def choose(b, place, ok, token, n_positions, canvas, position, chosen, BLOCK_W: 
 
 
 @triton.jit
-def nats_of_known(
+def _nats_of_known(
     row, b, j, ok, n_positions, canvas, position, part_max, part_sum, known_logit, nats,
     TILES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
@@ -121,20 +121,29 @@ def _embed(
 
 
 @triton.jit
-def move_on(
+def finish(
     block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset, guided, scored,
-    log_likelihood, failed, nats, chosen, broken,
+    log_likelihood, failed, part_max, part_sum, known_logit, nats, chosen, broken,
     WIDTH: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr, CANVASES: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_E: tl.constexpr, GUIDED: tl.constexpr, SCORE: tl.constexpr,
+    BLOCK_E: tl.constexpr, TILES: tl.constexpr, BLOCK_T: tl.constexpr, GUIDED: tl.constexpr, SCORE: tl.constexpr,
+    ADVANCE: tl.constexpr,
 ):  # fmt: skip
     # From the tokens of a window, which other threads may have just noted, to the next window.
-    tl.debug_barrier()
-    _advance(
-        block, n, n_positions, canvas, pass_starts, position, end, inputs, slots, offset, guided, scored,
-        log_likelihood, failed, nats, chosen, broken, W, BLOCK_W, CANVASES, GUIDED, SCORE,
-    )  # fmt: skip
-    tl.debug_barrier()
-    _embed(
-        block, n, n_positions, x, wte, wpe, position, inputs,
-        WIDTH, W, BLOCK_W, CANVASES, BLOCK_R, BLOCK_E, GUIDED,
-    )  # fmt: skip
+    if SCORE:
+        b, j, ok = rows_of(tl.arange(0, BLOCK_R), block, n, W, BLOCK_W, CANVASES)
+        row = (block * BLOCK_R).to(tl.int64) + tl.arange(0, BLOCK_R)
+        _nats_of_known(
+            row, b, j, ok, n_positions, canvas, position, part_max, part_sum, known_logit, nats,
+            TILES, BLOCK_T, BLOCK_W,
+        )  # fmt: skip
+    if ADVANCE:
+        tl.debug_barrier()
+        _advance(
+            block, n, n_positions, canvas, pass_starts, position, end, inputs, slots, offset, guided, scored,
+            log_likelihood, failed, nats, chosen, broken, W, BLOCK_W, CANVASES, GUIDED, SCORE,
+        )  # fmt: skip
+        tl.debug_barrier()
+        _embed(
+            block, n, n_positions, x, wte, wpe, position, inputs,
+            WIDTH, W, BLOCK_W, CANVASES, BLOCK_R, BLOCK_E, GUIDED,
+        )  # fmt: skip

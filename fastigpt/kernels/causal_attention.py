@@ -2,7 +2,7 @@
 
 Query i of Tq looks at keys 0 … Tk − Tq + i, so a block appended to a cache works as a whole sequence does. The
 softmax runs online over blocks of keys (Dao et al. 2022, arXiv 2205.14135); blocks that no query masks are done
-without a mask. On sm_90 the products become wgmma. `causal_attention_reference` is the plain twin.
+without a mask. On sm_90 the products become wgmma. The plain twin is in fastigpt/ops/causal_attention.py.
 """
 
 from __future__ import annotations
@@ -144,12 +144,3 @@ def causal_attention(
         BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], STAGES=config["stages"], num_warps=config["warps"],
     )  # fmt: skip
     return out
-
-
-def causal_attention_reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The same in plain PyTorch, float32 inside."""
-    tq, tk = q.shape[1], k.shape[1]
-    scores = torch.einsum("bqhd,bkhd->bhqk", q.float(), k.float()) / math.sqrt(q.shape[-1])
-    hidden = torch.ones(tq, tk, dtype=torch.bool, device=q.device).triu(tk - tq + 1)
-    weights = scores.masked_fill(hidden, -math.inf).softmax(-1)
-    return torch.einsum("bhqk,bkhd->bqhd", weights, v.float()).to(q.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastigpt.kernels.advance import choose, move_on, nats_of_known, rows_of
+from fastigpt.kernels.advance import choose, finish, rows_of
 from fastigpt.kernels.filters import draw_filtered, first_block
 from fastigpt.kernels.overlap import begin
 
@@ -85,16 +85,8 @@ def choose_rows(
                 block, rows_total, n, n_positions, canvas, position, top_k, top_p, scores, noise, chosen,
                 TOKENS, V, BLOCK_V, W, BLOCK_W, CANVASES, BLOCK_R, CHUNK,
             )  # fmt: skip
-        if SCORE:
-            b, j, ok = rows_of(tl.arange(0, BLOCK_R), block, n, W, BLOCK_W, CANVASES)
-            row = (block * BLOCK_R).to(tl.int64) + tl.arange(0, BLOCK_R)
-            nats_of_known(
-                row, b, j, ok, n_positions, canvas, position, part_max, part_sum, known_logit, nats,
-                TILES, BLOCK_T, BLOCK_W,
-            )  # fmt: skip
-        if ADVANCE:
-            move_on(
-                block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset,
-                guided, scored, log_likelihood, failed, nats, chosen, broken, WIDTH, W, BLOCK_W, CANVASES, BLOCK_R,
-                BLOCK_E, GUIDED, SCORE,
-            )  # fmt: skip
+        finish(
+            block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset, guided,
+            scored, log_likelihood, failed, part_max, part_sum, known_logit, nats, chosen, broken, WIDTH, W, BLOCK_W,
+            CANVASES, BLOCK_R, BLOCK_E, TILES, BLOCK_T, GUIDED, SCORE, ADVANCE,
+        )  # fmt: skip

@@ -8,7 +8,7 @@ the parts, so there is no second launch, and with one split nothing is merged at
 Images of one source may share a prefix. It is read once per head for all of them, as a matrix product over all their
 queries (kernels/prefix_attention.py), and the result is merged into each image's own by log-sum-exp.
 
-`decode_attention_reference` is the plain twin.
+The plain twin is in fastigpt/ops/decode_attention.py.
 """
 
 from __future__ import annotations
@@ -243,46 +243,3 @@ def decode_attention(
 def _or(scale: torch.Tensor | None, cache: torch.Tensor) -> torch.Tensor:
     # A kernel that reads no scales still needs a pointer to do arithmetic on.
     return cache if scale is None else scale
-
-
-def decode_attention_reference(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slots: torch.Tensor,
-    *,
-    k_scale: torch.Tensor | None = None,
-    v_scale: torch.Tensor | None = None,
-    prefix_k: torch.Tensor | None = None,
-    prefix_v: torch.Tensor | None = None,
-    prefix_k_scale: torch.Tensor | None = None,
-    prefix_v_scale: torch.Tensor | None = None,
-    lengths: torch.Tensor | None = None,
-    source: list[int] | None = None,
-) -> torch.Tensor:
-    """The same in plain PyTorch, float32 inside."""
-
-    def plain(x: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
-        return x.float() if scale is None else x.float() * scale[..., None]
-
-    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    for lane, first in enumerate(slots.tolist()):
-        if first < 0:
-            continue
-        for j in range(q.shape[1]):
-            end = min(first + j + 1, k_cache.shape[2])
-            k = plain(k_cache[lane, :, :end], None if k_scale is None else k_scale[lane, :, :end])
-            v = plain(v_cache[lane, :, :end], None if v_scale is None else v_scale[lane, :, :end])
-            if prefix_k is not None and (source is None or source[lane] >= 0):
-                assert prefix_v is not None and source is not None and lengths is not None
-                at, length = source[lane], int(lengths[source[lane]])
-                more_k = plain(
-                    prefix_k[at, :, :length], None if prefix_k_scale is None else prefix_k_scale[at, :, :length]
-                )
-                more_v = plain(
-                    prefix_v[at, :, :length], None if prefix_v_scale is None else prefix_v_scale[at, :, :length]
-                )
-                k, v = torch.cat([more_k, k], dim=1), torch.cat([more_v, v], dim=1)
-            scores = torch.einsum("hd,hsd->hs", q[lane, j].float(), k) / math.sqrt(q.shape[-1])
-            out[lane, j] = torch.einsum("hs,hsd->hd", scores.softmax(-1), v).to(q.dtype)
-    return out

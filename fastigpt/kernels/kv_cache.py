@@ -1,7 +1,8 @@
 """Appends keys and values to a cache, scaling them into 8 bits where the cache is int8 or float8_e4m3.
 
 A cache is [n, n_head, capacity, head_dim], so that one head's keys are one contiguous stream. An 8-bit cache has a
-float32 scale for every vector, [n, n_head, capacity]: value = stored · scale. `append_kv_reference` is the plain twin.
+float32 scale for every vector, [n, n_head, capacity]: value = stored · scale. The plain twin is in
+fastigpt/ops/kv_cache.py.
 """
 
 from __future__ import annotations
@@ -103,39 +104,3 @@ def append_kv(
         LIMIT=SCALED_TYPES.get(k_cache.dtype, 0.0), ROUND=k_cache.dtype == torch.int8, PLACED=lanes is not None,
         num_warps=4,
     )  # fmt: skip
-
-
-def quantize_kv_reference(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """x [..., head_dim] → (stored as `dtype`, float32 scale [...])."""
-    x = x.float()
-    limit = SCALED_TYPES[dtype]
-    largest = x.abs().amax(-1)
-    scale = torch.where(largest > 0, largest / limit, torch.ones_like(largest))
-    x = x / scale[..., None]
-    if dtype == torch.int8:
-        x = torch.sign(x) * (x.abs() + 0.5).floor()
-    return x.to(dtype), scale
-
-
-def append_kv_reference(
-    k: torch.Tensor,
-    v: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    slots: torch.Tensor,
-    k_scale: torch.Tensor | None = None,
-    v_scale: torch.Tensor | None = None,
-    lanes: torch.Tensor | None = None,
-) -> None:
-    """The same in plain PyTorch."""
-    places = range(len(k)) if lanes is None else lanes.tolist()
-    for x, cache, scale in ((k, k_cache, k_scale), (v, v_cache, v_scale)):
-        for rows, image, first in zip(x, places, slots.tolist()):
-            count = 0 if first < 0 else max(0, min(len(rows), cache.shape[2] - first))
-            rows = rows[:count].transpose(0, 1)  # [n_head, count, head_dim]
-            if scale is None:
-                cache[image, :, first : first + count] = rows.to(cache.dtype)
-            else:
-                stored, factor = quantize_kv_reference(rows, cache.dtype)
-                cache[image, :, first : first + count] = stored
-                scale[image, :, first : first + count] = factor

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from fastigpt.operands import check_memory
+from fastigpt.operands import check_memory, contiguous
 
 FOLDER = Path(__file__).parent / "configs"
 Table = dict[str, list[dict[str, Any]]]
@@ -103,11 +103,9 @@ def expect_memory(name: str, tensor: torch.Tensor) -> None:
 
 def expect_contiguous(**tensors: torch.Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if tensor is None:
-            continue
-        expect_memory(name, tensor)
-        if not tensor.is_contiguous():
-            raise ValueError(f"{name} must be contiguous, but has strides {tuple(tensor.stride())}")
+        if tensor is not None:
+            expect_memory(name, tensor)
+            contiguous(name, tensor)
 
 
 def padded_head(head_dim: int) -> int:

@@ -8,7 +8,7 @@ With many rows the layer is bound by arithmetic and cuBLAS is better at it: from
 configuration on, the product is cuBLAS's, between a kernel for the norm and one for what follows. Weights are [out,
 in].
 
-`norm_linear_reference` is the plain twin.
+The plain twin is in fastigpt/ops/norm_linear.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import torch
 import triton
 import triton.language as tl
 
-from fastigpt.kernels.kv_cache import append_kv_reference
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, expect_contiguous, settings
 from fastigpt.kernels.overlap import begin, overlap
 
@@ -261,35 +260,3 @@ def _many_rows(
         return torch.mm(x, weight.T, out=out)
     y = torch.mm(x, weight.T, out=scratch[rows * width : rows * (width + n)].view(rows, n))
     return finish(y, out, bias=bias, gelu=gelu, residual=residual)
-
-
-def norm_linear_reference(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    gain: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    epsilon: float = 1e-5,
-    gelu: bool = False,
-    residual: bool = False,
-    kv_cache: tuple[torch.Tensor, torch.Tensor] | None = None,
-    slots: torch.Tensor | None = None,
-    window: int = 1,
-) -> torch.Tensor:
-    """The same in plain PyTorch, float32 inside."""
-    h = x.float()
-    if gain is not None:
-        h = h * torch.rsqrt((h * h).mean(-1, keepdim=True) + epsilon) * gain.float()
-    h = h @ weight.float().T
-    if bias is not None:
-        h = h + bias.float()
-    if gelu:
-        h = h * torch.sigmoid(1.702 * h)
-    if kv_cache is not None:
-        assert slots is not None
-        _, n_head, _, head_dim = kv_cache[0].shape
-        q, k, v = h.view(-1, window, 3, n_head, head_dim).unbind(2)
-        append_kv_reference(k, v, *kv_cache, slots)
-        h = q.reshape(out.shape)
-    return out.copy_(out + h if residual else h)

@@ -13,7 +13,7 @@ to their draws: that many tokens are kept, up to end[b], and the next window sta
 draws that were not kept, then draws from the last row's logits with the noise of the position they are for
 (fixed-point sampling; Wiggers and Hoogeboom 2020, arXiv 2002.09928). W = 1 is plain decoding.
 
-`sample_head_reference` in sample_head_reference.py is the plain twin.
+The plain twin is in fastigpt/ops/pass_end.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fastigpt.kernels.advance import choose, move_on, nats_of_known, rows_of
+from fastigpt.kernels.advance import choose, finish, rows_of
 from fastigpt.kernels.canvases import Canvases, Head, Steps
 from fastigpt.kernels.choose_rows import choose_filtered, choose_rows, guess_filtered
 from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
@@ -222,17 +222,11 @@ def _sample_head(
                 if W > 1:
                     guess = _best_of_row(rows_total + row, part_score, part_token, TILES, BLOCK_T)
                     choose(b, j + W, ok, guess, n_positions, canvas, position, chosen, BLOCK_W)
-            if SCORE:
-                nats_of_known(
-                    row, b, j, ok, n_positions, canvas, position, part_max, part_sum, known_logit, nats,
-                    TILES, BLOCK_T, BLOCK_W,
-                )  # fmt: skip
-            if ADVANCE:
-                move_on(
-                    block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset,
-                    guided, scored, log_likelihood, failed, nats, chosen, broken, WIDTH, W, BLOCK_W, CANVASES, BLOCK_R,
-                    BLOCK_E, GUIDED, SCORE,
-                )  # fmt: skip
+            finish(
+                block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset, guided,
+                scored, log_likelihood, failed, part_max, part_sum, known_logit, nats, chosen, broken,
+                WIDTH, W, BLOCK_W, CANVASES, BLOCK_R, BLOCK_E, TILES, BLOCK_T, GUIDED, SCORE, ADVANCE,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.formulas import quick_gelu, rms_norm
 
 _BLOCK = 272  # queries of a block of attention on a CPU: a quarter of 16 words, the start and 1,023 pixels, or more
 
@@ -134,8 +135,7 @@ class MLP(nn.Module):
         self.c_proj = Linear(config.inner, config.n_embd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.c_fc(x)
-        return self.c_proj(h * torch.sigmoid(1.702 * h))
+        return self.c_proj(quick_gelu(self.c_fc(x)))
 
 
 class Linear(nn.Module):
@@ -150,12 +150,10 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """x · rsqrt(mean(x²) + epsilon) · weight."""
-
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width, dtype=torch.float32))
         self.epsilon = epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.epsilon) * self.weight
+        return rms_norm(x, self.weight, self.epsilon)

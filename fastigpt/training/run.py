@@ -22,6 +22,7 @@ from fastigpt.errors import CheckpointError
 from fastigpt.families.image_gpt.checkpoint import Checkpoint
 from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.files import replacing
+from fastigpt.scalars import whole
 from fastigpt.tensor_files import load_pickle
 from fastigpt.training import report
 from fastigpt.training.data import HELD_OUT_SEED, Batch, Data
@@ -50,12 +51,8 @@ class Settings:
     dtype: str = "bf16"
 
     def __post_init__(self) -> None:
-        for name, minimum in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-                raise ValueError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
-        if self.seed >= SEEDS:
-            raise ValueError(f"seed must be below {SEEDS}, not {self.seed}")
+        for name, limits in (("steps", (1,)), ("batch_size", (1,)), ("warmup", (0,)), ("seed", (0, SEEDS - 1))):
+            object.__setattr__(self, name, whole(name, getattr(self, name), *limits))
         for name, below in (("learning_rate", 1.0), ("clip", math.inf), ("weight_decay", 1.0)):
             value = getattr(self, name)
             if not _is_real(value) or not 0 <= value < below or (value == 0 and name != "weight_decay"):

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from fastigpt import checkpoint
-from fastigpt.arguments import whole
 from fastigpt.bundled import BUNDLED
 from fastigpt.codecs.palette import MAX_COLORS, Palette
 from fastigpt.engine.choose import as_device
@@ -24,6 +23,7 @@ from fastigpt.families.image_gpt.checkpoint import Checkpoint
 from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.families.image_gpt.tensor_names import HEAD
 from fastigpt.files import check_folder_writable, replacing
+from fastigpt.scalars import whole
 from fastigpt.training.data import N_COLORS, Data, Folder, Scenes, scene_vocabulary
 from fastigpt.training.run import Run, Settings, say, warmup_for
 from fastigpt.training.undisturbed import undisturbed

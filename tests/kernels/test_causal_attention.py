@@ -8,7 +8,8 @@ from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels.causal_attention import causal_attention, causal_attention_reference
+from fastigpt.kernels.causal_attention import causal_attention
+from fastigpt.ops.causal_attention import causal_attention_reference
 
 CONFIGS = {"causal_attention": [{"block_m": 16, "block_n": 16, "stages": 1, "warps": 4}]}
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 3e-3}

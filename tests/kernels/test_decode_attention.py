@@ -6,10 +6,11 @@ from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels.decode_attention import decode_attention, decode_attention_reference
-from fastigpt.kernels.kv_cache import quantize_kv_reference
+from fastigpt.kernels.decode_attention import decode_attention
 from fastigpt.kernels.launch import table
 from fastigpt.kernels.prefix_attention import make_prefix, plan_prefix
+from fastigpt.ops.decode_attention import decode_attention_reference
+from fastigpt.ops.kv_cache import quantize_kv_reference
 
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 

@@ -9,12 +9,13 @@ from either_way import device, pytestmark  # noqa: F401
 pytest.importorskip("triton")
 
 import fastigpt.ops as ops
+from fastigpt.ops import devices
 
 
 @pytest.fixture
 def by_triton(monkeypatch):
     """A function that turns to the kernels, also where they are interpreted on a CPU."""
-    return lambda: monkeypatch.setattr(ops, "_by_triton", lambda x: True)
+    return lambda: monkeypatch.setattr(devices, "by_triton", lambda x: True)
 
 
 def moved(x, device):
@@ -23,9 +24,9 @@ def moved(x, device):
 
 def test_causal_attention(device, by_triton):
     q, k, v = (torch.randn(2, t, 2, 16) for t in (5, 9, 9))
-    expected = ops._causal_attention(q, k, v)
+    expected = ops.causal_attention(q, k, v)
     by_triton()
-    got = ops._causal_attention(*(x.to(device) for x in (q, k, v)))
+    got = ops.causal_attention(*(x.to(device) for x in (q, k, v)))
     torch.testing.assert_close(got.cpu(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -46,9 +47,9 @@ def test_decode_attention(device, by_triton, cache_dtype, prefix):
             options |= {name: torch.rand(p[:-1]) / 20 for name in ("prefix_k_scale", "prefix_v_scale")}
     gpu = [moved(x, device) for x in arguments]
     gpu_options = {name: moved(x, device) for name, x in options.items()}
-    expected = ops._decode_attention(*arguments, **options)
+    expected = ops.decode_attention(*arguments, **options)
     by_triton()
-    got = ops._decode_attention(*gpu, **gpu_options)
+    got = ops.decode_attention(*gpu, **gpu_options)
     torch.testing.assert_close(got.cpu(), expected, atol=1e-4, rtol=1e-4)
     for a, b in zip(gpu, arguments):
         torch.testing.assert_close(a.cpu(), b, atol=0, rtol=0)
@@ -61,9 +62,9 @@ def test_sample_head(device, by_triton, guided):
     options = {"temperature": 0.9, "top_k": 7, "known": torch.tensor([-1, -1, 3, -1, -1])}
     if guided:
         options |= {"unconditional": torch.randn(5, 24), "guidance_scale": 2.0}
-    expected = ops._sample_head(*copy.deepcopy(arguments), **options)
+    expected = ops.sample_head(*copy.deepcopy(arguments), **options)
     by_triton()
-    got = ops._sample_head(
+    got = ops.sample_head(
         *(moved(x, device) for x in arguments), **{name: moved(x, device) for name, x in options.items()}
     )
     assert torch.equal(got.cpu(), expected)

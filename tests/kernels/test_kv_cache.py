@@ -6,7 +6,8 @@ from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels.kv_cache import append_kv, append_kv_reference
+from fastigpt.kernels.kv_cache import append_kv
+from fastigpt.ops.kv_cache import append_kv_reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

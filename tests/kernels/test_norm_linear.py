@@ -7,7 +7,8 @@ from either_way import device, generator, pytestmark  # noqa: F401
 pytest.importorskip("triton")
 
 from fastigpt.kernels.launch import table
-from fastigpt.kernels.norm_linear import norm_linear, norm_linear_reference, uses_cublas
+from fastigpt.kernels.norm_linear import norm_linear, uses_cublas
+from fastigpt.ops.norm_linear import norm_linear_reference
 
 FEW = {
     "norm_linear": [

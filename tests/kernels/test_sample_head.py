@@ -16,7 +16,7 @@ from fastigpt.kernels.canvases import Canvases, Head, Steps
 from fastigpt.kernels.launch import table
 from fastigpt.kernels.noise import gumbel
 from fastigpt.kernels.sample_head import make_scratch, sample_head
-from fastigpt.kernels.sample_head_reference import decisions_reference, sample_head_reference
+from fastigpt.ops.pass_end import decisions_reference, pass_end_reference
 from fastigpt.sampling import Drawing, Drawings, draw, gumbel_noise
 
 
@@ -75,7 +75,7 @@ def run_both(head, state, x, inputs, steps, table=CONFIGS, guesses=True):
     n, window = inputs.shape
     # Half of the guesses are made right, so that windows of every length are kept.
     peek = copy.deepcopy((x, inputs, state))
-    sample_head_reference(*peek[:2], head, peek[2])
+    pass_end_reference(*peek[:2], head, peek[2])
     drawn = peek[2].canvas
     for b in range(0, n, 2) if guesses else ():
         for j in range(1, window):
@@ -89,7 +89,7 @@ def run_both(head, state, x, inputs, steps, table=CONFIGS, guesses=True):
             memory.fill_(float("nan"))
     scratch.chosen.fill_(-7)
     sample_head(x, inputs, head, state, scratch, steps, configs=table)
-    sample_head_reference(*twin[:2], head, twin[2])
+    pass_end_reference(*twin[:2], head, twin[2])
     assert not scratch.arrivals.any() and not scratch.broken.any()
     return twin
 
@@ -190,7 +190,7 @@ def test_logits_that_only_a_wrong_guess_led_to_do_no_harm(generator, device):
     head, state, x, inputs = make(generator, device, 2, 4, Drawing(seed=4), start=[3, 3])
     state.canvas.fill_(-1)
     peek = copy.deepcopy((x, inputs, state))
-    sample_head_reference(*peek[:2], head, peek[2])
+    pass_end_reference(*peek[:2], head, peek[2])
     x.view(2, 4, -1)[:, 1] = float("inf")  # the row behind the first guess
     inputs[0, 1] = (peek[2].canvas[0, 3] + 1) % 37
     inputs[1, 1] = peek[2].canvas[1, 3]

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastigpt.engine.arithmetic import converted
+from fastigpt.formulas import quick_gelu
 from fastigpt.spec import ModelSpec
 
 
@@ -102,6 +103,6 @@ class Blocks:
                 q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=cache is None
             )
             x = x + self.linear(y.transpose(1, 2).reshape(batch, width, self.spec.width), name + ".proj")
-            h = self.linear(self.norm(x, name + ".norm_2"), name + ".fc")
-            x = x + self.linear(h * torch.sigmoid(1.702 * h), name + ".out")
+            h = quick_gelu(self.linear(self.norm(x, name + ".norm_2"), name + ".fc"))
+            x = x + self.linear(h, name + ".out")
         return x

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from fastigpt.engine import Engine, Window, check_window
-from fastigpt.engine.arithmetic import finite, undisturbed
+from fastigpt.engine.arithmetic import checked_dtypes, finite, undisturbed
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.portable.blocks import Blocks, Cache
 from fastigpt.engine.portable.session import PortableSession
@@ -35,12 +35,9 @@ class PortableEngine:
         kv_dtype: torch.dtype | None = None,
     ) -> None:
         self.spec, self.device = spec, torch.device(device)
-        self.dtype = dtype or (torch.bfloat16 if self.device.type == "cuda" else torch.float32)
-        if self.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"the portable engine runs in float32, bfloat16 or float16, not {self.dtype}")
-        self.kv_dtype = kv_dtype or self.dtype
-        if self.kv_dtype != self.dtype:
-            raise ValueError(f"the portable engine keeps its cache in its own dtype: {self.dtype}, not {kv_dtype}")
+        best = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        allowed = (torch.float32, torch.bfloat16, torch.float16)
+        self.dtype, self.kv_dtype = checked_dtypes(self.name, dtype or best, kv_dtype, allowed)
         self.blocks = Blocks(spec, weights, self.device, self.dtype)
         # What sessions found out about windows, by who guesses and by how many canvases are drawn side by side.
         self._windows: WeakKeyDictionary[Blocks, dict[int, WindowStatistics]] = WeakKeyDictionary()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from fastigpt.engine import Engine, Window, check_window
+from fastigpt.engine.arithmetic import checked_dtypes
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.triton import sequence
 from fastigpt.engine.triton.batch import Batch, batch_bytes, bucket
@@ -46,14 +47,12 @@ class TritonEngine:
         reason = launch.why_unavailable(self.device)
         if reason is not None:
             raise ValueError(f"the triton engine cannot run: {reason}")
-        self.dtype = dtype or (torch.float32 if launch.interpreting() else torch.bfloat16)
-        self.kv_dtype = kv_dtype or self.dtype
-        if self.dtype not in launch.PLAIN_TYPES:
-            raise ValueError(f"the triton engine runs in bfloat16, float16 or float32, not {self.dtype}")
+        best = torch.float32 if launch.interpreting() else torch.bfloat16
+        self.dtype, self.kv_dtype = checked_dtypes(
+            self.name, dtype or best, kv_dtype, launch.PLAIN_TYPES, launch.SCALED_TYPES
+        )
         if launch.interpreting() and self.dtype == torch.bfloat16:
             raise ValueError("Triton's interpreter computes bfloat16 wrongly: dtype must be float32 or float16 there")
-        if self.kv_dtype not in (self.dtype, *launch.SCALED_TYPES):
-            raise ValueError(f"kv_dtype must be {self.dtype}, int8 or float8_e4m3fn, not {self.kv_dtype}")
         if self.kv_dtype == torch.float8_e4m3fn and not launch.stores_float8(self.device):
             raise ValueError("kv_dtype float8_e4m3fn needs an NVIDIA GPU of compute capability 8.9 or later")
         table = configs if isinstance(configs, dict) else launch.table(configs or launch.family(self.device))

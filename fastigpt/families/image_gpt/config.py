@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from fastigpt.errors import CheckpointError
+from fastigpt.scalars import whole
 from fastigpt.untrusted import parse_json, short
 
 # n_layer, n_head, n_embd (OpenAI, "Generative Pretraining from Pixels", 2020). The heads of xl were not published; 24
@@ -54,11 +55,10 @@ class ImageGPTConfig:
     def __post_init__(self) -> None:
         if self.n_inner is None and isinstance(self.n_embd, int):
             object.__setattr__(self, "n_inner", 4 * self.n_embd)
-        _check_int("n_layer", self.n_layer, 1, _MOST_LAYERS)
-        for name in ("n_head", "n_embd", "n_inner", "height", "width", "n_colors"):
-            _check_int(name, getattr(self, name), 1)
-        for name in ("n_words", "prompt_length"):
-            _check_int(name, getattr(self, name), 0)
+        limits = dict.fromkeys(("n_head", "n_embd", "n_inner", "height", "width", "n_colors"), (1, _MOST))
+        limits |= {"n_layer": (1, _MOST_LAYERS), "n_words": (0, _MOST), "prompt_length": (0, _MOST)}
+        for name, (least, most) in limits.items():
+            object.__setattr__(self, name, _check_int(name, getattr(self, name), least, most))
         if self.n_pixels > _MOST:
             raise CheckpointError(f"a canvas has at most {_MOST} pixels, not {self.height} × {self.width}")
         if self.n_embd % self.n_head:
@@ -243,8 +243,8 @@ def _canvas(n_positions: int, size: tuple[int, int] | None) -> tuple[int, int]:
     return side, side
 
 
-def _check_int(name: str, value: object, minimum: int, maximum: int = _MOST) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise CheckpointError(f"{name} must be a whole number of at least {minimum}, not {short(value)}")
-    if value > maximum:
-        raise CheckpointError(f"{name} must be at most {maximum}, not {short(value)}")
+def _check_int(name: str, value: object, minimum: int, maximum: int = _MOST) -> int:
+    try:
+        return whole(name, value, minimum, maximum)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(str(error)) from None

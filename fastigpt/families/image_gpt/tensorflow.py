@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastigpt.arguments import whole
 from fastigpt.codecs.palette import ValueRange
 from fastigpt.errors import CheckpointError
 from fastigpt.extras import require
 from fastigpt.families.image_gpt.checkpoint import Checkpoint, check_weights, read_palette_array
 from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.scalars import whole
 from fastigpt.untrusted import exists, file_size, refusing
 
 _BLOCK = re.compile(r"h(\d+)/(.+)")

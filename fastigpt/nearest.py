@@ -13,7 +13,7 @@ import torch
 
 import fastigpt._C as _C
 from fastigpt.operands import readable
-from fastigpt.scalars import integer, shown
+from fastigpt.scalars import shown, whole
 
 _DTYPES = ("uint8", "float16", "bfloat16", "float32")
 _MAX_CUDA_AXES = 3  # kMaxAxes in csrc/include/fastigpt/nearest_centroid.h
@@ -190,12 +190,7 @@ def require_cuda() -> None:
 
 def check_threads(threads: int | None) -> int:
     """threads as the extension wants it: 0 = all cores."""
-    if threads is None:
-        return 0
-    number = integer("threads", threads, "an int or None")
-    if not 1 <= number <= _C.MAX_THREADS:
-        raise ValueError(f"threads must be between 1 and {_C.MAX_THREADS} or None, not {shown(number)}")
-    return number
+    return 0 if threads is None else whole("threads", threads, 1, _C.MAX_THREADS, "an int or None")
 
 
 def like(points: Any, values: Any) -> Any:

@@ -1,6 +1,6 @@
 """Nearest centroid beside its peers: one round of a peer, one of ours, in turn, in one process, both warm.
 
-    pytest benchmarks/bench_quantize.py --benchmark-only
+    pytest benchmarks/bench_nearest_centroid.py --benchmark-only
 
 Each row's extra_info holds millions of points per second, the ratio of the medians, the share of equal indices, and the
 peak of memory beyond what was there before. Peers get float32 points; ours gets the uint8 pixels where there are such.
@@ -21,8 +21,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from baselines import nearest as peers
 
+from fastigpt.bench.timing import timed
 from fastigpt.codecs.palette import Palette
-from fastigpt.quantize import nearest_centroid
+from fastigpt.nearest import nearest_centroid
 
 RNG = np.random.default_rng(0)
 N_PIXELS = 1 << 20
@@ -67,9 +68,7 @@ def race(benchmark, ours: Callable[[], np.ndarray], peer: Callable[[], np.ndarra
         # OpenMP threads spin on for a while and would take a core from whoever comes next.
         time.sleep(0.3)
         peer()
-        start = time.perf_counter()
-        peer()
-        peer_times.append(time.perf_counter() - start)
+        peer_times.append(timed(peer)[1])
         time.sleep(0.3)
         ours()
 
@@ -89,7 +88,7 @@ def race(benchmark, ours: Callable[[], np.ndarray], peer: Callable[[], np.ndarra
 
 
 @pytest.mark.parametrize("peer", [*peers.POINTS, *peers.PIXELS])
-def test_uint8_pixels(benchmark, peer: str) -> None:
+def bench_uint8_pixels(benchmark, peer: str) -> None:
     """1,048,576 random uint8 pixels against 512 colours, palette built."""
     palette = Palette(CLUSTERS)
     if peer in peers.POINTS:
@@ -99,23 +98,17 @@ def test_uint8_pixels(benchmark, peer: str) -> None:
         race(benchmark, lambda: palette.encode(small), lambda: peers.PIXELS[peer](small, CLUSTERS), small.size // 3, 3)
 
 
-def test_uint8_pixels_with_a_new_palette(benchmark) -> None:
+def bench_uint8_pixels_with_a_new_palette(benchmark) -> None:
     """The same, the table of colours built first."""
     benchmark.pedantic(lambda: Palette(CLUSTERS).encode(PIXELS), rounds=7, warmup_rounds=1)
     cold = N_PIXELS / benchmark.stats.stats.median / 1e6
-    build = min(_seconds(lambda: Palette(CLUSTERS).encode(PIXELS[:1, :1])) for _ in range(7))
+    build = min(timed(lambda: Palette(CLUSTERS).encode(PIXELS[:1, :1]))[1] for _ in range(7))
     benchmark.extra_info.update({"M points/s": round(cold, 1), "build, ms": round(build * 1e3, 1)})
     print("\n   ", benchmark.name, benchmark.extra_info)
 
 
-def _seconds(job: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    job()
-    return time.perf_counter() - start
-
-
 @pytest.mark.parametrize("peer", peers.POINTS)
-def test_float32_pixels(benchmark, peer: str) -> None:
+def bench_float32_pixels(benchmark, peer: str) -> None:
     """1,048,576 float32 colours against 512, nothing prepared."""
     race(
         benchmark,
@@ -127,13 +120,13 @@ def test_float32_pixels(benchmark, peer: str) -> None:
 
 
 @pytest.mark.parametrize("peer", ["faiss", "torch.cdist"])
-def test_codebook_of_16384_by_8(benchmark, peer: str) -> None:
+def bench_codebook_of_16384_by_8(benchmark, peer: str) -> None:
     """65,536 × 8 against 16,384, normally distributed: no structure to help a search."""
     race(benchmark, lambda: nearest_centroid(VECTORS, CODES), lambda: peers.POINTS[peer](VECTORS, CODES), 65536, 5)
 
 
 @pytest.mark.parametrize("peer", ["faiss", "torch.cdist"])
-def test_codebook_of_1024_by_256(benchmark, peer: str) -> None:
+def bench_codebook_of_1024_by_256(benchmark, peer: str) -> None:
     """16,384 × 256 against 1,024."""
     race(
         benchmark,

@@ -1,40 +1,30 @@
-"""The plain twin of `sample_head` in PyTorch, canvas by canvas."""
+"""The end of a pass in plain PyTorch, canvas by canvas: the twin of kernels/sample_head.py, windows included."""
 
 from __future__ import annotations
 
 import torch
 
 from fastigpt.kernels.canvases import Canvases, Head
-from fastigpt.sampling import filter_logits, guide, gumbel_noise
-
-
-def head_logits_reference(x: torch.Tensor, head: Head) -> torch.Tensor:
-    """float32 [rows, tokens]: final norm and head."""
-    x = x.float()
-    x = x * torch.rsqrt((x * x).mean(-1, keepdim=True) + head.epsilon) * head.gain.float()
-    return x @ head.weight.float().T
+from fastigpt.ops.sample_head import head_logits
+from fastigpt.sampling import draw, guide
 
 
 def decisions_reference(x: torch.Tensor, head: Head, canvases: Canvases, window: int) -> tuple[torch.Tensor, ...]:
     """int64 [n, 2 W − 1]: the draw at each position of the windows and behind them, from the last row's logits; and the
-    logits, float32 [n, W, tokens], guided where a canvas is. x: as `sample_head` takes it."""
-    n = len(canvases.index)
-    logits = head_logits_reference(x, head).view(-1, n, window, len(head.weight))
-    mixed, drawings = logits[0], canvases.drawings
+    logits, float32 [n, W, tokens], guided where a canvas is. x: as the kernel takes it."""
+    n, drawings = len(canvases.index), canvases.drawings
+    logits = head_logits(x, head.gain, head.weight, head.epsilon).view(-1, n, window, len(head.weight))
+    mixed = logits[0]
     if len(logits) == 2:
         guided = guide(logits[0], logits[1], drawings.guidance_scale[:, None, None])
         mixed = torch.where(canvases.guided[:, None, None] != 0, guided, mixed)
     position = canvases.position[:, None] + torch.arange(2 * window - 1, device=x.device)
-    seed = drawings.seed_low[:, None], drawings.seed_high[:, None]
-    noise = gumbel_noise(seed, canvases.index[:, None], position, len(head.weight))
-    noise = torch.where(drawings.temperature[:, None, None] > 0, noise, 0.0)
-    scores = filter_logits(mixed, drawings)
-    scores = torch.cat([scores, scores[:, -1:].expand(-1, window - 1, -1)], 1)
-    return (scores + noise).argmax(-1), mixed
+    ahead = mixed[:, -1:].expand(-1, window - 1, -1)
+    return draw(torch.cat([mixed, ahead], 1), canvases.index[:, None], position, drawings), mixed
 
 
-def sample_head_reference(x: torch.Tensor, inputs: torch.Tensor, head: Head, canvases: Canvases) -> None:
-    """The same in plain PyTorch; x and inputs of canvases that are idle mean nothing."""
+def pass_end_reference(x: torch.Tensor, inputs: torch.Tensor, head: Head, canvases: Canvases) -> None:
+    """What the kernel does with its arguments; x and inputs of canvases that are idle mean nothing."""
     n, window = inputs.shape
     state, n_positions = canvases, canvases.canvas.shape[1]
     decided, logits = decisions_reference(x, head, canvases, window)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastigpt import _C
-from fastigpt.quantize import nearest_centroid
+from fastigpt.nearest import nearest_centroid
 
 ISAS = _C.supported_isas()
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fastigpt.codecs.palette import Palette
-from fastigpt.quantize import few_axes, nearest_centroid
+from fastigpt.nearest import few_axes, nearest_centroid
 
 SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "nearest_centroid_cuda.cu"
 

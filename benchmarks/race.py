@@ -3,23 +3,33 @@ and sets the figures beside the machine's limits."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 
-from fastigpt.bench.machine import Machine, typical
-
-COLD_BYTES = 128 << 20  # more than the caches of the processors this runs on
-Calls = Sequence[Callable[[], object]]
+from fastigpt.bench.machine import Machine
+from fastigpt.bench.timing import Calls, timed, typical
 
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="operators on the CPU are measured where there is no GPU")
 
 
-def copies_needed(size: int) -> int:
-    """How many copies of `size` bytes of input to cycle through, so that none is in a cache when its turn comes."""
-    return max(1, min(64, -(-COLD_BYTES // max(1, size))))
+def on_gpu(function):
+    """Marks a benchmark that needs a GPU."""
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")(function))
+
+
+def rows_on_gpu(benchmark, measure: Callable[[float], list[dict[str, object]]], limit: float) -> None:
+    """measure(limit): rows of figures beside a limit of the machine, which time themselves."""
+    rows = benchmark.pedantic(measure, args=(limit,), rounds=1)
+    benchmark.extra_info["rows"] = rows
+    print(*rows, sep="\n")
+
+
+def each(calls: Calls) -> None:
+    for call in calls:
+        call()
 
 
 def race(
@@ -33,21 +43,14 @@ def race(
     def peers_first() -> None:
         for name, calls in peers.items():
             calls[0]()  # whoever ran before leaves threads and caches that are not this peer's
-            started = time.perf_counter()
-            for call in calls:
-                call()
-            times[name].append((time.perf_counter() - started) / len(calls))
+            times[name].append(timed(partial(each, calls))[1] / len(calls))
         ours[0]()
 
-    def one_round() -> None:
-        for call in ours:
-            call()
-
     peers_first()
-    one_round()
+    each(ours)
     for found in times.values():
         found.clear()
-    benchmark.pedantic(one_round, setup=peers_first, rounds=rounds)
+    benchmark.pedantic(partial(each, ours), setup=peers_first, rounds=rounds)
     median, spread = typical([seconds / len(ours) for seconds in benchmark.stats.stats.data])
     floor = max(moved / machine.bandwidth, operations / machine.gemm[str(dtype).removeprefix("torch.")])
     figures: dict[str, object] = {

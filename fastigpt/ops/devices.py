@@ -1,0 +1,24 @@
+"""Who serves an operator's tensors: Triton's kernels, with the launch configurations of their device, or the CPU."""
+
+from __future__ import annotations
+
+import torch
+
+from fastigpt.kernels import launch
+
+
+def by_triton(x: torch.Tensor) -> bool:
+    return x.is_cuda
+
+
+def launch_configs(x: torch.Tensor) -> launch.Table:
+    """RuntimeError where kernels cannot run."""
+    reason = launch.why_unavailable(x.device)
+    if reason is not None:
+        raise RuntimeError(f"fastigpt's operators cannot run on {x.device}: {reason}")
+    return launch.table(launch.family(x.device))
+
+
+def dtype_name(x: torch.Tensor) -> str:
+    """As the extension calls it: "float32"."""
+    return str(x.dtype).removeprefix("torch.")
