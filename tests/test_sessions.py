@@ -291,7 +291,7 @@ def test_a_draft_of_another_backend_is_refused(backend, truth):
 
 @pytest.mark.parametrize("window", [0, -1, True, 2.0, "wide", None])
 def test_impossible_windows_are_refused(tested, window):
-    with pytest.raises(ValueError, match="window"):
+    with pytest.raises((TypeError, ValueError), match="window"):
         tested.open(1, window=window)
 
 

@@ -103,8 +103,9 @@ struct SessionImpl {
   std::vector<int> turn;              // slots that draw at present
   int turn_sequences = 0;             // of those
   size_t turn_wanted = 0;             // sequences that the tuner asked for; 0: it is to be asked
-  bool turn_measured = false;         // it had as many in all passes, and none merely tried out a width
-  uint64_t turns = 1;                 // this one; canvases that have just come were in none
+  bool turn_of_all = false;
+  bool turn_measured = false;  // it had as many in all passes, and none merely tried out a width
+  uint64_t turns = 1;          // this one; canvases that have just come were in none
   double turn_tokens = 0, turn_seconds = 0;
   TurnTuner turn_tuner;
   int kept = 0;       // tokens of this pass, all canvases together

@@ -238,21 +238,23 @@ WindowTuner& SessionImpl::tuner_for(int sequences) {
 // Whose turn it is: those that have waited longest, as many as the tuner says. Places of canvases that are done are
 // filled at once. Returns whether there is anything to draw.
 bool SessionImpl::choose_turn() {
-  turn.erase(
-      std::remove_if(turn.begin(), turn.end(), [&](int i) { return !slots[i].working() || slots[i].served != turns; }),
-      turn.end());
+  turn.erase(std::remove_if(turn.begin(), turn.end(), [&](int i) { return !slots[i].working(); }), turn.end());
+  std::vector<uint8_t> drawing(capacity);
+  for (int i : turn) drawing[i] = true;
   std::vector<int> order = turn;
   for (int i = 0; i < capacity; ++i)
-    if (slots[i].working() && slots[i].served != turns) order.push_back(i);
+    if (slots[i].working() && !drawing[i]) order.push_back(i);
   std::stable_sort(order.begin() + turn.size(), order.end(),
                    [&](int a, int b) { return slots[a].served < slots[b].served; });
-  if (turn_wanted == 0) {
+  // Whoever comes when everybody was in is not kept waiting for the turn's end.
+  if (turn_wanted == 0 || (turn_of_all && order.size() > turn.size())) {
     std::vector<double> upto;
     double bytes = 0;
     for (int i : order)
       for (int s = 0; s < slots[i].sequences; ++s) upto.push_back(bytes += key_bytes(slots[i], s));
-    turn_wanted = std::max<size_t>(1, turn_tuner.choose(upto));
-    turn_measured = true;
+    turn_wanted = turn_tuner.choose(upto);
+    turn_of_all = turn_wanted >= upto.size();
+    turn_measured = turn_seconds == 0;
   }
   turn.clear();
   turn_sequences = 0;
