@@ -1,4 +1,4 @@
-"""The one road of everything that draws: options are checked, canvases are handed to the engine a part at a time, and
+"""The one road of everything that draws: options are checked, canvases are handed to the engine a chunk at a time, and
 what comes back is collected in the kind that was asked for."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from fastigpt.arguments import flag, prompt_ids, whole
+from fastigpt.chunks import Repeated, chunks
 from fastigpt.config import ImageGPTConfig
 from fastigpt.engine import Engine, loop
 from fastigpt.engine.loop import OnRow
@@ -23,7 +24,6 @@ from fastigpt.options import Options, checked
 from fastigpt.palette import Palette
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
-from fastigpt.parts import Repeated, parts
 from fastigpt.progress import image_bar
 from fastigpt.prompts import Vocabulary
 from fastigpt.results import Results
@@ -77,7 +77,7 @@ class Fills(ABC):
             whole("first_index", options.first_index, 0, CANDIDATE - count)  # above it the candidates have their noise
             if on_row is not None:
                 raise ValueError("on_row was given with particles: rows of candidates are not final")
-        parts_of_job = self._requests(canvases, options, stop)
+        chunks_of_job = self._requests(canvases, options, stop)
         seed, shape = options.drawing.seed, (count, config.height, config.width)
         results = Results(
             kind, count, config, self.decode, {"seed": str(seed), "model": self.name}, options.first_index
@@ -86,9 +86,9 @@ class Fills(ABC):
         how = self._how(options)
         seconds, together = 0.0, 1
         with image_bar(count, progress, config.height) as bar:
-            for part, requests in parts_of_job:
+            for chunk, requests in chunks_of_job:
 
-                def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:
+                def report(some: range, row: int, tokens: torch.Tensor, first: int = chunk.start) -> None:
                     bar.rows(len(some), row)
                     if on_row is not None:
                         on_row(range(some.start + first, some.stop + first), row, tokens)
@@ -102,10 +102,10 @@ class Fills(ABC):
                         filled, batch = run_particles(self.engine, requests, particles, **how)
                 seconds, together = seconds + time.perf_counter() - started, max(together, batch)
                 self._check_drawn(requests, filled)
-                results.add(part, filled.tokens)
-                bar.images(part.stop)
+                results.add(chunk, filled.tokens)
+                bar.images(chunk.stop)
                 if return_stats:
-                    starts[part.start : part.stop] = filled.pass_starts.view(-1, *shape[1:])
+                    starts[chunk.start : chunk.stop] = filled.pass_starts.view(-1, *shape[1:])
         if not return_stats:
             return results.value()
         drawn = (canvases.rows < 0).repeat_interleave(canvases.times, 0).view(shape)
@@ -114,20 +114,20 @@ class Fills(ABC):
     def _requests(
         self, canvases: Repeated, options: Options, stop: int | None = None
     ) -> Iterator[tuple[range, list[Request]]]:
-        """The canvases as requests, a part at a time: which images, and their requests. What can be wrong is told
+        """The canvases as requests, a chunk at a time: which images, and their requests. What can be wrong is told
         now."""
         self._require_head()
         words, config = self._words(options.prompt, canvases), self.config
         negative = None if options.drawing.guidance_scale is None else image_gpt.prefix(config)
 
         def make(images: range) -> list[Request]:
-            prompts = [()] * len(images) if words is None else words.part(images).tolist()
+            prompts = [()] * len(images) if words is None else words.chunk(images).tolist()
             return [
                 Request(tokens, options.first_index + k, options.drawing, image_gpt.prefix(config, ids), negative, stop)
-                for k, tokens, ids in zip(images, canvases.part(images), prompts)
+                for k, tokens, ids in zip(images, canvases.chunk(images), prompts)
             ]
 
-        return ((images, make(images)) for images in parts(len(canvases), options.batch_size))
+        return ((images, make(images)) for images in chunks(len(canvases), options.batch_size))
 
     def _how(self, options: Options) -> dict[str, Any]:
         """What engine/loop.py takes besides requests."""

@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a module imports from its own layer and those below it. A package stands for all of its modules.
 LAYERS = (
-    "errors files locks operands scalars spec sampling job extras untrusted signatures",
+    "errors files locks signals operands scalars spec sampling job extras untrusted signatures",
     "quantize kernels ops",
     "engine",
     "config families tensor_files prompts arguments",
-    "image_arrays image_files images progress parts",
+    "image_arrays image_files images progress chunks",
     "palette",
     "overflow results processor save options",
     "checkpoint openai_checkpoint bundled particles streaming",

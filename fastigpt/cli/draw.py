@@ -11,7 +11,7 @@ from fastigpt.extras import require
 from fastigpt.files import replacing
 
 if TYPE_CHECKING:
-    from fastigpt.cli.job import Totals
+    from fastigpt.cli.chunks import Totals
     from fastigpt.model import ImageGPT
 
 OUT = "a grid (.png), an array (.npz, arr_0 uint8 NHWC), or a new folder; - (or -.npz) is standard output."
@@ -39,8 +39,8 @@ def sample(
     import torch
 
     from fastigpt.arguments import whole
-    from fastigpt.cli.job import draw
-    from fastigpt.parts import Repeated
+    from fastigpt.chunks import Repeated
+    from fastigpt.cli.chunks import draw
     from fastigpt.sampling import fresh_seed
 
     count = whole("n", n, 1)
@@ -86,9 +86,9 @@ def complete(
         raise ValueError(f"n must be at least 1, not {n}")
     target = output(out, scale=options["scale"], columns=n + 2)
 
-    from fastigpt.cli.job import draw
+    from fastigpt.chunks import Repeated
+    from fastigpt.cli.chunks import draw
     from fastigpt.cli.photographs import Photographs
-    from fastigpt.parts import Repeated
     from fastigpt.sampling import fresh_seed
 
     load, how = split(options)

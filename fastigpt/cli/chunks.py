@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from fastigpt.signals import Interrupted, stoppable
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from fastigpt.chunks import Repeated
     from fastigpt.cli.output import Output
     from fastigpt.job import Stats
     from fastigpt.model import ImageGPT
-    from fastigpt.parts import Repeated
 
-FIRST_PART = 64  # images, before it is known how long one takes
-LEAST_PART = 16
-PART_SECONDS = 30.0  # between writes, about
+FIRST_CHUNK = 64  # images, before it is known how long one takes
+LEAST_CHUNK = 16
+CHUNK_SECONDS = 30.0  # between writes, about
 
 
 @dataclass
 class Totals:
-    """What a job took, added up over its parts. drawn, pass_starts: int64 [height, width], images in which a token was
+    """What a job took, added up over its chunks. drawn, pass_starts: int64 [height, width], images in which a token was
     drawn there, and in which a pass of the model began there. batch: images drawn side by side at most."""
 
     seed: int
@@ -82,14 +81,14 @@ def draw(
     count, done, totals = len(canvases), 0, Totals(seed)
     whole("first_index", first_index, 0, LAST_INDEX - count + 1)
     batch_size = options["batch_size"]
-    sizes = _part_sizes(None if batch_size is None else whole("batch_size", batch_size, 1))
+    sizes = _chunk_sizes(None if batch_size is None else whole("batch_size", batch_size, 1))
     size = next(sizes)
     try:
-        with _signals() as signals, image_bar(count, True, model.config.height, log_after=LOG_SECONDS) as bar:
+        with stoppable() as signals, image_bar(count, True, model.config.height, log_after=LOG_SECONDS) as bar:
             while done < count:
-                part = range(done, min(done + size, count))
+                chunk = range(done, min(done + size, count))
                 tokens, stats = model.fill(
-                    canvases.part(part),
+                    canvases.chunk(chunk),
                     seed=seed,
                     first_index=first_index + done,
                     on_row=None if options.get("particles", 1) > 1 else lambda some, row, _: bar.rows(len(some), row),
@@ -98,11 +97,11 @@ def draw(
                     **options,
                 )
                 with signals.held():
-                    out.add(model.decode(tokens) if show is None else show(part, tokens))
+                    out.add(model.decode(tokens) if show is None else show(chunk, tokens))
                     totals.add(stats)
-                    done = part.stop
+                    done = chunk.stop
                 bar.images(done)
-                size = sizes.send(len(part) / stats.seconds)
+                size = sizes.send(len(chunk) / stats.seconds)
     except Interrupted as stop:
         out.close()
         held = f"{out.name} holds the {done:,} images that were finished" if done else "no image was finished"
@@ -119,56 +118,12 @@ def draw(
     return totals
 
 
-def _part_sizes(batch_size: int | None) -> Generator[int, float, None]:
-    """Images of each part; is sent the images per second of the last one."""
-    from fastigpt.parts import MOST
+def _chunk_sizes(batch_size: int | None) -> Generator[int, float, None]:
+    """Images of each chunk; is sent the images per second of the last one."""
+    from fastigpt.chunks import MOST
 
-    size = FIRST_PART
+    size = FIRST_CHUNK
     while True:
         whole_batches = size if batch_size is None else max(1, size // batch_size) * batch_size
         rate = yield max(1, whole_batches)
-        size = min(MOST, max(LEAST_PART, int(rate * PART_SECONDS)))
-
-
-class Interrupted(BaseException):
-    """A signal that ends the job where it is. number: the signal's."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-class _Signals:
-    """Turns SIGINT and SIGTERM into Interrupted, except where they are held until a block is through."""
-
-    def __init__(self) -> None:
-        self._holding, self._waiting = False, 0
-
-    def handle(self, number: int, frame: object) -> None:
-        if self._holding:
-            self._waiting = number
-        else:
-            raise Interrupted(number)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        self._holding = True
-        try:
-            yield
-        finally:
-            self._holding = False
-        if self._waiting:
-            raise Interrupted(self._waiting)
-
-
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():  # only there can they be handled
-        yield signals
-        return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        size = min(MOST, max(LEAST_CHUNK, int(rate * CHUNK_SECONDS)))
