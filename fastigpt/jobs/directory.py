@@ -109,6 +109,8 @@ class JobDirectory:
         images = self.parameters.images(shard)
         if (found.shard, found.first, found.n) != (shard, images.start, len(images)):
             raise Damaged(f"{where} is the record of another shard: of {found.n} images from {found.first} on")
+        if found.file != _data_name(shard, found.sha256):
+            raise Damaged(f"{where} names a file that is not the shard's")
         return found
 
     def commit(self, shard: int, tokens: np.ndarray, drawer: Drawer, seconds: float) -> Record:
@@ -122,7 +124,7 @@ class JobDirectory:
             shard=shard,
             first=images.start,
             n=len(images),
-            file=f"{shard:06d}.{digest[:16]}.npy",
+            file=_data_name(shard, digest),
             size=len(data),
             sha256=digest,
             seconds=seconds,
@@ -146,8 +148,6 @@ class JobDirectory:
         import numpy as np
 
         where = f"{self.store.name}/shards/{file}"
-        if "/" in file or "\\" in file:
-            raise Damaged(f"{where} lies outside the job")
         try:
             data = self.store.read(f"shards/{file}")
         except FileNotFoundError:
@@ -233,6 +233,10 @@ def facts_of(manifest: Manifest) -> dict[str, Any]:
 
 def _prompts_name(digest: str) -> str:
     return f"prompts.{digest[:16]}.txt"
+
+
+def _data_name(shard: int, digest: str) -> str:
+    return f"{shard:06d}.{digest[:16]}.npy"
 
 
 def _record_name(shard: int) -> str:

@@ -29,7 +29,7 @@ def run_processes(store: Store, asked: Asked, how: How) -> None:
     they die one after another, and what a worker raised if one fails."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = how.threads or max(1, cores // how.workers)
-    order = json.dumps({"store": store.name, **as_plain(asked, How(**{**vars(how), "threads": threads}))})
+    order = json.dumps({"store": store.address, **as_plain(asked, How(**{**vars(how), "threads": threads}))})
     workers = [_Process(order, threads) for _ in range(how.workers)]
     deaths, committed = 0, -1
     try:

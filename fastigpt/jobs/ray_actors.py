@@ -7,6 +7,7 @@ max_task_retries are unlimited); what a lost one had claimed is taken over by th
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any
@@ -58,7 +59,12 @@ def run_actors(store: Store, asked: Asked, how: How, address: str, actors: int |
 
     started = not ray.is_initialized()
     if started:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False if address == "local" else None)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            include_dashboard=False if address == "local" else None,
+        )
     try:
         _drive(ray, store, asked, how, actors)
     except ray.exceptions.RayTaskError as error:
@@ -70,7 +76,7 @@ def run_actors(store: Store, asked: Asked, how: How, address: str, actors: int |
 
 def _drive(ray: Any, store: Store, asked: Asked, how: How, actors: int | None) -> None:
     count, needs, threads = share_out(ray.nodes(), actors)
-    order = {"store": store.name, **as_plain(asked, How(**{**vars(how), "threads": threads, "workers": 1}))}
+    order = {"store": store.address, **as_plain(asked, How(**{**vars(how), "threads": threads, "workers": 1}))}
     made = ray.remote(max_restarts=-1, max_task_retries=-1, **needs)(Actor)
     at_work = {}
     for _ in range(count):

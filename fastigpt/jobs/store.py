@@ -22,9 +22,11 @@ _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EA
 
 
 class Store(Protocol):
-    """name: for messages, and to open it again. poll: seconds between two looks at it, so that looking costs little."""
+    """name: for messages. address: to open it again, from any working directory. poll: seconds between two looks at it,
+    so that looking costs little."""
 
     name: str
+    address: str
     poll: float
 
     def make(self) -> None:
@@ -44,8 +46,8 @@ class Store(Protocol):
         ...
 
     def create(self, name: str, data: bytes) -> bool:
-        """Writes a file unless there is one; whether it did. Of several at a time one does, where the store can tell
-        (`exclusive`)."""
+        """Writes a file unless there is one; whether it did. Of several at a time one does, where the store can
+        tell."""
         ...
 
     def remove(self, name: str) -> None:
@@ -80,7 +82,7 @@ class LocalStore:
     poll = 1.0
 
     def __init__(self, root: Path) -> None:
-        self.root, self.name = root, str(root)
+        self.root, self.name, self.address = root, str(root), str(root.absolute())
 
     def make(self) -> None:
         if os.path.lexists(self.root) and not self.root.is_dir():
@@ -189,7 +191,7 @@ class UrlStore:
     def __init__(self, url: str) -> None:
         import fsspec
 
-        self.name = url.rstrip("/")
+        self.name = self.address = url.rstrip("/")
         self._fs: Any
         try:
             self._fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False)
