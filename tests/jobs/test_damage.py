@@ -1,4 +1,4 @@
-"""Full disks, directories that cannot be written, damaged files: a clear error or another draw, never a wrong export."""
+"""Full disks, directories that cannot be written, damage: a clear error or another draw, never a wrong export."""
 
 from __future__ import annotations
 
@@ -209,9 +209,9 @@ def test_a_directory_that_cannot_be_written_is_told(tmp_path):
 
 def test_a_directory_with_other_files_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="notes.txt"):
+    with pytest.raises(FileExistsError, match=r"notes\.txt"):
         made_up(local(tmp_path))
-    with pytest.raises(NotADirectoryError, match="notes.txt"):
+    with pytest.raises(NotADirectoryError, match=r"notes\.txt"):
         made_up(local(tmp_path / "notes.txt"))
     assert files(tmp_path) == {"notes.txt"}
 
