@@ -71,7 +71,8 @@ def run(
     from fastigpt.jobs.store import open_store
     from fastigpt.signals import Interrupted
 
-    started = time.perf_counter()
+    job = JobDirectory.find(open_store(directory))
+    before, started = 0 if job is None else job.done(job.committed()), time.perf_counter()
     options: dict[str, Any] = {
         "prompt": prompt,
         "guidance_scale": guidance_scale,
@@ -108,7 +109,7 @@ def run(
         how = "the same command goes on" if job is None else f"fastigpt job run {directory} goes on"
         print(f"interrupted: {told}; {how}", file=sys.stderr)
         raise typer.Exit(128 + stop.number) from None
-    _report(found, as_json, seconds=time.perf_counter() - started)
+    _report(found, as_json, (found.done - before, time.perf_counter() - started))
 
 
 @app.command()
@@ -184,18 +185,19 @@ def _part(text: str) -> tuple[int, int]:
     return int(i), int(of)
 
 
-def _report(found: "Status", as_json: bool, seconds: float | None = None) -> None:
+def _report(found: "Status", as_json: bool, took: tuple[int, float] | None = None) -> None:
+    """took: the images that were drawn in this run, by whomever, and its seconds."""
     import json
     from dataclasses import asdict
 
     p = found.parameters
     if as_json:
-        print(json.dumps({**asdict(found), "devices": found.devices, "seconds": seconds}))
+        print(json.dumps({**asdict(found), "devices": found.devices, "took": took}))
         return
     line = f"{found.directory}: {found.done:,} of {p.n:,} images, seed {p.seed}, {p.backend} in {p.dtype}"
-    if seconds is not None:
-        line += f", {seconds:,.1f} s"
-    if found.rate and not found.complete:
+    if took is not None:
+        line += f"; {took[0]:,} of them now in {took[1]:,.1f} s, {took[0] / took[1]:,.2f} images/s"
+    elif found.rate and not found.complete:
         left = "" if found.seconds_left is None else f", about {_time(found.seconds_left)} left"
         line += f", {found.rate:,.2f} images/s{left}"
     print(line + (f"; complete, sha256 of all tokens {found.tokens_sha256}" if found.complete else ""))

@@ -1,7 +1,7 @@
 """Local workers: processes of their own, started anew (not forked), with the machine's cores dealt out among them.
 
-A worker is `python -m fastigpt.jobs.processes`: it reads what to do from the first line of its standard input, and ends
-when that is closed, so also when its driver is killed. A script that calls `run` needs no guard for its main module.
+A worker reads what to do from the first line of its standard input, and ends when that is closed, so also when its
+driver is killed. It imports what its driver would, but not the main module: a script that calls `run` needs no guard.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import IO, Any
 
 from fastigpt.jobs.asked import Asked, How, as_plain, from_plain
@@ -21,6 +22,7 @@ from fastigpt.jobs.store import Store, open_store
 
 _TOLD = 3  # exit status of a worker that has told its error
 _DEATHS = 3  # of workers, without a shard committed in between, before the run gives up
+_START = "from fastigpt.jobs.processes import main; main()"
 _LOOK, _PATIENCE = 0.1, 30.0  # seconds between looks at the workers, and until one that was told to end is killed
 
 
@@ -29,7 +31,7 @@ def run_processes(store: Store, asked: Asked, how: How) -> None:
     they die one after another, and what a worker raised if one fails."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = how.threads or max(1, cores // how.workers)
-    order = json.dumps({"store": store.address, **as_plain(asked, How(**{**vars(how), "threads": threads}))})
+    order = json.dumps({"store": store.address, **as_plain(asked, replace(how, threads=threads))})
     workers = [_Process(order, threads) for _ in range(how.workers)]
     deaths, committed = 0, -1
     try:
@@ -62,7 +64,7 @@ class _Process:
     def __init__(self, order: str, threads: int) -> None:
         few = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-P", "-c", f"import sys; sys.path[:] = {sys.path!r}; {_START}"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -113,7 +115,7 @@ class _Process:
             self._process.wait()
 
 
-def _main() -> None:
+def main() -> None:
     """A worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the driver decides
     answers = os.fdopen(os.dup(1), "w")
@@ -162,7 +164,3 @@ def _work(order: dict[str, Any], held: Any) -> None:
 
     job, model = open_job(open_store(order["store"]), asked, how)
     Worker(job, draws(job, model, how), drawer_of(model), part=how.part, held=held).run()
-
-
-if __name__ == "__main__":
-    _main()

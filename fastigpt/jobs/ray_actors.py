@@ -9,29 +9,45 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
+import signal
+import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 from fastigpt.extras import require
 from fastigpt.jobs.asked import Asked, How, as_plain, from_plain
+from fastigpt.jobs.directory import JobDirectory
+from fastigpt.jobs.parameters import FILE
 from fastigpt.jobs.store import Store, open_store
 
 
 class Actor:
-    """A worker in a process of Ray's. order: as for a local worker."""
+    """A worker in a process of Ray's. order: as for a local worker; "job", once it is known, the text of job.json."""
 
     def __init__(self, order: dict[str, Any]) -> None:
         self._order = order
         self._worker: Any = None
 
+    def open(self) -> str:
+        """Makes the job, or finds it; the text of job.json."""
+        self._made()
+        return open_store(self._order["store"]).read(FILE).decode()
+
     def step(self) -> str:
         """Draws a shard. "drawn", "wait": all that are missing are being drawn by others, "done": none is missing."""
-        if self._worker is None:  # not in __init__: what is wrong should be told, not tried again for ever
-            self._worker = self._made()
-        found = self._worker.step()
+        found = self._made().step()
         return found if isinstance(found, str) else "drawn"
 
     def _made(self) -> Any:
+        if self._worker is None:  # not in __init__: what is wrong should be told, not tried again for ever
+            if "job" in self._order:
+                check_seen(open_store(self._order["store"]), self._order["job"], f"the node {platform.node()}")
+            self._worker = self._make()
+        return self._worker
+
+    def _make(self) -> Any:
         asked, how = from_plain(self._order)
         import torch
 
@@ -42,6 +58,13 @@ class Actor:
 
         job, model = open_job(open_store(self._order["store"]), asked, how)
         return Worker(job, draws(job, model, how), drawer_of(model), part=how.part)
+
+
+def check_seen(store: Store, job: str, who: str) -> None:
+    """Raises OSError if a machine does not see the job that the others are drawing."""
+    found = JobDirectory.find(store)
+    if found is None or store.read(FILE).decode() != job:
+        raise OSError(f"{who} does not see the job in {store.name}: use a file system that all nodes share, or a URL")
 
 
 def run_actors(store: Store, asked: Asked, how: How, address: str, actors: int | None) -> None:
@@ -59,29 +82,37 @@ def run_actors(store: Store, asked: Asked, how: How, address: str, actors: int |
 
     started = not ray.is_initialized()
     if started:
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         ray.init(
             address=address,
             log_to_driver=False,
             logging_level=logging.WARNING,
             include_dashboard=False if address == "local" else None,
         )
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():  # Ray has put its own in their place
+                signal.signal(number, handler)
     try:
         _drive(ray, store, asked, how, actors)
     except ray.exceptions.RayTaskError as error:
-        raise error.as_instanceof_cause() from None
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
     finally:
         if started:
             ray.shutdown()
 
 
 def _drive(ray: Any, store: Store, asked: Asked, how: How, actors: int | None) -> None:
-    count, needs, threads = share_out(ray.nodes(), actors)
-    order = {"store": store.address, **as_plain(asked, How(**{**vars(how), "threads": threads, "workers": 1}))}
+    nodes = ray.nodes()
+    count, needs, threads = share_out(nodes, actors)
+    cores = [node["Resources"].get("CPU", 0) for node in nodes if node.get("Alive")]
+    on_a_node = 1 if threads is None else max(1, int(max(cores)) // threads)
+    order = {"store": store.address, **as_plain(asked, replace(how, threads=threads, workers=on_a_node))}
     made = ray.remote(max_restarts=-1, max_task_retries=-1, **needs)(Actor)
-    at_work = {}
-    for _ in range(count):
-        actor = made.remote(order)
-        at_work[actor.step.remote()] = actor
+    first = made.remote(order)  # alone, so that there is one job, and all see it
+    text = ray.get(first.open.remote())
+    check_seen(store, text, "this machine")
+    actors_at_work = [first, *(made.remote({**order, "job": text}) for _ in range(count - 1))]
+    at_work = {actor.step.remote(): actor for actor in actors_at_work}
     while at_work:
         finished, _ = ray.wait(list(at_work), num_returns=1)
         for call in finished:

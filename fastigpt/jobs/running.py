@@ -20,6 +20,7 @@ from fastigpt.jobs.state import Status, status_of
 from fastigpt.jobs.store import Store, open_store
 from fastigpt.jobs.worker import Worker
 from fastigpt.options import DEFAULTS, SampleAnyOptions
+from fastigpt.scalars import integer, real
 from fastigpt.signals import stoppable
 from fastigpt.signatures import takes_options
 
@@ -116,20 +117,17 @@ def _asked(n: Any, model: Any, prompts: Any, shard_size: Any, options: Any) -> A
         value = options.get(name)
         said[name] = None if value is None else whole(name, value, 0, most)
     for name in ("dtype", "kv_dtype"):
-        number = as_dtype(options.get(name), name)
-        said[name] = None if number is None else str(number).removeprefix("torch.")
+        dtype = as_dtype(options.get(name), name)
+        said[name] = None if dtype is None else str(dtype).removeprefix("torch.")
     prompt = options.get("prompt")
     if prompt is not None and not isinstance(prompt, str):
         raise TypeError("prompt must be a string, for all images; those of single images go into prompts")
-    if model is not None:
-        where = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-        if not isinstance(where, str):
-            raise TypeError(f"model must be a directory or a hub id, not {type(model).__name__}")
-        folder = Path(where).expanduser()
-        said["model"] = str(folder.absolute()) if folder.is_dir() else where
+    said["model"] = None if model is None else _checkpoint("model", model)
     said["prompts"] = None if prompts is None else _text(prompts)
-    others = ("temperature", "top_k", "top_p", "guidance_scale", "backend")
-    return Asked(prompt=prompt, **said, **{name: options.get(name) for name in others})
+    for name, number in (("temperature", real), ("top_k", integer), ("top_p", real), ("guidance_scale", real)):
+        value = options.get(name)
+        said[name] = None if value is None else number(name, value)
+    return Asked(prompt=prompt, backend=options.get("backend"), **said)
 
 
 def _how(workers: Any, part: Any, options: Any) -> How:
@@ -141,18 +139,25 @@ def _how(workers: Any, part: Any, options: Any) -> How:
             raise ValueError(f"part must be (i, N), not {part!r}") from None
         of = whole("part's N", of, 1)
         part = whole("part's i", i, 1, of), of
-    draft, device = options.get("draft"), options.get("device")
-    if draft is not None and not isinstance(draft, (str, os.PathLike)):
-        raise TypeError(f"draft must be a directory or a hub id here, not {type(draft).__name__}")
-    batch_size = options.get("batch_size")
+    draft, device, batch_size = options.get("draft"), options.get("device"), options.get("batch_size")
+    window = options.get("window", "auto")
     return How(
         device=None if device is None else str(device),
         batch_size=None if batch_size is None else whole("batch_size", batch_size, 1),
-        window=options.get("window", "auto"),
-        draft=None if draft is None else os.fspath(draft),
+        window=window if isinstance(window, str) else whole("window", window, 1),
+        draft=None if draft is None else _checkpoint("draft", draft),
         workers=count,
         part=part,
     )
+
+
+def _checkpoint(name: str, given: Any) -> str:
+    """A hub id, or a directory that is the same from any working directory."""
+    where = os.fspath(given) if isinstance(given, (str, os.PathLike)) else None
+    if not isinstance(where, str):
+        raise TypeError(f"{name} must be a directory or a hub id, not {type(given).__name__}")
+    folder = Path(where).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else where
 
 
 def _text(prompts: str | os.PathLike[str] | Sequence[str]) -> str:

@@ -129,31 +129,36 @@ def at_work(path: Path) -> list[int]:
     ids=["worker", "driver", "ray worker", "ray driver"],
 )
 def test_a_hundred_kills(tmp_path, what, options, kills):
-    """Each after something was committed since the last one, and a random moment more."""
+    """Each after something was committed since the last one, and a random moment more; in as many jobs as it takes."""
+    import itertools
     import subprocess
     import sys
 
-    model, path, random = checkpoint(tmp_path / "tiny"), tmp_path / "job", np.random.default_rng(kills)
-    n = 60_000
-    command = [sys.executable, "-P", "-m", "fastigpt", "job", "run", str(path), "-n", str(n), "-m", str(model)]
-    command += ["--seed", "5", "--shard-size", "16", *options]
+    model, random, n = checkpoint(tmp_path / "tiny"), np.random.default_rng(kills), 8000
     truth = jobs.run(tmp_path / "unbroken", n, model=model, seed=5, shard_size=250, progress=False)
-    driver, done = subprocess.Popen(command), 0
-    while done < kills:
-        before = committed(path)
-        while committed(path) == before or not at_work(path):
-            assert driver.poll() is None, f"the job was over after {done} kills"
-            time.sleep(0.01)
-        time.sleep(random.uniform(0, 0.2))
-        if what == "driver":
-            driver.kill()
-            driver.wait()
-            driver, done = subprocess.Popen(command), done + 1
-            continue
-        for pid in at_work(path):
-            kill(pid)
-            done += 1
-    assert driver.wait() == 0
-    found = jobs.status(path)
-    assert found.complete and found.tokens_sha256 == truth.tokens_sha256
-    assert jobs.verify(path, redraw=4).right and committed(path) == n // 16
+    done = 0
+    for attempt in itertools.count():
+        path = tmp_path / str(attempt)
+        command = [sys.executable, "-P", "-m", "fastigpt", "job", "run", str(path), "-n", str(n), "-m", str(model)]
+        command += ["--seed", "5", "--shard-size", "16", *options]
+        driver = subprocess.Popen(command)
+        while done < kills and driver.poll() is None:
+            before = committed(path)
+            while driver.poll() is None and (committed(path) == before or not at_work(path)):
+                time.sleep(0.01)
+            time.sleep(random.uniform(0, 0.2))
+            if driver.poll() is not None:
+                break
+            for pid in [driver.pid] if what == "driver" else at_work(path):
+                kill(pid)
+                done += 1
+            if what == "driver":
+                driver.wait()
+                driver = subprocess.Popen(command)
+        assert driver.wait() == 0
+        found = jobs.status(path)
+        assert found.complete and found.tokens_sha256 == truth.tokens_sha256
+        assert jobs.verify(path, redraw=1).right and committed(path) == n // 16
+        assert len(list((path / "shards").iterdir())) == 2 * n // 16
+        if done >= kills:
+            return

@@ -331,6 +331,18 @@ def test_actors_share_out_what_the_cluster_has():
     assert share_out(gpus, None) == (6, {"num_gpus": 1}, None) and share_out(gpus, 32)[0] == 32
 
 
+def test_a_node_that_sees_another_directory_is_told(tmp_path, tiny):
+    from fastigpt.jobs.ray_actors import check_seen
+
+    jobs.run(tmp_path / "job", 4, model=tiny, **QUIET)
+    text = (tmp_path / "job" / "job.json").read_text()
+    check_seen(local(tmp_path / "job"), text, "the node a")
+    with pytest.raises(OSError, match=r"the node a does not see the job in .*/other: use a file system"):
+        check_seen(local(tmp_path / "other"), text, "the node a")
+    with pytest.raises(OSError, match="the node a does not see"):
+        check_seen(local(tmp_path / "job"), text.replace('"n": 4', '"n": 5'), "the node a")
+
+
 def test_ray_that_is_not_installed_is_named(tmp_path, tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match="pip install ray"):
