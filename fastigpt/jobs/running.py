@@ -74,6 +74,7 @@ def run(
             found = job = JobDirectory.open(store)
             if len(job.committed()) < job.parameters.n_shards:
                 break  # another part's are missing
+            store.clean()  # after workers that died meanwhile
             try:
                 job.seal()
                 break

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from small_jobs import checkpoint, expected_sha256, files, forked, local, made_up, worker
 
-from fastigpt import jobs
+from fastigpt import ImageGPT, jobs
 from fastigpt.jobs.directory import JobDirectory
 from fastigpt.jobs.state import status_of
 
@@ -96,6 +96,19 @@ def test_drawing_goes_on_after_kills_at_random_moments(tmp_path):
     assert found.complete and found.tokens_sha256 == truth.tokens_sha256
     assert not jobs.verify(path).damaged and jobs.verify(path).complete
     assert len(files(path / "shards")) == 60 and not [name for name in files(path) if name.endswith(".tmp")]
+
+
+def test_what_a_worker_leaves_that_dies_during_a_run_is_removed_at_its_end(tmp_path, monkeypatch):
+    model, path, fill = checkpoint(tmp_path / "tiny"), tmp_path / "job", ImageGPT.fill
+
+    def with_a_death(model: ImageGPT, canvases: Any, **options: Any) -> Any:
+        assert forked(lambda: local(path)._written(path / "shards" / "000001.json", b"half")) == 0
+        assert [name for name in files(path) if name.endswith(".tmp")]
+        return fill(model, canvases, **options)
+
+    monkeypatch.setattr(ImageGPT, "fill", with_a_death)
+    jobs.run(path, 8, model=model, seed=5, shard_size=4, progress=False)
+    assert len(files(path)) == 6
 
 
 def committed(path: Path) -> int:
