@@ -220,7 +220,7 @@ class UrlStore:
     def create(self, name: str, data: bytes) -> bool:
         try:
             self._fs.pipe_file(self._at(name), data, mode="create")
-        except OSError:  # how a failed condition is told differs between file systems
+        except Exception:  # how a failed condition is told differs between file systems
             if self._fs.exists(self._at(name)):
                 return False
             raise
