@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 
 from fastigpt.arguments import output_kind, token_array, whole
+from fastigpt.chunks import Repeated
 from fastigpt.engine import loop
 from fastigpt.engine.loop import OnRow
 from fastigpt.filling import Fills
 from fastigpt.images import as_image_list
 from fastigpt.job import Stats
 from fastigpt.options import DEFAULTS, CompleteOptions, DrawOptions, JobOptions, checked
-from fastigpt.parts import Repeated
 from fastigpt.signatures import takes_options
 from fastigpt.streaming import RowStream
 
@@ -250,12 +250,12 @@ class Draws(Fills):
         else:
             canvases = self._empty(whole("tokens_or_n", tokens_or_n, 1))
         choice = checked(options, len(canvases), self.spec)
-        parts_of_job, how = self._requests(canvases, choice), self._how(choice)
+        chunks_of_job, how = self._requests(canvases, choice), self._how(choice)
 
         def work(on_row: OnRow) -> None:
-            for part, requests in parts_of_job:
+            for chunk, requests in chunks_of_job:
 
-                def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:
+                def report(some: range, row: int, tokens: torch.Tensor, first: int = chunk.start) -> None:
                     on_row(range(some.start + first, some.stop + first), row, tokens)
 
                 with self._named():

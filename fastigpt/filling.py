@@ -1,4 +1,4 @@
-"""The one road of everything that draws: options are checked, canvases are handed to the engine a part at a time, and
+"""The one road of everything that draws: options are checked, canvases are handed to the engine a chunk at a time, and
 what comes back is collected in the kind that was asked for."""
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from fastigpt.arguments import flag, whole
+from fastigpt.chunks import Repeated, chunks
 from fastigpt.codecs import ImageCodec
 from fastigpt.engine import Engine, loop
 from fastigpt.engine.loop import OnRow
@@ -20,7 +21,6 @@ from fastigpt.job import Filled, Request, Stats
 from fastigpt.options import Options, checked
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
-from fastigpt.parts import Repeated, parts
 from fastigpt.progress import image_bar
 from fastigpt.prompts import PromptReader, prefixes
 from fastigpt.results import Results
@@ -74,7 +74,7 @@ class Fills(ABC):
             whole("first_index", options.first_index, 0, CANDIDATE - count)  # above it the candidates have their noise
             if on_row is not None:
                 raise ValueError("on_row was given with particles: rows of candidates are not final")
-        parts_of_job = self._requests(canvases, options, stop)
+        chunks_of_job = self._requests(canvases, options, stop)
         seed, shape = options.drawing.seed, (count, spec.height, spec.columns)
         about = {"seed": str(seed), "model": self.name}
         results = Results(kind, count, spec.n_positions, codec, about, options.first_index)
@@ -82,9 +82,9 @@ class Fills(ABC):
         how = self._how(options)
         seconds, together = 0.0, 1
         with image_bar(count, progress, spec.height) as bar:
-            for part, requests in parts_of_job:
+            for chunk, requests in chunks_of_job:
 
-                def report(some: range, row: int, tokens: torch.Tensor, first: int = part.start) -> None:
+                def report(some: range, row: int, tokens: torch.Tensor, first: int = chunk.start) -> None:
                     bar.rows(len(some), row)
                     if on_row is not None:
                         on_row(range(some.start + first, some.stop + first), row, tokens)
@@ -98,10 +98,10 @@ class Fills(ABC):
                         filled, batch = run_particles(self.engine, requests, particles, on_done=bar.finished, **how)
                 seconds, together = seconds + time.perf_counter() - started, max(together, batch)
                 self._check_drawn(requests, filled)
-                results.add(part, filled.tokens)
-                bar.images(part.stop)
+                results.add(chunk, filled.tokens)
+                bar.images(chunk.stop)
                 if return_stats:
-                    starts[part.start : part.stop] = filled.pass_starts.view(-1, *shape[1:])
+                    starts[chunk.start : chunk.stop] = filled.pass_starts.view(-1, *shape[1:])
         if not return_stats:
             return results.value()
         drawn = (canvases.rows < 0).repeat_interleave(canvases.times, 0).view(shape)
@@ -110,7 +110,7 @@ class Fills(ABC):
     def _requests(
         self, canvases: Repeated, options: Options, stop: int | None = None
     ) -> Iterator[tuple[range, list[Request]]]:
-        """The canvases as requests, a part at a time: which images, and their requests. What can be wrong is told
+        """The canvases as requests, a chunk at a time: which images, and their requests. What can be wrong is told
         now."""
         self._require_head()
         guided = options.drawing.guidance_scale is not None
@@ -120,10 +120,10 @@ class Fills(ABC):
         def make(images: range) -> list[Request]:
             return [
                 Request(tokens, options.first_index + k, options.drawing, read(k), away(k) if guided else None, stop)
-                for k, tokens in zip(images, canvases.part(images))
+                for k, tokens in zip(images, canvases.chunk(images))
             ]
 
-        return ((images, make(images)) for images in parts(len(canvases), options.batch_size))
+        return ((images, make(images)) for images in chunks(len(canvases), options.batch_size))
 
     def _how(self, options: Options) -> dict[str, Any]:
         """What engine/loop.py takes besides requests."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from fastigpt.arguments import flag, int64_tensor, token_array, whole
+from fastigpt.chunks import Repeated
 from fastigpt.filling import Fills
 from fastigpt.options import DEFAULTS, DrawOptions
-from fastigpt.parts import Repeated
 from fastigpt.sampling import fresh_seed, seed_of
 from fastigpt.signatures import takes_options
 

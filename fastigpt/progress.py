@@ -13,16 +13,19 @@ LOG_SECONDS = 60.0
 
 
 @contextmanager
-def image_bar(total: int, show: bool | None, height: int = 1, *, log_after: float = 0.0) -> Iterator[ImageBar]:
+def image_bar(
+    total: int, show: bool | None, height: int = 1, *, done: int = 0, log_after: float = 0.0
+) -> Iterator[ImageBar]:
     """A bar of `total` images of `height` rows; `rows` and `images` move it on.
 
     show: None = if a person is watching (stderr is a terminal, or this is a notebook). True shows one even where nobody
-    is: a line a minute, as suits a log, and none before `log_after` seconds.
+    is: a line a minute, as suits a log, and none before `log_after` seconds. done: images that were there before, and
+    have no part in the rate.
     """
     if not (watched() if show is None else show):
         yield ImageBar(None, height)
         return
-    with _bar(total, log_after) as bar:
+    with _bar(total, done, log_after) as bar:
         yield ImageBar(bar, height)
 
 
@@ -64,16 +67,17 @@ def in_notebook() -> bool:
     return type(shell).__name__ == "ZMQInteractiveShell"
 
 
-def _bar(count: int, log_after: float) -> Any:
+def _bar(count: int, done: int, log_after: float) -> Any:
     if watched():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # without ipywidgets a notebook gets the plain bar: no need to say so
             from tqdm.auto import tqdm
-        return tqdm(total=count, unit="image", miniters=0, leave=False, smoothing=0.1)
+        return tqdm(total=count, initial=done, unit="image", miniters=0, leave=False, smoothing=0.1)
     from tqdm import tqdm as plain
 
     return plain(
         total=count,
+        initial=done,
         unit="image",
         file=_Lines(),
         delay=log_after,

@@ -1,4 +1,4 @@
-"""What a drawing call returns, collected a part at a time in the kind that was asked for: no job is held twice."""
+"""What a drawing call returns, collected a chunk at a time in the kind that was asked for: no job is held twice."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import fastigpt
-from fastigpt import ImageGPT, Palette
-from fastigpt.cli import app, job, main
+from fastigpt import ImageGPT, Palette, signals
+from fastigpt.cli import app, chunks, main
 
 
 @pytest.fixture
@@ -34,11 +34,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs are drawn in parts of four images."""
-    monkeypatch.setattr(job, "FIRST_PART", 4)
-    monkeypatch.setattr(job, "LEAST_PART", 4)
-    monkeypatch.setattr(job, "PART_SECONDS", 0.0)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are drawn in chunks of four images."""
+    monkeypatch.setattr(chunks, "FIRST_CHUNK", 4)
+    monkeypatch.setattr(chunks, "LEAST_CHUNK", 4)
+    monkeypatch.setattr(chunks, "CHUNK_SECONDS", 0.0)
 
 
 def run(*arguments: object, status: int = 0) -> Any:
@@ -62,7 +62,7 @@ def read(path: Path | io.BytesIO) -> np.ndarray:
 
 
 def stop_after(count: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This process gets a signal while it draws the part after `count` images."""
+    """This process gets a signal while it draws the chunk after `count` images."""
     fill: Callable[..., Any] = ImageGPT.fill
     done = 0
 
@@ -77,7 +77,7 @@ def stop_after(count: int, number: int, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("first_index", [0, 7])
-def test_a_job_in_parts_is_the_job(tiny, small_parts, first_index):
+def test_a_job_in_chunks_is_the_job(tiny, small_chunks, first_index):
     expected = fastigpt.load(tiny).sample(10, seed=1, first_index=first_index, output_type="np")
     for out in ("all.npz", "all"):
         run("sample", "-n", 10, "-m", tiny, "--seed", 1, "--first-index", first_index, "--out", out, "--batch-size", 3)
@@ -92,7 +92,7 @@ def test_a_job_in_parts_is_the_job(tiny, small_parts, first_index):
     assert not list(Path().glob("*.partial"))
 
 
-def test_completions_in_parts_are_the_completions(tiny, small_parts):
+def test_completions_in_chunks_are_the_completions(tiny, small_chunks):
     rng = np.random.default_rng(0)
     photos = [Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)) for _ in range(2)]
     for i, photo in enumerate(photos):
@@ -110,7 +110,7 @@ def test_completions_in_parts_are_the_completions(tiny, small_parts):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("out", ["s.npz", "folder", "s.png"])
-def test_an_interruption_keeps_what_is_finished_and_says_how_to_go_on(tiny, small_parts, monkeypatch, out, number):
+def test_an_interruption_keeps_what_is_finished_and_says_how_to_go_on(tiny, small_chunks, monkeypatch, out, number):
     whole = fastigpt.load(tiny).sample(12, seed=3, first_index=2, output_type="np")
     before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     stop_after(8, number, monkeypatch)
@@ -133,15 +133,15 @@ def test_an_interruption_keeps_what_is_finished_and_says_how_to_go_on(tiny, smal
 
 
 @pytest.mark.parametrize("out", ["s.npz", "folder", "s.png"])
-def test_an_interruption_before_the_first_image_leaves_nothing(tiny, small_parts, monkeypatch, out):
+def test_an_interruption_before_the_first_image_leaves_nothing(tiny, small_chunks, monkeypatch, out):
     stop_after(0, signal.SIGINT, monkeypatch)
     assert "no image was finished" in run("sample", "-n", 9, "-m", tiny, "--out", out, status=130).stderr
     assert [p.name for p in tiny.parent.iterdir()] == ["tiny"]
 
 
 def test_a_signal_during_a_write_waits_for_its_end():
-    with job._signals() as signals:
-        with pytest.raises(job.Interrupted), signals.held():
+    with signals.stoppable() as stopping:
+        with pytest.raises(signals.Interrupted), stopping.held():
             os.kill(os.getpid(), signal.SIGTERM)
             written = True
         assert written
@@ -151,13 +151,13 @@ def test_a_job_that_is_killed_leaves_an_array_that_numpy_reads(tiny, monkeypatch
     program = """
 import os, signal, sys
 from fastigpt import ImageGPT
-from fastigpt.cli import job, main
-job.FIRST_PART = job.LEAST_PART = 4
-job.PART_SECONDS = 0.0
-fill, parts = ImageGPT.fill, []
+from fastigpt.cli import chunks, main
+chunks.FIRST_CHUNK = chunks.LEAST_CHUNK = 4
+chunks.CHUNK_SECONDS = 0.0
+fill, drawn = ImageGPT.fill, []
 def killed(*args, **options):
-    parts.append(1)
-    if len(parts) == 3:
+    drawn.append(1)
+    if len(drawn) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return fill(*args, **options)
 ImageGPT.fill = killed
@@ -242,9 +242,9 @@ def test_jobs_that_no_output_can_hold_are_refused_before_any_work(tiny, monkeypa
 
 def test_memory_follows_the_batch_and_not_the_job(tiny, monkeypatch):
     """Python's and numpy's memory, which holds the pixels."""
-    monkeypatch.setattr(job, "FIRST_PART", 500)
-    monkeypatch.setattr(job, "LEAST_PART", 500)
-    monkeypatch.setattr(job, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(chunks, "FIRST_CHUNK", 500)
+    monkeypatch.setattr(chunks, "LEAST_CHUNK", 500)
+    monkeypatch.setattr(chunks, "CHUNK_SECONDS", 0.0)
 
     def peak(n: int) -> int:
         tracemalloc.start()
@@ -264,8 +264,8 @@ def test_results_in_python_that_cannot_be_held_are_refused(tiny, kind):
         fastigpt.load(tiny).sample(10**11, output_type=kind)
 
 
-def test_a_job_in_python_is_handed_to_the_engine_in_parts(tiny, monkeypatch):
-    monkeypatch.setattr("fastigpt.parts.MOST", 4)
+def test_a_job_in_python_is_handed_to_the_engine_in_chunks(tiny, monkeypatch):
+    monkeypatch.setattr("fastigpt.chunks.MOST", 4)
     model = fastigpt.load(tiny)
     seen: list[tuple[range, int]] = []
     tokens, stats = model.fill(

@@ -108,6 +108,10 @@ def test_commands_are_commands(page, folder, capsys):
             name, *arguments = shlex.split(text, comments=True)[1:]
             assert name in commands, f"{page}:{line}: no command {name}"
             command = commands[name]
+            while hasattr(command, "commands"):  # a group
+                name, *arguments = arguments
+                assert name in command.commands, f"{page}:{line}: no command {name}"
+                command = command.commands[name]
             with command.make_context(name, list(arguments)) as context:
                 if name in QUICK:
                     command.invoke(context)

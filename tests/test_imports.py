@@ -38,8 +38,9 @@ for arguments in {calls}:
 
 
 def test_help_of_every_command_and_the_version_come_without_torch():
-    names = ["sample", "complete", "info", "convert", "bench", "train", "probe"]
+    names = ["sample", "complete", "info", "convert", "bench", "train", "probe", "job"]
     calls = [[], ["--help"], ["-h"], ["--version"], *([name, "--help"] for name in names)]
+    calls += [["job", name, "--help"] for name in ("run", "status", "verify", "export")]
     assert not modules_after(CALL.format(calls=calls)) & HEAVY
 
 

@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a module imports from its own layer and those below it. A package stands for all of its modules.
 LAYERS = (
-    "errors files formulas locks operands scalars spec sampling job extras untrusted signatures",
+    "errors files formulas locks signals operands scalars spec sampling job extras untrusted signatures",
     "nearest kernels ops",
     "engine",
     "tensor_files prompts arguments",
-    "image_arrays image_files images progress parts",
+    "image_arrays image_files images progress chunks",
     "codecs",
     "overflow results save options scenes",
     "families particles streaming",
@@ -25,6 +25,7 @@ LAYERS = (
     "filling drawing generating scoring model",
     "api integrations fastigpt",
     "heat_map info probe probe_data training bench data",
+    "jobs",
     "cli __main__",
 )
 

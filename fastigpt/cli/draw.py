@@ -11,7 +11,7 @@ from fastigpt.extras import require
 from fastigpt.files import replacing
 
 if TYPE_CHECKING:
-    from fastigpt.cli.job import Totals
+    from fastigpt.cli.chunks import Totals
     from fastigpt.model import Model
 
 OUT = "a grid (.png), an array (.npz, arr_0 uint8 NHWC), or a new folder; - (or -.npz) is standard output."
@@ -38,8 +38,8 @@ def sample(
 
     import torch
 
-    from fastigpt.cli.job import draw
-    from fastigpt.parts import Repeated
+    from fastigpt.chunks import Repeated
+    from fastigpt.cli.chunks import draw
     from fastigpt.sampling import fresh_seed
     from fastigpt.scalars import whole
 
@@ -86,9 +86,9 @@ def complete(
     whole("n", n, 1)
     target = output(out, scale=options["scale"], columns=n + 2)
 
-    from fastigpt.cli.job import draw
+    from fastigpt.chunks import Repeated
+    from fastigpt.cli.chunks import draw
     from fastigpt.cli.photographs import Photographs
-    from fastigpt.parts import Repeated
     from fastigpt.sampling import fresh_seed
 
     load, how = split(options)

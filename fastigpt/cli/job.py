@@ -1,174 +1,223 @@
-"""Draws a job of any size and writes it as it goes: memory follows the batch, and what is finished is never lost."""
+"""`fastigpt job run | status | verify | export`: jobs that are directories, drawn by any number of workers."""
 
-from __future__ import annotations
-
-import signal
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fastigpt.cli.options import AsJson, Device, given, window_size
+
 if TYPE_CHECKING:
-    import numpy as np
-    import torch
+    from fastigpt.jobs import Status
 
-    from fastigpt.cli.output import Output
-    from fastigpt.job import Stats
-    from fastigpt.model import Model
-    from fastigpt.parts import Repeated
+app = typer.Typer(
+    help="Draw any number of images into a directory that any number of workers fill.", no_args_is_help=True
+)
 
-FIRST_PART = 64  # images, before it is known how long one takes
-LEAST_PART = 16
-PART_SECONDS = 30.0  # between writes, about
-
-
-@dataclass
-class Totals:
-    """What a job took, added up over its parts. drawn, pass_starts: int64 [h, w], images in which a token was
-    drawn there, and in which a pass of the model began there. batch: images drawn side by side at most."""
-
-    seed: int
-    images: int = 0
-    seconds: float = 0.0
-    batch: int = 1
-    drawn: Any = 0
-    pass_starts: Any = 0
-
-    def add(self, stats: Stats) -> None:
-        self.images += len(stats.drawn)
-        self.seconds += stats.seconds
-        self.batch = max(self.batch, stats.batch)
-        self.drawn = self.drawn + stats.drawn.sum(0)
-        self.pass_starts = self.pass_starts + stats.pass_starts.sum(0)
-
-    @property
-    def passes(self) -> float:
-        """Of an image."""
-        return int(self.pass_starts.sum()) / self.images
-
-    @property
-    def tokens_per_pass(self) -> float:
-        return int(self.drawn.sum()) / max(1, int(self.pass_starts.sum()))
-
-    @property
-    def seconds_per_pass(self) -> float:
-        """Of the images that are drawn side by side together."""
-        return self.seconds * self.batch / max(1, int(self.pass_starts.sum()))
+Directory = Annotated[str, typer.Argument(help="A directory, or a URL that fsspec opens.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Directory or hub id. Default: the job's own, or the bundled scenes."),
+]
 
 
-def draw(
-    model: Model,
-    canvases: Repeated,
-    out: Output,
-    *,
-    seed: int,
-    first_index: int,
-    options: dict[str, Any],
-    show: Callable[[range, torch.Tensor], np.ndarray] | None = None,
-) -> Totals:
-    """Fills canvases with the model and adds the images to `out`, in order.
+@app.command()
+def run(
+    directory: Directory,
+    n: Annotated[int | None, typer.Option("-n", help="How many images.")] = None,
+    model: Model = None,
+    prompts: Annotated[
+        str | None, typer.Option(help="File with one prompt a line: image i reads line i mod their number.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What all images read.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strongly to follow prompts.")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Default: a new one, which the job keeps.")] = None,
+    first_index: Annotated[int | None, typer.Option(help="Image index of the first image. Default: 0.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the logits. Default: 1.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability.")] = None,
+    backend: Annotated[str | None, typer.Option(help="One that `fastigpt info` lists. Default: the fastest.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights. Default: the backend's best.")] = None,
+    kv_dtype: Annotated[str | None, typer.Option(help="Of the key-value cache.")] = None,
+    shard_size: Annotated[
+        int | None, typer.Option(min=1, help="Images drawn and committed together. Default: up to 256.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that share the cores; with --ray actors, at most.")
+    ] = None,
+    part: Annotated[str | None, typer.Option(help="i/N, i from 1: draw every N-th shard and no other.")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Draw with Ray: [bold]local[/], [bold]auto[/] (this machine's cluster) or an address."),
+    ] = None,
+    device: Device = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time. Default: what fits memory.")] = None,
+    window: Annotated[str, typer.Option(help="Tokens per pass: auto, 1, 2, … Same images.")] = "auto",
+    draft: Annotated[str | None, typer.Option(help="A smaller model that guesses the windows. Same images.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a job, or what is missing of it: `fastigpt job run fid -n 50000 --seed 0 --workers 2`.
 
-    options: of Model.fill. show: what to add to `out` for some of the images and their tokens; None: the images.
-    Ctrl-C and SIGTERM finish `out` with what is there, say how to go on, and end the program with the signal's status.
+    The same command, or `fastigpt job run fid`, goes on after Ctrl-C, a crash or a kill; any number of them may run on
+    one directory at once.
     """
-    from fastigpt.options import LAST_INDEX
-    from fastigpt.progress import LOG_SECONDS, image_bar
-    from fastigpt.scalars import whole
+    import sys
+    import time
 
-    count, done, totals = len(canvases), 0, Totals(seed)
-    whole("first_index", first_index, 0, LAST_INDEX - count + 1)
-    batch_size = options["batch_size"]
-    sizes = _part_sizes(None if batch_size is None else whole("batch_size", batch_size, 1))
-    size = next(sizes)
+    given("DIRECTORY", directory)
+    pair = None if part is None else _part(part)
+
+    from fastigpt.jobs import run as run_job
+    from fastigpt.jobs.directory import JobDirectory
+    from fastigpt.jobs.store import open_store
+    from fastigpt.signals import Interrupted
+
+    job = JobDirectory.find(open_store(directory))
+    before, started = 0 if job is None else job.done(job.committed()), time.perf_counter()
+    options: dict[str, Any] = {
+        "prompt": prompt,
+        "guidance_scale": guidance_scale,
+        "negative_prompt": negative_prompt,
+        "seed": seed,
+        "first_index": first_index,
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "backend": backend,
+        "dtype": dtype,
+        "kv_dtype": kv_dtype,
+        "device": device,
+        "batch_size": batch_size,
+        "draft": draft,
+    }
     try:
-        with _signals() as signals, image_bar(count, True, model.spec.height, log_after=LOG_SECONDS) as bar:
-            while done < count:
-                part = range(done, min(done + size, count))
-                tokens, stats = model.fill(
-                    canvases.part(part),
-                    seed=seed,
-                    first_index=first_index + done,
-                    on_row=None if options.get("particles", 1) > 1 else lambda some, row, _: bar.rows(len(some), row),
-                    progress=False,
-                    return_stats=True,
-                    **options,
-                )
-                with signals.held():
-                    out.add(model.decode(tokens) if show is None else show(part, tokens))
-                    totals.add(stats)
-                    done = part.stop
-                bar.images(done)
-                size = sizes.send(len(part) / stats.seconds)
-    except Interrupted as stop:
-        out.close()
-        held = f"{out.name} holds the {done:,} images that were finished" if done else "no image was finished"
-        print(
-            f"interrupted: {held}; the same command with --seed {seed} --first-index {first_index + done} and another "
-            f"--out goes on with the {count - done:,} others",
-            file=sys.stderr,
+        found = run_job(
+            directory,
+            n,
+            model=model,
+            prompts=prompts,
+            shard_size=shard_size,
+            workers=workers,
+            part=pair,
+            ray=ray,
+            window=window_size(window),
+            **options,
         )
+    except Interrupted as stop:
+        job = JobDirectory.find(open_store(directory))
+        told = (
+            "no image was drawn" if job is None else f"{job.done(job.committed()):,} of {job.parameters.n:,} are drawn"
+        )
+        how = "the same command goes on" if job is None else f"fastigpt job run {directory} goes on"
+        print(f"interrupted: {told}; {how}", file=sys.stderr)
         raise typer.Exit(128 + stop.number) from None
-    except BaseException:
-        out.close()
-        raise
-    out.close()
-    return totals
+    _report(found, as_json, (found.done - before, time.perf_counter() - started))
 
 
-def _part_sizes(batch_size: int | None) -> Generator[int, float, None]:
-    """Images of each part; is sent the images per second of the last one."""
-    from fastigpt.parts import MOST
+@app.command()
+def status(directory: Directory, as_json: AsJson = False) -> None:
+    """Show how far a job is, who draws it, and the time that is left."""
+    from fastigpt.jobs import status as status_of_job
 
-    size = FIRST_PART
-    while True:
-        whole_batches = size if batch_size is None else max(1, size // batch_size) * batch_size
-        rate = yield max(1, whole_batches)
-        size = min(MOST, max(LEAST_PART, int(rate * PART_SECONDS)))
+    _report(status_of_job(given("DIRECTORY", directory)), as_json)
 
 
-class Interrupted(BaseException):
-    """A signal that ends the job where it is. number: the signal's."""
+@app.command()
+def verify(
+    directory: Directory,
+    redraw: Annotated[int, typer.Option(min=0, help="Draw so many images again here and compare their tokens.")] = 0,
+    model: Model = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare every shard with its record, and some images with what is drawn here; status 1: wrong."""
+    import json
+    from dataclasses import asdict
 
-    def __init__(self, number: int) -> None:
-        self.number = number
+    from fastigpt.jobs import verify as verify_job
+
+    found = verify_job(given("DIRECTORY", directory), redraw=redraw, model=model, device=device)
+    if as_json:
+        print(json.dumps({**asdict(found), "right": found.right}))
+    else:
+        for sentence in found.damaged:
+            print(sentence)
+        if found.damaged:
+            print(f"{len(found.damaged)} found wrong; fastigpt job run {directory} draws damaged shards anew")
+        if found.missing:
+            print(f"{len(found.missing)} shards are missing; fastigpt job run {directory} draws them")
+        for image in found.redrawn:
+            if image.differs:
+                print(
+                    f"image {image.index}: {image.differs} tokens differ, the first at position {image.first}; "
+                    f"drawn on {image.device}, and now on {found.redrawn_on}"
+                )
+        if found.redrawn:
+            same = sum(image.differs == 0 for image in found.redrawn)
+            print(f"{same} of {len(found.redrawn)} images drawn again here came out the same, token for token")
+        if len(found.devices) > 1:
+            print(f"a mixed fleet: {_devices(found.devices)}. Equal tokens are promised on one kind of device only")
+        if found.complete:
+            print("complete: every shard is what its record and the manifest say")
+    if not found.right:
+        raise typer.Exit(1)
 
 
-class _Signals:
-    """Turns SIGINT and SIGTERM into Interrupted, except where they are held until a block is through."""
+@app.command()
+def export(
+    directory: Directory,
+    kind: Annotated[str, typer.Argument(help="npz, png, parquet or webdataset.")],
+    out: Annotated[
+        str, typer.Option(help="A .npz; a folder or .zip of PNGs; a folder of Parquet; a .tar or a folder.")
+    ],
+    model: Model = None,
+    device: Device = None,
+) -> None:
+    """Write a complete job as evaluations and datasets read it: `fastigpt job export fid npz --out fid.npz`."""
+    from fastigpt.jobs import export as export_job
 
-    def __init__(self) -> None:
-        self._holding, self._waiting = False, 0
-
-    def handle(self, number: int, frame: object) -> None:
-        if self._holding:
-            self._waiting = number
-        else:
-            raise Interrupted(number)
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        self._holding = True
-        try:
-            yield
-        finally:
-            self._holding = False
-        if self._waiting:
-            raise Interrupted(self._waiting)
+    export_job(given("DIRECTORY", directory), kind, given("--out", out), model=model, device=device)
+    print(f"wrote {out}")
 
 
-@contextmanager
-def _signals() -> Iterator[_Signals]:
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():  # only there can they be handled
-        yield signals
+def _part(text: str) -> tuple[int, int]:
+    i, _, of = text.partition("/")
+    if not (i.isdigit() and of.isdigit() and 1 <= int(i) <= int(of)):
+        raise ValueError(f"--part must be i/N with i from 1 to N, such as 1/8, not {text!r}")
+    return int(i), int(of)
+
+
+def _report(found: "Status", as_json: bool, took: tuple[int, float] | None = None) -> None:
+    """took: the images that were drawn in this run, by whomever, and its seconds."""
+    import json
+    from dataclasses import asdict
+
+    p = found.parameters
+    if as_json:
+        print(json.dumps({**asdict(found), "devices": found.devices, "took": took}))
         return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    line = f"{found.directory}: {found.done:,} of {p.n:,} images, seed {p.seed}, {p.backend} in {p.dtype}"
+    if took is not None:
+        line += f"; {took[0]:,} of them now in {took[1]:,.1f} s, {took[0] / took[1]:,.2f} images/s"
+    elif found.rate and not found.complete:
+        left = "" if found.seconds_left is None else f", about {_time(found.seconds_left)} left"
+        line += f", {found.rate:,.2f} images/s{left}"
+    print(line + (f"; complete, sha256 of all tokens {found.tokens_sha256}" if found.complete else ""))
+    for drawer in found.drawers:
+        print(
+            f"  {drawer['process']}: {drawer['images']:,} images at {drawer['images_per_second']:,.2f} images/s, "
+            f"{drawer['peak_rss'] / 2**20:,.0f} MiB at most, {drawer['device']}"
+        )
+    for process, shard in found.drawing:
+        print(f"  {process} is drawing shard {shard}")
+    if len(found.devices) > 1:
+        print(f"  a mixed fleet: {_devices(found.devices)}. fastigpt job verify --redraw tells whether tokens differ")
+
+
+def _devices(devices: dict[str, int]) -> str:
+    return "; ".join(f"{count:,} images on {device}" for device, count in devices.items())
+
+
+def _time(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

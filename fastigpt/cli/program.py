@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastigpt.cli import draw, look, make
+from fastigpt.cli import draw, job, look, make
 
 app = typer.Typer(
     name="fastigpt",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 for command in (draw.sample, draw.complete, look.info, make.convert, look.bench, make.train, look.probe):
     app.command()(command)
+app.add_typer(job.app, name="job")
 
 # What the command line itself raises for options it does not take, in every version of typer.
 _UsageError: Any = typer.BadParameter.__bases__[0]
