@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-_PACKAGES = {"sklearn": "scikit-learn"}  # where pip knows a module by another name
+_PACKAGES = {"sklearn": "scikit-learn", "c2pa": "c2pa-python"}  # where pip knows a module by another name
 
 
 def require(*modules: str, for_: str) -> None:

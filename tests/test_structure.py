@@ -23,7 +23,7 @@ LAYERS = (
     "checkpoint openai_checkpoint bundled particles streaming",
     "filling drawing model",
     "api integrations fastigpt",
-    "heat_map info probe probe_data training bench data",
+    "heat_map info probe probe_data provenance training bench data",
     "cli __main__",
 )
 
