@@ -2,7 +2,7 @@
 
 A page is one program: its blocks share their names. Blocks with the title "needs the network" are skipped, those with
 "needs a GPU" and "needs jax" where there is none, in tests of their own. Commands of bash blocks are held to the
-command line: sample, complete and info are run, the others must at least be calls that it takes.
+command line: sample, complete, info and verify are run, the others must at least be calls that it takes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastigpt.training.scenes import scenes
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?P<language>python|bash)(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
-QUICK = ("sample", "complete", "info")
+QUICK = ("sample", "complete", "info", "verify")
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str, str]]:
@@ -79,6 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     model.save_pretrained(tmp_path / "my-model")
     monkeypatch.setattr(api, "BUNDLED", tmp_path / "my-model")
     api._kept.cache_clear()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     api._kept.cache_clear()
