@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-_PACKAGES = {"sklearn": "scikit-learn"}  # where pip knows a module by another name
+# Where pip knows a module by another name.
+_PACKAGES = {"sklearn": "scikit-learn", "multipart": "python-multipart", "prometheus_client": "prometheus-client"}
 
 
 def require(*modules: str, for_: str) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastigpt.cli import draw, look, make
+from fastigpt.cli import draw, look, make, serve
 
 app = typer.Typer(
     name="fastigpt",
@@ -16,7 +16,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (draw.sample, draw.complete, look.info, make.convert, look.bench, make.train, look.probe):
+for command in (draw.sample, draw.complete, look.info, make.convert, look.bench, make.train, look.probe, serve.serve):
     app.command()(command)
 
 # What the command line itself raises for options it does not take, in every version of typer.

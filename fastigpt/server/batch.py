@@ -104,7 +104,7 @@ class Batch:
     ) -> None:
         self.model, self.max_queue, self.timeout, self._clock = model, max_queue, timeout, clock
         if capacity is None:
-            capacity = min(MOST_SLOTS, model.engine.room(guided=model.vocabulary is not None))
+            capacity = min(MOST_SLOTS, model.engine.room(guided=model.engine.spec.prefix_length > 1))
         if capacity < 1 or max_queue < 0 or not timeout > 0:
             raise ValueError(
                 "a batch needs at least 1 slot, a queue of at least 0 canvases and a time limit above 0 seconds, not "
@@ -134,6 +134,10 @@ class Batch:
         self._session.step(0.0)
         self._session.remove(slot)
         self._thread.start()
+
+    def now(self) -> float:
+        """Seconds of the clock that tickets go by."""
+        return self._clock()
 
     @property
     def running(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,7 @@ class Ticket:
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self.loop = asyncio.get_running_loop()
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event]:
         """Everything that happens to the request, in order; ends after the last Done, after Failed, and when it is
         cancelled. An image's Rows come before its Done, without gaps, and hold every row, known ones included."""
         left = len(self.requests)
