@@ -7,7 +7,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from fastigpt.engine import Engine, loop
 from fastigpt.engine.loop import OnRow
 from fastigpt.families import image_gpt
 from fastigpt.job import Filled, Request, Stats
-from fastigpt.options import Options, checked
+from fastigpt.options import DrawOptions, Options, checked
 from fastigpt.palette import Palette
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
@@ -151,3 +152,23 @@ class Fills(ABC):
 
     def _empty(self, n: int) -> Repeated:
         return Repeated(torch.tensor(-1, device="cpu").expand(n, self.config.n_pixels))
+
+    def requests(
+        self, tokens: torch.Tensor, *, negative_prompt: str | None = None, **options: Unpack[DrawOptions]
+    ) -> list[Request]:
+        """What an engine is asked for canvases int64 [n, n_positions], −1 = draw, with one set of options: for those
+        who run a session of their own, such as a server."""
+        choice = checked(options, len(tokens), self.config)
+        found = [request for _, part in self._requests(Repeated(tokens), choice) for request in part]
+        if negative_prompt is None:
+            return found
+        if choice.drawing.guidance_scale is None:
+            raise ValueError("negative_prompt was given without a guidance_scale to lead away from it")
+        ids = prompt_ids(negative_prompt, 1, self.vocabulary)
+        assert ids is not None
+        return [replace(request, negative=image_gpt.prefix(self.config, ids[0].tolist())) for request in found]
+
+    def check_drawn(self, requests: Sequence[Request], filled: Filled) -> None:
+        """Raises CheckpointError if the model cannot be relied on for what it drew for these requests: its numbers grow
+        too large on the way."""
+        self._check_drawn(requests, filled)

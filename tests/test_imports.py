@@ -24,7 +24,21 @@ def modules_after(code: str, **environment: str) -> set[str]:
     return set(result.stderr.splitlines()[-1].split())
 
 
-HEAVY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors", "tqdm", "matplotlib", "triton"}
+HEAVY = {
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
+    "pydantic",
+    "torch",
+    "numpy",
+    "PIL",
+    "transformers",
+    "huggingface_hub",
+    "safetensors",
+    "tqdm",
+    "matplotlib",
+    "triton",
+}
 CALL = """
 import sys
 from fastigpt.cli import main
@@ -38,7 +52,7 @@ for arguments in {calls}:
 
 
 def test_help_of_every_command_and_the_version_come_without_torch():
-    names = ["sample", "complete", "info", "convert", "bench", "train", "probe"]
+    names = ["sample", "complete", "info", "convert", "bench", "train", "probe", "serve"]
     calls = [[], ["--help"], ["-h"], ["--version"], *([name, "--help"] for name in names)]
     assert not modules_after(CALL.format(calls=calls)) & HEAVY
 

@@ -24,6 +24,7 @@ LAYERS = (
     "filling drawing model",
     "api integrations fastigpt",
     "heat_map info probe probe_data provenance training bench data",
+    "server",
     "cli __main__",
 )
 

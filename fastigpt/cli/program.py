@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastigpt.cli import draw, look, make, verify
+from fastigpt.cli import draw, look, make, serve, verify
 
 app = typer.Typer(
     name="fastigpt",
@@ -25,6 +25,7 @@ for command in (
     look.bench,
     make.train,
     look.probe,
+    serve.serve,
 ):
     app.command()(command)
 
