@@ -44,6 +44,11 @@ def serve(
         str | None, typer.Option(help="module:function that is asked before and after; see docs/serving.md.")
     ] = None,
     blocked_words: Annotated[Path | None, typer.Option(help="File of words that prompts must not hold.")] = None,
+    no_c2pa: Annotated[bool, typer.Option("--no-c2pa", help="Do not sign where pictures come from.")] = False,
+    c2pa_cert: Annotated[
+        Path | None, typer.Option(help="Certificate (.pem) to sign with. Default: one of your own.")
+    ] = None,
+    c2pa_key: Annotated[Path | None, typer.Option(help="Private key (.pem) of --c2pa-cert.")] = None,
     device: Device = None,
     backend: Backend = "auto",
     dtype: Dtype = None,
@@ -65,8 +70,10 @@ def serve(
     from fastigpt.server.run import BUNDLED, Address, check_exposure
     from fastigpt.server.run import serve as run
     from fastigpt.server.service import Settings
+    from fastigpt.server.signing import open_signing
 
     check_exposure(host, keys=keys is not None, no_auth=no_auth)
+    sign, told = open_signing(c2pa_cert, c2pa_key, wanted=not no_c2pa)
     models = named_models(model or [BUNDLED], BUNDLED)
     settings = Settings(
         aliases=dict(_pair("--alias", text) for text in alias or ()),
@@ -75,7 +82,9 @@ def serve(
         cancel_on_disconnect=cancel_on_disconnect,
         keys=None if keys is None else Keys.read(keys),
         moderation=_moderation(moderation, blocked_words),
+        sign=sign,
     )
+    print("\n".join(told), flush=True)
     status = run(
         models,
         Address(host, port, connections),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -42,9 +41,9 @@ def sign_images(
     beside: int = 0,
 ) -> Sign:
     """photographs: those that were completed, n results each. beside: pictures in front of the results of each."""
-    from fastigpt.provenance.facts import Facts
+    from fastigpt.provenance.facts import Facts, public_name
 
-    name = model_name(model)
+    name = public_name(model)
     files = [path.read_bytes() for path in photographs]
 
     def sign(picture: bytes, format: str, images: range) -> bytes:
@@ -56,8 +55,3 @@ def sign_images(
         return signer.sign(picture, format, Facts(name, seed, first_index + images.start, count, parents))
 
     return sign
-
-
-def model_name(name: str) -> str:
-    """What a picture tells of a model: of a directory its last name only, for where it lies is nobody's business."""
-    return Path(name).resolve().name if os.path.isdir(name) else name

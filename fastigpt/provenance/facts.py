@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 _SOURCE = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -46,6 +48,11 @@ class Facts:
             "claim_generator_info": [generator],
             "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": actions}}],
         }
+
+
+def public_name(model: str) -> str:
+    """What a picture tells of a model: of a directory its last name only, for where it lies is nobody's business."""
+    return Path(model).resolve().name if os.path.isdir(model) else model
 
 
 def component(i: int) -> str:

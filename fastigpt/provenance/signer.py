@@ -99,7 +99,7 @@ class Signer:
                 return signed
         except OSError:  # one of the parents' records cannot be read, else the next line raises as well
             pass
-        return self._sign(picture, mime, facts, [_without_record(parent) for parent in facts.parents])
+        return self._sign(picture, mime, facts, [(_blank(kind), kind) for _, kind in parents])
 
     def _sign(self, picture: bytes, mime: str, facts: Facts, parents: list[tuple[bytes, str]]) -> bytes:
         try:
@@ -141,9 +141,10 @@ def _mime_type(picture: bytes) -> str:
         raise ValueError(f"a parent is no image that can be read: {type(error).__name__}") from None
 
 
-def _without_record(picture: bytes) -> tuple[bytes, str]:
-    """The same image in a file of its own."""
-    with Image.open(io.BytesIO(picture)) as image:
-        plain = io.BytesIO()
-        image.convert("RGBA").save(plain, "PNG")
-    return plain.getvalue(), "image/png"
+def _blank(kind: str) -> bytes:
+    """A file of this MIME type without a record. Of a parent without one C2PA keeps the type and nothing else, so that
+    it need not be the image itself, which may be large."""
+    formats = {mime: format for format, mime in Image.MIME.items() if format in Image.SAVE}
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, formats.get(kind, "PNG"))
+    return file.getvalue()

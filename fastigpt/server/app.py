@@ -10,6 +10,7 @@ from starlette.responses import Response
 import fastigpt
 from fastigpt.server.errors import ApiError
 from fastigpt.server.middleware import Authorized, BodyLimit, Observed
+from fastigpt.server.page import router as page
 from fastigpt.server.routes import router
 from fastigpt.server.service import Service
 
@@ -23,6 +24,7 @@ def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="fastigpt", version=fastigpt.__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.include_router(router)
+    app.include_router(page)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_middleware(BodyLimit, limit=settings.max_body, patience=settings.body_patience, metrics=service.metrics)

@@ -90,19 +90,24 @@ async def answer(service: Service, request: Request, asked: Asked) -> Response:
     if service.settings.moderation.sees_pictures and partials:
         partials = 0  # they would show what the hook was not asked about
         ignored.append("partial_images")
+    ticket = submit(service, asked, rows=partials > 0)
+    headers = {"x-fastigpt-ignored": ", ".join(ignored)} if ignored else {}
+    if asked.given.stream:
+        stream = _stream(service, request, asked, ticket, partials)
+        return EventStream(stream, headers={"cache-control": "no-store", **headers}, media_type="text/event-stream")
+    return await _unless_gone(service, request, ticket, _whole(service, request, asked, ticket, headers))
+
+
+def submit(service: Service, asked: Asked, *, rows: bool) -> Ticket:
+    """Puts its images into the queue. rows: whether they are told of row by row. Raises ApiError."""
     try:
-        ticket = asked.served.batch.submit(asked.job.requests, rows=partials > 0)
+        return asked.served.batch.submit(asked.job.requests, rows=rows)
     except QueueFull as full:
         service.metrics.refused.labels("queue").inc()
         raise queue_full(full.retry_after) from None
     except Draining:
         service.metrics.refused.labels("draining").inc()
         raise draining() from None
-    headers = {"x-fastigpt-ignored": ", ".join(ignored)} if ignored else {}
-    if asked.given.stream:
-        stream = _stream(service, request, asked, ticket, partials)
-        return EventStream(stream, headers={"cache-control": "no-store", **headers}, media_type="text/event-stream")
-    return await _unless_gone(service, request, ticket, _whole(service, request, asked, ticket, headers))
 
 
 async def _unless_gone(service: Service, request: Request, ticket: Ticket, work: Any) -> Response:
@@ -137,12 +142,12 @@ async def _whole(service: Service, request: Request, asked: Asked, ticket: Ticke
         async with asyncio.TaskGroup() as encoding, aclosing(ticket.events()) as events:
             async for happened in events:
                 if isinstance(happened, Failed):
-                    raise _failed(happened, asked)
+                    raise failed(happened, asked)
                 if isinstance(happened, Done):
                     service.metrics.passes.observe(happened.passes)
-                    finished = _finished(service, asked, happened.image, happened.tokens)
-                    files[happened.image] = encoding.create_task(finished)
-            _observe(service, request, asked, ticket)
+                    file = finished(service, asked, happened.image, happened.tokens)
+                    files[happened.image] = encoding.create_task(file)
+            observe(service, request, asked, ticket)
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     finally:
@@ -166,7 +171,7 @@ async def _whole(service: Service, request: Request, asked: Asked, ticket: Ticke
     return json_response(body, headers=headers)
 
 
-async def _finished(service: Service, asked: Asked, image: int, tokens: torch.Tensor) -> bytes:
+async def finished(service: Service, asked: Asked, image: int, tokens: torch.Tensor) -> bytes:
     """The file of a finished picture, if it may be seen."""
     if service.settings.moderation.sees_pictures:
         picture = Image.fromarray(await service.encode(partial(asked.served.pixels, tokens)))
@@ -174,7 +179,8 @@ async def _finished(service: Service, asked: Asked, image: int, tokens: torch.Te
     return await service.encode(partial(service.picture, asked.served, tokens, asked.how, asked.drawn(image)))
 
 
-def _observe(service: Service, request: Request, asked: Asked, ticket: Ticket) -> None:
+def observe(service: Service, request: Request, asked: Asked, ticket: Ticket) -> None:
+    """Counts and logs how long a request waited and how long it was drawn."""
     now = asked.served.batch.now()
     started = now if ticket.started is None else ticket.started
     service.metrics.queue.observe(started - ticket.submitted)
@@ -182,7 +188,8 @@ def _observe(service: Service, request: Request, asked: Asked, ticket: Ticket) -
     note(request.scope, queue_seconds=round(started - ticket.submitted, 4), draw_seconds=round(now - started, 4))
 
 
-def _failed(happened: Failed, asked: Asked) -> ApiError:
+def failed(happened: Failed, asked: Asked) -> ApiError:
+    """What a client is told of it."""
     if isinstance(happened.error, TimeLimit):
         return took_too_long(asked.served.batch.timeout)
     return server_error()  # the batch has logged it
@@ -197,7 +204,7 @@ async def _stream(
         async with aclosing(with_keep_alive(_events(service, asked, ticket, partials))) as parts:
             async for part in parts:
                 yield part
-        _observe(service, request, asked, ticket)
+        observe(service, request, asked, ticket)
         over = True
     except ApiError as error:  # the answer has begun: its status is sent
         over = True
@@ -217,7 +224,7 @@ async def _events(service: Service, asked: Asked, ticket: Ticket, partials: int)
     async with aclosing(ticket.events()) as events:
         async for happened in events:
             if isinstance(happened, Failed):
-                raise _failed(happened, asked)
+                raise failed(happened, asked)
             images[happened.image].take(happened)
             if isinstance(happened, Done):
                 service.metrics.passes.observe(happened.passes)
@@ -232,7 +239,7 @@ async def _events(service: Service, asked: Asked, ticket: Ticket, partials: int)
                     image.shown += 1
                 if image.finished is None:
                     break
-                file = await _finished(service, asked, turn, image.finished)
+                file = await finished(service, asked, turn, image.finished)
                 more = {"usage": asked.usage(1), "seed": asked.job.seed, "index": asked.job.requests[turn].index}
                 yield _told(asked, "completed", file, more)
                 turn += 1

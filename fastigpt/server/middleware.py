@@ -22,7 +22,8 @@ GONE = 499
 """Status of requests whose clients left before there was an answer; nobody receives it."""
 
 OPEN = frozenset({"/", "/favicon.ico", "/healthz", "/readyz", "/metrics"})
-"""Paths that need no key."""
+"""Paths that need no key, besides those below PAGE."""
+PAGE = "/page/"
 
 
 def note(scope: Scope, **facts: Any) -> None:
@@ -72,7 +73,7 @@ class Authorized:
         self.app, self.keys, self.metrics = app, keys, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in OPEN:
+        if scope["type"] == "http" and scope["path"] not in OPEN and not scope["path"].startswith(PAGE):
             headers = dict(scope["headers"])
             given = headers.get(b"authorization")
             if not self.keys.allow(None if given is None else given.decode("latin-1")):

@@ -27,9 +27,14 @@ async def generations(request: Request) -> Response:
     """Draws images."""
     service = service_of(request)
     given = parsed(Generation, await read_json(request), strings=False)
+    return await answer(service, request, generation_asked(service, given))
+
+
+def generation_asked(service: Service, given: Generation | Edit) -> Asked:
+    """What it means to a model. Raises ApiError."""
     served = service.find(given.model)
     how = _encoding(given, served.scale(given.size))
-    return await answer(service, request, Asked("image_generation", given, served, served.generation(given), how))
+    return Asked("image_generation", given, served, served.generation(given), how)
 
 
 @router.post("/v1/images/edits", responses=ERRORS, openapi_extra=EDITS)
@@ -38,6 +43,11 @@ async def edits(request: Request) -> Response:
     service = service_of(request)
     body = await read_edit(request)
     given = parsed(Edit, body.given, strings=body.strings)
+    return await answer(service, request, await edit_asked(service, body, given))
+
+
+async def edit_asked(service: Service, body: Body, given: Edit) -> Asked:
+    """What it means to a model, its pictures decoded. Raises ApiError."""
     served = service.find(given.model)
     how = _encoding(given, served.scale(given.size))
     _check_pictures(body, given)
@@ -49,7 +59,7 @@ async def edits(request: Request) -> Response:
         job = served.edit(given, photo, mask)
         return Asked("image_edit", given, served, job, how, photo, (body.images[0],))
 
-    return await answer(service, request, await service.decode(decode))
+    return await service.decode(decode)
 
 
 def _check_pictures(body: Body, given: Edit) -> None:

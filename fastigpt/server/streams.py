@@ -37,7 +37,9 @@ def partial_rows(canvas: torch.Tensor, partials: int) -> list[int]:
     return sorted({drawn[place - 1] + 1 for place in places if 0 < place < len(drawn)})
 
 
-async def with_keep_alive(parts: AsyncIterator[bytes], seconds: float = KEEP_ALIVE) -> AsyncGenerator[bytes]:
+async def with_keep_alive(
+    parts: AsyncIterator[bytes], seconds: float = KEEP_ALIVE, comment: bytes = b": keep-alive\n\n"
+) -> AsyncGenerator[bytes]:
     """The parts, and comments in between while none comes."""
     following: asyncio.Future[bytes] | None = None
     try:
@@ -45,7 +47,7 @@ async def with_keep_alive(parts: AsyncIterator[bytes], seconds: float = KEEP_ALI
             following = following or asyncio.ensure_future(anext(parts))
             await asyncio.wait({following}, timeout=seconds)
             if not following.done():
-                yield b": keep-alive\n\n"
+                yield comment
                 continue
             try:
                 part = following.result()
