@@ -8,7 +8,7 @@ pictures arrive as they are drawn:
     {"type": "end"}
 
 Sizes and rows count pixels of the picture as the model draws it; of an upload `kept` shows what stays, the rest
-transparent. Empty lines keep the connection open.
+transparent. Seeds and indices are strings: numbers so large are rounded in JavaScript. Empty lines keep the connection open.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ async def _lines(service: Service, asked: Asked, ticket: Ticket) -> AsyncGenerat
             if isinstance(happened, Done):
                 service.metrics.passes.observe(happened.passes)
                 file = await finished(service, asked, happened.image, happened.tokens)
-                index = asked.job.requests[happened.image].index
+                index = str(asked.job.requests[happened.image].index)
                 picture = {"type": "image", "image": happened.image, "index": index, "b64_json": _base64(file)}
                 yield _line(picture)
 
@@ -103,10 +103,10 @@ def _start(service: Service, asked: Asked) -> dict[str, Any]:
     start = {
         "type": "start",
         "model": asked.served.name,
-        "seed": asked.job.seed,
+        "seed": str(asked.job.seed),
         "height": height,
         "width": width,
-        "indices": [request.index for request in asked.job.requests],
+        "indices": [str(request.index) for request in asked.job.requests],
         "signed": service.settings.sign is not None,
     }
     if asked.upload is not None:

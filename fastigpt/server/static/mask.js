@@ -2,6 +2,8 @@
 
 const SIDE = 768; // pixels of the canvas it is painted on, its longer side
 
+const EDGE = 3; // pixels of the line around what is marked
+
 export class Mask {
   // element: a canvas. state: where it is told how much is marked. changed: called whenever that changes.
   constructor(element, state, changed) {
@@ -155,8 +157,15 @@ export class Mask {
       const y = Math.floor(i / this.columns) * this.scale;
       context.fillStyle = `rgb(${color} / .78)`;
       context.fillRect(x, y, this.scale, this.scale);
-      context.strokeStyle = "rgb(255 255 255 / .35)";
-      context.strokeRect(x + 0.5, y + 0.5, this.scale, this.scale);
+      // A white line where it ends, on whatever photo.
+      const open = (row, column) => !this.cells[row * this.columns + column] || column < 0 || column >= this.columns;
+      const row = Math.floor(i / this.columns);
+      const column = i % this.columns;
+      context.fillStyle = "#fff";
+      if (open(row - 1, column)) context.fillRect(x, y, this.scale, EDGE);
+      if (open(row + 1, column)) context.fillRect(x, y + this.scale - EDGE, this.scale, EDGE);
+      if (open(row, column - 1)) context.fillRect(x, y, EDGE, this.scale);
+      if (open(row, column + 1)) context.fillRect(x + this.scale - EDGE, y, EDGE, this.scale);
     });
     if (document.activeElement === this.element) {
       const before = Math.floor((this.brush - 1) / 2);

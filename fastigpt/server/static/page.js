@@ -5,7 +5,18 @@ import { Batch, Refused, ask } from "/page/pictures.js";
 
 const $ = (id) => document.getElementById(id);
 const KEY = "fastigpt-key";
-const SHOWN_EXAMPLES = 4;
+const SHOWN_EXAMPLES = 3;
+const FIELDS = {
+  prompt: "prompt",
+  negative_prompt: "negative",
+  n: "n",
+  seed: "seed",
+  temperature: "temperature",
+  guidance_scale: "guidance",
+  model: "model",
+  image: "file",
+  mask: "mask-canvas",
+};
 
 let models = [];
 let photo = null; // the File
@@ -26,7 +37,6 @@ function fail(message, field) {
     field.setAttribute("aria-invalid", "true");
     field.focus();
   }
-  $("failure").scrollIntoView({ block: "nearest" });
 }
 
 // --- models and their words ---
@@ -155,7 +165,8 @@ async function draw(form, title) {
     await batch.draw(form, key());
   } catch (error) {
     if (error.status === 401) $("key-field").hidden = false;
-    fail(error instanceof Refused ? error.message : `Something went wrong here: ${error.message}`);
+    const field = $(FIELDS[error.parameter]);
+    fail(error instanceof Refused ? error.message : `Something went wrong here: ${error.message}`, field);
     $("empty").hidden = document.querySelector(".batch") !== null;
   }
 }

@@ -6,10 +6,12 @@ const ICONS = {
 };
 
 // A request that the server refused, or that failed; the message is for people. status: of HTTP, 0 without one.
+// parameter: the one that is wrong, if it is one.
 export class Refused extends Error {
-  constructor(message, status = 0) {
+  constructor(message, status = 0, parameter = null) {
     super(message);
     this.status = status;
+    this.parameter = parameter;
   }
 }
 
@@ -25,7 +27,7 @@ export async function ask(path, key, options = {}) {
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
   const message = body?.error?.message ?? `The server answered with status ${response.status}.`;
-  throw new Refused(message, response.status);
+  throw new Refused(message, response.status, body?.error?.param);
 }
 
 async function* lines(response) {
