@@ -27,9 +27,9 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(page)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(BodyLimit, limit=settings.max_body, patience=settings.body_patience, metrics=service.metrics)
     if settings.keys is not None:
         app.add_middleware(Authorized, keys=settings.keys, metrics=service.metrics)
+    app.add_middleware(BodyLimit, limit=settings.max_body, patience=settings.body_patience, metrics=service.metrics)
     app.add_middleware(Observed, metrics=service.metrics)
     return app
 

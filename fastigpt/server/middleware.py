@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -84,8 +85,8 @@ class Authorized:
 
 class BodyLimit:
     """Refuses bodies of more than `limit` bytes, whether they say so or not, and those that do not go on for `patience`
-    seconds. What a client is still sending is read and thrown away, up to as much again, so that it hears the answer.
-    """
+    seconds. What is still being sent when there is an answer, whatever it is, is read and thrown away, up to as much
+    again: a connection that is closed over it would be reset, and the answer lost."""
 
     def __init__(self, app: ASGIApp, limit: int, patience: float, metrics: Metrics) -> None:
         self.app, self.limit, self.patience, self.metrics = app, limit, patience, metrics
@@ -93,46 +94,60 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.limit:
-            return await self._refuse(scope, receive, send, int(declared))
-        arrived, complete, answered = 0, False, False
+        body, answered = _Body(receive, self.patience), False
 
         async def limited() -> Message:
-            nonlocal arrived, complete
-            if complete:
-                return await receive()
-            try:
-                async with asyncio.timeout(self.patience):
-                    message = await receive()
-            except TimeoutError:
-                raise _Slow from None
-            arrived += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if arrived > self.limit:
+            message = await body.receive()
+            if body.arrived > self.limit:
                 raise _Large
             return message
 
-        async def watched(message: Message) -> None:
+        async def answer(message: Message) -> None:
             nonlocal answered
+            if not answered and declared <= 2 * self.limit:
+                await body.discard(2 * self.limit)
             answered = True
             await send(message)
 
+        text = dict(scope["headers"]).get(b"content-length", b"")
+        declared = int(text) if text.isdigit() and len(text) < 20 else 0
         try:
-            await self.app(scope, limited, watched)
+            if declared > self.limit:
+                raise _Large
+            await self.app(scope, limited, answer)
         except _Large:
-            if not answered:
-                await self._refuse(scope, receive, send, None)
+            self.metrics.refused.labels("size").inc()
+            await too_large(self.limit).response()(scope, receive, answer)
         except _Slow:
             self.metrics.refused.labels("slow").inc()
             if not answered:
                 await too_slow(self.patience).response()(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send, declared: int | None) -> None:
-        self.metrics.refused.labels("size").inc()
-        if declared is None or declared <= 2 * self.limit:
-            await _discard(receive, self.limit, self.patience)
-        await too_large(self.limit).response()(scope, receive, send)
+
+class _Body:
+    """arrived: bytes of it. complete: whether that is all."""
+
+    def __init__(self, receive: Receive, patience: float) -> None:
+        self._receive, self._patience = receive, patience
+        self.arrived, self.complete = 0, False
+
+    async def receive(self) -> Message:
+        if self.complete:  # there is only the client's leaving to wait for
+            return await self._receive()
+        try:
+            async with asyncio.timeout(self._patience):
+                message = await self._receive()
+        except TimeoutError:
+            raise _Slow from None
+        self.arrived += len(message.get("body", b""))
+        self.complete = not message.get("more_body", False)
+        return message
+
+    async def discard(self, most: int) -> None:
+        """Reads what is left of it, until so many bytes have arrived in all."""
+        with suppress(_Slow):
+            while not self.complete and self.arrived < most:
+                await self.receive()
 
 
 class _Large(BaseException):
@@ -141,15 +156,3 @@ class _Large(BaseException):
 
 class _Slow(BaseException):
     """Likewise."""
-
-
-async def _discard(receive: Receive, most: int, patience: float) -> None:
-    try:
-        async with asyncio.timeout(patience):
-            while most > 0:
-                message = await receive()
-                most -= len(message.get("body", b""))
-                if not message.get("more_body", False):
-                    return
-    except TimeoutError:
-        return

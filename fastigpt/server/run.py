@@ -99,10 +99,10 @@ def serve(
 ) -> int:
     """Serves until SIGTERM or SIGINT; then takes no more requests, finishes those it has, and returns the exit status:
     0, or the signal's if a second one did not let it finish."""
-    logs.configure()
     with listen(address) as bound:
         served = load_models(models, loading, batches)
         service = Service(served, settings)
+        logs.configure()
         server = Server(create_app(service), service.drain, address.connections)
         where = f"http://{_bracketed(address.host)}:{bound.getsockname()[1]}"
         print(f"serving {', '.join(models)} at {where}; clients take base_url={where}/v1", flush=True)

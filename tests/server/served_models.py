@@ -39,6 +39,7 @@ class Gate:
         self.steps = 0
         self.added: list[Any] = []  # requests, in the order in which they got slots
         self.error: Exception | None = None  # what the next step raises
+        self.stands = threading.Event()  # a step waits to be let
         self._let = threading.Semaphore(0)
         self._open = False
         self._engine = model.engine
@@ -82,6 +83,7 @@ class _Gated:
     def step(self, seconds: float) -> Any:
         gate = self._gate
         if not gate._open and seconds:  # 0: the batch is being started
+            gate.stands.set()
             gate._let.acquire()
         gate.steps += 1
         if gate.error is not None:
