@@ -8,7 +8,8 @@ pictures arrive as they are drawn:
     {"type": "end"}
 
 Sizes and rows count pixels of the picture as the model draws it; of an upload `kept` shows what stays, the rest
-transparent. Seeds and indices are strings: numbers so large are rounded in JavaScript. Empty lines keep the connection open.
+transparent. Seeds and indices are strings: JavaScript rounds numbers that are so large. Empty lines keep the connection
+open.
 """
 
 from __future__ import annotations
