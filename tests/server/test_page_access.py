@@ -97,6 +97,7 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(server, visit, photo):
     page.locator("#file-name").evaluate("(name) => (name.textContent = 'x'.repeat(200))")
     page.get_by_role("button", name="Draw 4 pictures").click()
     finished(page, 4)
+    expect(page.locator(".picture img").first).to_be_in_viewport()  # they are below the form
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     small = page.evaluate(
         """[...document.querySelectorAll("button, a, input, summary, select")]

@@ -159,8 +159,6 @@ async function draw(form, title) {
     draw(once, `${title}, no. ${index} again`);
   };
   const batch = new Batch($("results"), title, again, status);
-  const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  batch.section.scrollIntoView({ block: "nearest", behavior: calm ? "auto" : "smooth" });
   try {
     await batch.draw(form, key());
   } catch (error) {

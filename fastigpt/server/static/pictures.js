@@ -148,6 +148,14 @@ export class Batch {
       this.list.append(item);
       this.pictures.push({ index, canvas, context, item, foot, rows: 0, finished: false });
     }
+    this.#reveal();
+  }
+
+  // Below the form on narrow screens, so that they would be out of sight.
+  #reveal() {
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    const below = matchMedia("(max-width: 56rem)").matches;
+    this.section.scrollIntoView({ block: below ? "start" : "nearest", behavior: calm ? "auto" : "smooth" });
   }
 
   #rows(event) {
