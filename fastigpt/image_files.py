@@ -59,6 +59,16 @@ def from_bytes(data: bytes, name: str, *, formats: Sequence[str], max_pixels: in
         raise ValueError(f"{name} cannot be read as {' or '.join(formats)}: {_reason(error)}") from None
 
 
+def mime_type(data: bytes) -> str:
+    """Of an image file, by its content; nothing is decoded. Raises ValueError for what is in no format that Pillow
+    knows."""
+    try:
+        with _open(BytesIO(data)) as image:
+            return Image.MIME.get(image.format or "", "application/octet-stream")
+    except Exception as error:  # readers of headers raise whatever a damaged file leads them to
+        raise ValueError(f"it cannot be read: {_reason(error)}") from None
+
+
 def from_pil(image: Image.Image, name: str) -> Image.Image:
     """A PIL image of any mode as `read_image` returns it: upright by the EXIF orientation it still carries.
 

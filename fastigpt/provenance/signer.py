@@ -11,6 +11,7 @@ import c2pa
 from PIL import Image
 
 import fastigpt
+from fastigpt.image_files import mime_type
 from fastigpt.provenance.certificates import Certificate
 from fastigpt.provenance.facts import Facts, component
 from fastigpt.provenance.identity import ROOT_CERTIFICATE, data_directory, own_leaf
@@ -132,13 +133,11 @@ def open_signer(certificate: Path | None = None, key: Path | None = None) -> Sig
     return Signer.from_files(certificate, key)
 
 
-def _mime_type(picture: bytes) -> str:
-    """Of a file's content, whatever its name says."""
+def _mime_type(parent: bytes) -> str:
     try:
-        with Image.open(io.BytesIO(picture)) as image:
-            return Image.MIME.get(image.format or "", "application/octet-stream")
-    except Exception as error:  # readers of images raise what their innards happen to raise
-        raise ValueError(f"a parent is no image that can be read: {type(error).__name__}") from None
+        return mime_type(parent)
+    except ValueError as error:
+        raise ValueError(f"a parent is no image: {error}") from None
 
 
 def _blank(kind: str) -> bytes:

@@ -96,16 +96,20 @@ def test_a_grid_tells_how_many_images_and_all_photographs(own):
     assert (report.facts["count"], report.facts["parent"], report.facts["made"]) == ("12", "3 pictures", "created")
 
 
-def test_the_damaged_record_of_a_parent_is_left_out(own):
-    signed = own.sign(encoded(seed=1), "png", FACTS)
-    start, rng = signed.index(b"caBX") + 4, np.random.default_rng(1)
+def damaged(signed: bytes, place: int, junk: bytes) -> bytes:
+    """A signed PNG whose record has other bytes at this place, and a checksum that fits."""
+    start = signed.index(b"caBX") + 4
     (length,) = struct.unpack(">I", signed[start - 8 : start - 4])
+    record = bytearray(signed[start : start + length])
+    record[place : place + len(junk)] = junk
+    checksum = struct.pack(">I", zlib.crc32(b"caBX" + record))
+    return signed[:start] + record + checksum + signed[start + length + 4 :]
+
+
+def test_the_damaged_record_of_a_parent_is_left_out(own):
+    signed, rng = own.sign(encoded(seed=1), "png", FACTS), np.random.default_rng(1)
     for _ in range(20):
-        record = bytearray(signed[start : start + length])
-        place = int(rng.integers(100, 2000))
-        record[place : place + 100] = rng.bytes(100)
-        checksum = struct.pack(">I", zlib.crc32(b"caBX" + record))
-        parent = signed[:start] + record + checksum + signed[start + length + 4 :]
+        parent = damaged(signed, int(rng.integers(100, 2000)), rng.bytes(100))
         made = own.sign(encoded(), "png", Facts("scenes", 1, 2, parents=(parent,)))
         assert read(made).state is State.VALID and read(made).facts["made"] == "edited"
 
@@ -243,3 +247,13 @@ def test_other_formats_and_parents_are_refused(own):
         own.sign(encoded(), "png", Facts("m", 1, 2, parents=(b"nothing",)))
     with pytest.raises(OSError, match="cannot be signed"):
         own.sign(b"nothing", "png", FACTS)
+
+
+def test_a_large_parent_is_neither_decoded_nor_warned_about(own, recwarn):
+    """Of a picture of many pixels nothing but the header is looked at, whatever its record is like."""
+    large = bytearray(damaged(own.sign(encoded(seed=1), "png", FACTS), 0, b"junk" * 20))
+    large[16:24] = struct.pack(">II", 30_000, 30_000)  # in IHDR
+    large[29:33] = struct.pack(">I", zlib.crc32(large[12:29]))
+    signed = own.sign(encoded(), "png", Facts("m", 1, 2, parents=(bytes(large),)))
+    assert read(signed).facts["parent"] == "image/png without a record of its own"
+    assert not recwarn.list
