@@ -52,7 +52,7 @@ for arguments in {calls}:
 
 
 def test_help_of_every_command_and_the_version_come_without_torch():
-    names = ["sample", "complete", "info", "convert", "bench", "train", "probe", "serve"]
+    names = ["sample", "complete", "info", "convert", "bench", "train", "probe", "serve", "verify"]
     calls = [[], ["--help"], ["-h"], ["--version"], *([name, "--help"] for name in names)]
     assert not modules_after(CALL.format(calls=calls)) & HEAVY
 

@@ -84,13 +84,13 @@ def serve(
         moderation=_moderation(moderation, blocked_words),
         sign=sign,
     )
-    print("\n".join(told), flush=True)
     status = run(
         models,
         Address(host, port, connections),
         settings,
         loading={"device": device, "backend": backend, "dtype": dtype, "kv_dtype": kv_dtype},
         batches={"capacity": batch_size, "max_queue": max_queue, "timeout": timeout},
+        notes=told,
     )
     raise typer.Exit(status)
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -96,16 +96,17 @@ def serve(
     *,
     loading: Mapping[str, Any],
     batches: Mapping[str, Any],
+    notes: Sequence[str] = (),
 ) -> int:
     """Serves until SIGTERM or SIGINT; then takes no more requests, finishes those it has, and returns the exit status:
-    0, or the signal's if a second one did not let it finish."""
+    0, or the signal's if a second one did not let it finish. notes: what else the operator is told at the start."""
     with listen(address) as bound:
         served = load_models(models, loading, batches)
         service = Service(served, settings)
         logs.configure()
         server = Server(create_app(service), service.drain, address.connections)
         where = f"http://{_bracketed(address.host)}:{bound.getsockname()[1]}"
-        print(f"serving {', '.join(models)} at {where}; clients take base_url={where}/v1", flush=True)
+        print(f"serving {', '.join(models)} at {where}; clients take base_url={where}/v1", *notes, sep="\n", flush=True)
         server.run(sockets=[bound])
         service.close()
     return 0 if server.forced is None else 128 + server.forced
