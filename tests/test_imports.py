@@ -24,7 +24,11 @@ def modules_after(code: str, **environment: str) -> set[str]:
     return set(result.stderr.splitlines()[-1].split())
 
 
-HEAVY = {"fastapi", "uvicorn", "prometheus_client", "pydantic", "torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors", "tqdm", "matplotlib", "triton"}
+HEAVY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors", "tqdm", "matplotlib", "triton"} | {
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
+}
 CALL = """
 import sys
 from fastigpt.cli import main

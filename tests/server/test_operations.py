@@ -51,6 +51,7 @@ def test_health_and_metrics():
             'fastigpt_slots{model="tiny"} 4.0',
             "fastigpt_passes_count 3.0",
             "fastigpt_queue_seconds_count 1.0",
+            "fastigpt_first_row_seconds_count 1.0",
             "fastigpt_draw_seconds_count 1.0",
             "fastigpt_sign_seconds_count 0.0",
         ):
@@ -243,7 +244,12 @@ def test_the_log_is_json_and_tells_nothing_of_what_was_asked_for():
     line = json.loads(logs.JsonLines().format(first))
     assert line["event"] == "request" and line["route"] == "/v1/images/generations" and line["images"] == 2
     assert line["request_id"] == answer._request_id and line["model"] == "tiny" and line["level"] == "info"
-    assert line["queue_seconds"] >= 0 and line["draw_seconds"] >= 0 and line["seconds"] > 0
+    assert (
+        line["queue_seconds"] >= 0
+        and line["draw_seconds"] >= 0
+        and line["first_row_seconds"] > 0
+        and line["seconds"] > 0
+    )
     text = logs.JsonLines().format(first) + logs.JsonLines().format(second)
     assert not re.search('house|horse|mine|"me"|you|127.0.0.1', text)
 

@@ -26,7 +26,7 @@ def test_the_schema_names_every_parameter():
 @pytest.mark.slow
 def test_requests_made_up_from_the_schema_are_answered_as_it_says():
     import schemathesis
-    from hypothesis import HealthCheck, Phase, settings
+    from hypothesis import HealthCheck, Phase, given, settings
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
@@ -36,7 +36,7 @@ def test_requests_made_up_from_the_schema_are_answered_as_it_says():
             strategy = operation.ok().as_strategy()
 
             @settings(max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
-            @__import__("hypothesis").given(case=strategy)
+            @given(case=strategy)
             def one(case):
                 answer = case.call(base_url=server.url)
                 case.validate_response(
