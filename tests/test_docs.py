@@ -51,11 +51,15 @@ NEEDS = {
 }
 
 
+# Run where there is a server to run them against: tests/server/test_serving_docs.py.
+SERVED = 'title="needs fastigpt serve"'
+
+
 def run_page(page: Path, also: str = "") -> None:
     """Runs the blocks that need nothing, and those with this info string."""
     names: dict[str, object] = {"__name__": "__main__"}
     for line, info_string, code in blocks(page, "python"):
-        assert not info_string or info_string in NEEDS
+        assert not info_string or info_string in NEEDS or info_string == SERVED
         if info_string in ("", also):
             # Empty lines in front make tracebacks name the line of the page.
             exec(compile("\n" * line + code, str(page), "exec"), names)
@@ -92,7 +96,7 @@ def test_python_blocks_run(page, folder, capsys):
 
 @pytest.mark.parametrize(
     "page, info_string",
-    sorted({(page, info) for page in PAGES for _, info, _ in blocks(page, "python") if info}),
+    sorted({(page, info) for page in PAGES for _, info, _ in blocks(page, "python") if info in NEEDS}),
     ids=lambda value: str(value.relative_to(ROOT)) if isinstance(value, Path) else value[len('title="') : -1],
 )
 def test_python_blocks_with_needs_run(page, info_string, folder, capsys):

@@ -24,20 +24,12 @@ def modules_after(code: str, **environment: str) -> set[str]:
     return set(result.stderr.splitlines()[-1].split())
 
 
-HEAVY = {
+HEAVY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors", "tqdm", "matplotlib", "triton"} | {
     "fastapi",
     "uvicorn",
     "prometheus_client",
-    "pydantic",
-    "torch",
-    "numpy",
-    "PIL",
-    "transformers",
-    "huggingface_hub",
-    "safetensors",
-    "tqdm",
-    "matplotlib",
-    "triton",
+    "c2pa",
+    "cryptography",
 }
 CALL = """
 import sys

@@ -245,7 +245,7 @@ class Batch:
         assert session is not None
         started = self._clock()
         moved = session.step(min(LONGEST_STEP, max(SHORTEST_STEP, self._row_seconds / 2)))
-        self._measure(moved, self._clock() - started)
+        self._measure(moved, started, self._clock())
         done = [advance.slot for advance in moved if advance.decided >= self._height * self._columns]
         rows = [slot for slot, drawn in self._slots.items() if drawn.ticket.wants_rows and drawn.rows > drawn.told]
         wanted = list(dict.fromkeys([*rows, *done]))
@@ -267,13 +267,16 @@ class Batch:
             for ticket, event in ends:
                 self._finish(ticket, event, told)
 
-    def _measure(self, moved: Sequence[Advance], seconds: float) -> None:
+    def _measure(self, moved: Sequence[Advance], started: float, now: float) -> None:
         """How long a row takes, and how many there were."""
-        more = 0
+        more, seconds = 0, now - started
         for advance in moved:
             drawn = self._slots[advance.slot]
             more += advance.decided // self._columns - drawn.rows
             drawn.rows = advance.decided // self._columns
+            ticket = drawn.ticket
+            if ticket.first_row is None and drawn.rows > ticket.known // self._columns:
+                ticket.first_row = now
         self.counts.rows += more
         self._since_image += seconds
         if more:

@@ -185,7 +185,14 @@ def observe(service: Service, request: Request, asked: Asked, ticket: Ticket) ->
     started = now if ticket.started is None else ticket.started
     service.metrics.queue.observe(started - ticket.submitted)
     service.metrics.draw.observe(now - started)
-    note(request.scope, queue_seconds=round(started - ticket.submitted, 4), draw_seconds=round(now - started, 4))
+    first_row = (now if ticket.first_row is None else ticket.first_row) - ticket.submitted
+    service.metrics.first_row.observe(first_row)
+    note(
+        request.scope,
+        queue_seconds=round(started - ticket.submitted, 4),
+        first_row_seconds=round(first_row, 4),
+        draw_seconds=round(now - started, 4),
+    )
 
 
 def failed(happened: Failed, asked: Asked) -> ApiError:

@@ -26,6 +26,9 @@ class Metrics:
         self.queue = Histogram(
             "fastigpt_queue_seconds", "From a request to its first slot.", registry=registry, buckets=_SECONDS
         )
+        self.first_row = Histogram(
+            "fastigpt_first_row_seconds", "From a request to its first row.", registry=registry, buckets=_SECONDS
+        )
         self.draw = Histogram(
             "fastigpt_draw_seconds", "From the first slot to the last image.", registry=registry, buckets=_SECONDS
         )

@@ -19,6 +19,8 @@ from fastigpt.server.metrics import Metrics
 
 LOG = logging.getLogger("fastigpt.server")
 
+_WHOLE = 10  # times the patience for a part of a body is that for all of it
+
 GONE = 499
 """Status of requests whose clients left before there was an answer; nobody receives it."""
 
@@ -85,8 +87,9 @@ class Authorized:
 
 class BodyLimit:
     """Refuses bodies of more than `limit` bytes, whether they say so or not, and those that do not go on for `patience`
-    seconds. What is still being sent when there is an answer, whatever it is, is read and thrown away, up to as much
-    again: a connection that is closed over it would be reset, and the answer lost."""
+    seconds or are not there after ten times as long. What is still being sent when there is an answer, whatever it is,
+    is read and thrown away, up to as much again: a connection that is closed over it would be reset, and the answer
+    lost."""
 
     def __init__(self, app: ASGIApp, limit: int, patience: float, metrics: Metrics) -> None:
         self.app, self.limit, self.patience, self.metrics = app, limit, patience, metrics
@@ -129,13 +132,14 @@ class _Body:
 
     def __init__(self, receive: Receive, patience: float) -> None:
         self._receive, self._patience = receive, patience
+        self._end = asyncio.get_running_loop().time() + _WHOLE * patience
         self.arrived, self.complete = 0, False
 
     async def receive(self) -> Message:
         if self.complete:  # there is only the client's leaving to wait for
             return await self._receive()
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout_at(min(self._end, asyncio.get_running_loop().time() + self._patience)):
                 message = await self._receive()
         except TimeoutError:
             raise _Slow from None

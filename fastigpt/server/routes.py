@@ -12,7 +12,7 @@ from fastigpt.server.errors import ApiError, json_response
 from fastigpt.server.images import Asked, answer
 from fastigpt.server.parameters import Edit, Generation, parsed
 from fastigpt.server.pictures import Encoding, read_mask, read_upload
-from fastigpt.server.schemas import EDITS, ERRORS, GENERATIONS, MODEL, MODELS, TEXT
+from fastigpt.server.schemas import EDITS, ERRORS, GENERATIONS, MODEL, MODELS, NAMED, TEXT
 from fastigpt.server.service import Service
 
 router = APIRouter()
@@ -85,11 +85,11 @@ async def models(request: Request) -> Response:
     return json_response({"object": "list", "data": data})
 
 
-@router.get("/v1/models/{model:path}", responses=ERRORS | MODEL)
-async def model(request: Request, model: str) -> Response:
+@router.get("/v1/models/{model:path}", responses=ERRORS | MODEL, openapi_extra=NAMED)
+async def model(request: Request) -> Response:
     """One of them."""
     service = service_of(request)
-    return json_response(service.find(model).described(bool(service.settings.moderation)))
+    return json_response(service.find(request.path_params["model"]).described(bool(service.settings.moderation)))
 
 
 @router.get("/healthz", responses=TEXT)

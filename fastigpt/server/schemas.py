@@ -127,5 +127,6 @@ def _route(bodies: Json) -> Json:
     return {"requestBody": {"required": True, "content": content}, "responses": {"200": _PICTURES}}
 
 
+NAMED: Json = {"parameters": [{"name": "model", "in": "path", "required": True, "schema": _STRING}]}
 GENERATIONS = _route({"application/json": _nullable(Generation)})
 EDITS = _route({"multipart/form-data": _edit_form(), "application/json": _edit_json()})

@@ -49,7 +49,8 @@ class Ticket:
 
     requests: its canvases, which begin alike. wants_rows: whether there are Rows events. submitted, started, deadline:
     seconds of the batch's clock when it was submitted, when its first canvas got a slot (None: it waits), and when it
-    is given up. prefill: tokens that are read before the first is drawn. unfinished, over: the batch's.
+    is given up; first_row: when the first row that was drawn was final. known: tokens before the first that is drawn.
+    prefill: tokens that are read before that. unfinished, over: the batch's.
     """
 
     def __init__(
@@ -64,7 +65,11 @@ class Ticket:
         self.requests, self.wants_rows = tuple(requests), wants_rows
         self.submitted, self.deadline = submitted, deadline
         self.started: float | None = None
-        self.prefill = _read_first(requests[0])
+        self.first_row: float | None = None
+        first = requests[0]
+        unknown = (first.tokens < 0).nonzero()
+        self.known = int(unknown[0]) if len(unknown) else len(first.tokens)
+        self.prefill = sum(len(prefix) + self.known for prefix in (first.prefix, first.negative) if prefix)
         self.unfinished, self.over = len(requests), False
         self._give_up = give_up
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -89,10 +94,3 @@ class Ticket:
     def deliver(self, event: Event) -> None:
         """For the batch, on the ticket's event loop."""
         self._events.put_nowait(event)
-
-
-def _read_first(request: Request) -> int:
-    """Tokens that are read before the first is drawn, of all of the request's sequences."""
-    unknown = (request.tokens < 0).nonzero()
-    known = int(unknown[0]) if len(unknown) else 0
-    return sum(len(prefix) + known for prefix in (request.prefix, request.negative) if prefix)

@@ -11,11 +11,11 @@ import numpy as np
 import openai
 import pytest
 import torch
-from live import Live, live, pixels
+from live import Live, live, pixels, png, records
 from PIL import Image
 from served_models import Gate, tiny_model
 
-from fastigpt.server.service import Settings
+from fastigpt.server.service import Drawn, Settings
 
 
 @pytest.fixture(scope="module")
@@ -196,8 +196,6 @@ def test_a_failure_in_the_middle_of_a_stream_is_an_event():
 
 def test_a_full_queue_is_waited_for_by_the_client():
     """The official client hears 429 with Retry-After, waits, and gets its picture."""
-    from live import records
-
     model = tiny_model()
     gate = Gate(model)
     with live(model, capacity=1, max_queue=0) as server, records() as log, gate.closed():
@@ -232,3 +230,28 @@ def test_the_bundled_model():
             2, prompt="a red house on snow at night", seed=3, guidance_scale=2.0, output_type="np"
         )
     assert np.array_equal([pixels(image.b64_json) for image in answer.data], expected.repeat(32, 1).repeat(32, 2))
+
+
+def test_pictures_are_signed_by_whatever_the_operator_brings():
+    """Finished ones and partial ones, each with what it was drawn from."""
+    signed = []
+
+    def sign(picture: bytes, format: str, drawn: Drawn) -> bytes:
+        signed.append((format, drawn))
+        return picture + b"signed"
+
+    with live(settings=Settings(sign=sign)) as server:
+        client, how = server.client(), {"seed": 5, "first_index": 8}
+        answer = client.images.generate(prompt="", n=2, output_format="webp", extra_body=how)
+        assert all(base64.b64decode(image.b64_json).endswith(b"signed") for image in answer.data)
+        assert sorted(signed, key=lambda one: one[1].index) == [
+            ("webp", Drawn("tiny", 5, 8)),
+            ("webp", Drawn("tiny", 5, 9)),
+        ]
+        signed.clear()
+        events = list(client.images.generate(prompt="", stream=True, partial_images=1, extra_body=how))
+        assert [base64.b64decode(event.b64_json).endswith(b"signed") for event in events] == [True, True]
+        photo = png(np.zeros((6, 4, 3), np.uint8))
+        client.images.edit(image=photo, prompt="", extra_body={**how, "rows": 2})
+        assert signed[-1] == ("png", Drawn("tiny", 5, 8, (photo,)))
+        assert "fastigpt_sign_seconds_count 5.0" in server.get("/metrics").text

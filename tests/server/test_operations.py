@@ -51,6 +51,7 @@ def test_health_and_metrics():
             'fastigpt_slots{model="tiny"} 4.0',
             "fastigpt_passes_count 3.0",
             "fastigpt_queue_seconds_count 1.0",
+            "fastigpt_first_row_seconds_count 1.0",
             "fastigpt_draw_seconds_count 1.0",
             "fastigpt_sign_seconds_count 0.0",
         ):
@@ -243,7 +244,12 @@ def test_the_log_is_json_and_tells_nothing_of_what_was_asked_for():
     line = json.loads(logs.JsonLines().format(first))
     assert line["event"] == "request" and line["route"] == "/v1/images/generations" and line["images"] == 2
     assert line["request_id"] == answer._request_id and line["model"] == "tiny" and line["level"] == "info"
-    assert line["queue_seconds"] >= 0 and line["draw_seconds"] >= 0 and line["seconds"] > 0
+    assert (
+        line["queue_seconds"] >= 0
+        and line["draw_seconds"] >= 0
+        and line["first_row_seconds"] > 0
+        and line["seconds"] > 0
+    )
     text = logs.JsonLines().format(first) + logs.JsonLines().format(second)
     assert not re.search('house|horse|mine|"me"|you|127.0.0.1', text)
 
@@ -314,8 +320,30 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_draining_in_the_middle_of_a_stream():
+    """It is finished; meanwhile nobody new is let in, and /readyz says so."""
+    model = tiny_model()
+    gate = Gate(model)
+    with live(model) as server, gate.closed():
+        gate.let(13)
+        events = iter(server.client().images.generate(prompt="", stream=True, partial_images=1))
+        next(events)
+        draining = threading.Thread(target=server.service.drain)
+        draining.start()
+        while server.get("/readyz").status_code == 200:  # the thread has not begun
+            pass
+        assert server.get("/healthz").status_code == 200
+        with pytest.raises(openai.InternalServerError) as caught:
+            server.client().images.generate(prompt="")
+        assert caught.value.code == "server_shutting_down" and caught.value.status_code == 503
+        gate.let_all()
+        assert next(events).type == "image_generation.completed"
+        draining.join(60)
+
+
+@pytest.mark.slow
 def test_sigterm_in_the_middle_of_a_stream(checkpoint):
-    """It is finished, nobody new is let in, /readyz says so, and the process ends with status 0."""
+    """As above, and the process ends with status 0."""
     command = [sys.executable, "-P", "-m", "fastigpt", "serve", "--port", "0", "--model", f"slow={checkpoint}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
