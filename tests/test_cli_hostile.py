@@ -40,6 +40,7 @@ BASE = {
     "probe": ["probe", "photos", "-n", "9"],
     "info": ["info"],
     "verify": ["verify", "photo.png"],
+    "serve": ["serve"],
 }
 
 
@@ -60,7 +61,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What comes after all checks and takes long is left out: training steps, measurements, probes."""
+    """What comes after all checks and takes long is left out: training steps, measurements, probes,
+    a server that listens."""
 
     def nothing(*args: object, **keywords: object) -> None:
         raise typer.Exit
@@ -70,6 +72,7 @@ def quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("fastigpt.training.run.Run.loop", nothing)
     monkeypatch.setattr("fastigpt.bench.run.measure", nothing)
     monkeypatch.setattr("fastigpt.probe.probe", nothing)
+    monkeypatch.setattr("fastigpt.server.run.serve", nothing)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
