@@ -199,7 +199,10 @@ def extension() -> Pybind11Extension:
 
 setup(
     packages=find_packages(include=["fastigpt", "fastigpt.*"]),
-    package_data={"fastigpt": ["py.typed", "data/**/*"], "fastigpt.kernels": ["*.json", "**/*.json"]},
+    package_data={
+        "fastigpt": ["py.typed", "data/**/*", "server/static/*"],
+        "fastigpt.kernels": ["*.json", "**/*.json"],
+    },
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension},
     zip_safe=False,

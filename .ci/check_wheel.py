@@ -10,6 +10,12 @@ REQUIRED = [
     "fastigpt/data/scenes/config.json",
     "fastigpt/data/scenes/model.safetensors",
     "fastigpt/data/scenes/preprocessor_config.json",
+    "fastigpt/server/static/icon.svg",
+    "fastigpt/server/static/mask.js",
+    "fastigpt/server/static/page.css",
+    "fastigpt/server/static/page.html",
+    "fastigpt/server/static/page.js",
+    "fastigpt/server/static/pictures.js",
 ]
 FOREIGN = ("kernels/", "tests/", "benchmarks/", "csrc/")
 LARGEST_MODEL = 6 << 20

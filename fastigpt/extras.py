@@ -5,7 +5,13 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-_PACKAGES = {"sklearn": "scikit-learn"}  # where pip knows a module by another name
+# Where pip knows a module by another name.
+_PACKAGES = {
+    "c2pa": "c2pa-python",
+    "multipart": "python-multipart",
+    "prometheus_client": "prometheus-client",
+    "sklearn": "scikit-learn",
+}
 
 
 def require(*modules: str, for_: str) -> None:

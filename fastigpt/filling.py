@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from PIL import Image
@@ -18,7 +18,7 @@ from fastigpt.codecs import ImageCodec
 from fastigpt.engine import Engine, loop
 from fastigpt.engine.loop import OnRow
 from fastigpt.job import Filled, Request, Stats
-from fastigpt.options import Options, checked
+from fastigpt.options import DrawOptions, Options, checked
 from fastigpt.particles import CANDIDATE, MOST
 from fastigpt.particles import run as run_particles
 from fastigpt.progress import image_bar
@@ -149,3 +149,14 @@ class Fills(ABC):
 
     def _empty(self, n: int) -> Repeated:
         return Repeated(torch.tensor(-1, device="cpu").expand(n, self.spec.n_positions))
+
+    def requests(self, tokens: torch.Tensor, **options: Unpack[DrawOptions]) -> list[Request]:
+        """What an engine is asked for canvases int64 [n, n_positions], −1 = draw, with one set of options: for those
+        who run a session of their own, such as a server."""
+        choice = checked(options, len(tokens), self.spec)
+        return [request for _, chunk in self._requests(Repeated(tokens), choice) for request in chunk]
+
+    def check_drawn(self, requests: Sequence[Request], filled: Filled) -> None:
+        """Raises CheckpointError if the model cannot be relied on for what it drew for these requests: its numbers grow
+        too large on the way."""
+        self._check_drawn(requests, filled)

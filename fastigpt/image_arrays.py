@@ -19,13 +19,13 @@ MAX_PIXELS = 178_956_970
 """Of one image: Pillow's own default limit, whatever its global says at the moment."""
 
 
-def check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, limit: int = MAX_PIXELS) -> None:
     """Raises ValueError for an image without pixels, and for one that is likely a decompression bomb."""
     if width < 1 or height < 1:
         raise ValueError(f"{width} × {height} pixels")
-    if width * height > MAX_PIXELS:
+    if width * height > limit:
         raise ValueError(
-            f"{width} × {height} = {width * height} pixels, more than the limit of {MAX_PIXELS}: make it smaller first"
+            f"{width} × {height} = {width * height} pixels, more than the limit of {limit}: make it smaller first"
         )
 
 

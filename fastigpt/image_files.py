@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image
 
-from fastigpt.image_arrays import check_size, levels
+from fastigpt.image_arrays import MAX_PIXELS, check_size, levels
 
 _UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -46,6 +48,27 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ValueError(f"cannot read the image {os.fspath(path)}: {_reason(error)}") from None
 
 
+def from_bytes(data: bytes, name: str, *, formats: Sequence[str], max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `read_image`, of a file's content, if it is in one of these formats of Pillow's, whatever else it calls
+    itself. Raises ValueError that names `name`, before anything is decoded if the image has more than max_pixels."""
+    try:
+        picture = _open(BytesIO(data), formats)
+        check_size(*picture.size, max_pixels)
+        return _rgb(picture)
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        raise ValueError(f"{name} cannot be read as {' or '.join(formats)}: {_reason(error)}") from None
+
+
+def mime_type(data: bytes) -> str:
+    """Of an image file, by its content; nothing is decoded. Raises ValueError for what is in no format that Pillow
+    knows."""
+    try:
+        with _open(BytesIO(data)) as image:
+            return Image.MIME.get(image.format or "", "application/octet-stream")
+    except Exception as error:  # readers of headers raise whatever a damaged file leads them to
+        raise ValueError(f"it cannot be read: {_reason(error)}") from None
+
+
 def from_pil(image: Image.Image, name: str) -> Image.Image:
     """A PIL image of any mode as `read_image` returns it: upright by the EXIF orientation it still carries.
 
@@ -59,14 +82,17 @@ def from_pil(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name} holds an image that cannot be read: {_reason(error)}") from None
 
 
-def _open(stream: IO[bytes]) -> Image.Image:
-    """Image.open, without its look at the global MAX_IMAGE_PIXELS, which warns and raises as the process has set it."""
+def _open(stream: IO[bytes], formats: Sequence[str] | None = None) -> Image.Image:
+    """Image.open, without its look at the global MAX_IMAGE_PIXELS, which warns and raises as the process has set it.
+    formats: Pillow's names of those that are tried; None: all."""
     start = stream.read(16)
     tried: set[str] = set()
     for load_plugins in (Image.preinit, Image.init):
         load_plugins()
         for format in [known for known in Image.ID if known not in tried]:
             tried.add(format)
+            if formats is not None and format not in formats:
+                continue
             factory, accept = Image.OPEN[format]
             try:
                 accepted = accept is None or accept(start)
@@ -76,7 +102,7 @@ def _open(stream: IO[bytes]) -> Image.Image:
                 return factory(stream, "")  # with a name, raw pixels would be mapped: see _load
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # another format
-    raise ValueError("it is in no format that Pillow knows, or damaged")
+    raise ValueError(f"it is in {'no format that Pillow knows' if formats is None else 'another format'}, or damaged")
 
 
 def _rgb(image: Image.Image) -> Image.Image:

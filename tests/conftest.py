@@ -82,6 +82,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
                         terminalreporter.write_line(table)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def data_directory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests make no certificates where the user's own are."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("data"))
+
+
 def random_weights(
     config: ImageGPTConfig, seed: int = 0, *, biases: bool = False, scale: float = 1.0
 ) -> dict[str, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 A page is one program: its blocks share their names. Blocks with the title "needs the network" are skipped, those with
 "needs a GPU" and "needs jax" where there is none, in tests of their own. Commands of bash blocks are held to the
-command line: sample, complete and info are run, the others must at least be calls that it takes.
+command line: sample, complete, info and verify are run, the others must at least be calls that it takes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastigpt.scenes import scenes
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?P<language>python|bash)(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.M | re.S)
-QUICK = ("sample", "complete", "info")
+QUICK = ("sample", "complete", "info", "verify")
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str, str]]:
@@ -51,11 +51,15 @@ NEEDS = {
 }
 
 
+# Run where there is a server to run them against: tests/server/test_serving_docs.py.
+SERVED = 'title="needs fastigpt serve"'
+
+
 def run_page(page: Path, also: str = "") -> None:
     """Runs the blocks that need nothing, and those with this info string."""
     names: dict[str, object] = {"__name__": "__main__"}
     for line, info_string, code in blocks(page, "python"):
-        assert not info_string or info_string in NEEDS
+        assert not info_string or info_string in NEEDS or info_string == SERVED
         if info_string in ("", also):
             # Empty lines in front make tracebacks name the line of the page.
             exec(compile("\n" * line + code, str(page), "exec"), names)
@@ -79,6 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     model.save_pretrained(tmp_path / "my-model")
     monkeypatch.setattr(api, "BUNDLED", tmp_path / "my-model")
     api._kept.cache_clear()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     api._kept.cache_clear()
@@ -91,7 +96,7 @@ def test_python_blocks_run(page, folder, capsys):
 
 @pytest.mark.parametrize(
     "page, info_string",
-    sorted({(page, info) for page in PAGES for _, info, _ in blocks(page, "python") if info}),
+    sorted({(page, info) for page in PAGES for _, info, _ in blocks(page, "python") if info in NEEDS}),
     ids=lambda value: str(value.relative_to(ROOT)) if isinstance(value, Path) else value[len('title="') : -1],
 )
 def test_python_blocks_with_needs_run(page, info_string, folder, capsys):

@@ -24,7 +24,13 @@ def modules_after(code: str, **environment: str) -> set[str]:
     return set(result.stderr.splitlines()[-1].split())
 
 
-HEAVY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors", "tqdm", "matplotlib", "triton"}
+HEAVY = {"torch", "numpy", "PIL", "transformers", "huggingface_hub", "safetensors", "tqdm", "matplotlib", "triton"} | {
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
+    "c2pa",
+    "cryptography",
+}
 CALL = """
 import sys
 from fastigpt.cli import main
@@ -38,7 +44,7 @@ for arguments in {calls}:
 
 
 def test_help_of_every_command_and_the_version_come_without_torch():
-    names = ["sample", "complete", "info", "convert", "bench", "train", "probe", "job"]
+    names = ["sample", "complete", "info", "convert", "bench", "train", "probe", "serve", "verify", "job"]
     calls = [[], ["--help"], ["-h"], ["--version"], *([name, "--help"] for name in names)]
     calls += [["job", name, "--help"] for name in ("run", "status", "verify", "export")]
     assert not modules_after(CALL.format(calls=calls)) & HEAVY

@@ -24,8 +24,9 @@ LAYERS = (
     "checkpoint bundled",
     "filling drawing generating scoring model",
     "api integrations fastigpt",
-    "heat_map info probe probe_data training bench data",
+    "heat_map info probe probe_data provenance training bench data",
     "jobs",
+    "server",
     "cli __main__",
 )
 

@@ -13,7 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from fastigpt.cli.output import Output, check_room
+from fastigpt.cli.output import Output, check_format, check_room
 from fastigpt.files import check_writable, replacing
 
 if TYPE_CHECKING:
@@ -40,6 +40,9 @@ class Archive(Output):
     def expect(self, count: int, height: int, width: int) -> None:
         folder = Path(tempfile.gettempdir()) if self._path is None else self._path.parent
         check_room(folder, count * height * width * 3, self.name)
+
+    def check_signable(self) -> None:
+        check_format(self.name, ".npz")
 
     def _take(self, pixels: np.ndarray) -> None:
         if self._file is None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Unpack
 import typer
 
 from fastigpt.cli.options import DrawingOptions, given, split, with_options
+from fastigpt.cli.signing import sign_images, signer
 from fastigpt.extras import require
 from fastigpt.files import replacing
 
@@ -35,6 +36,7 @@ def sample(
     if picture is not None:
         require("matplotlib", for_="--heat-map")
     target = output(out, scale=options["scale"])
+    signing = signer(options, target)
 
     import torch
 
@@ -49,6 +51,8 @@ def sample(
     target.expect(count, *model.image_size)
     seed = fresh_seed() if options["seed"] is None else options["seed"]
     target.facts = {"model": model.name, "seed": str(seed), "first_index": str(options["first_index"])}
+    if signing is not None:
+        target.sign = sign_images(signing, model.name, seed, options["first_index"])
     canvases = Repeated(torch.tensor(-1, device="cpu").expand(count, model.spec.n_positions))
     totals = draw(model, canvases, target, seed=seed, first_index=options["first_index"], options=how)
     if picture is not None:
@@ -85,6 +89,7 @@ def complete(
 
     whole("n", n, 1)
     target = output(out, scale=options["scale"], columns=n + 2)
+    signing = signer(options, target)
 
     from fastigpt.chunks import Repeated
     from fastigpt.cli.chunks import draw
@@ -98,6 +103,9 @@ def complete(
     target.expect(len(images) * (n + 2 * beside), *model.image_size)
     seed = fresh_seed() if options["seed"] is None else options["seed"]
     target.facts = {"model": model.name, "seed": str(seed), "first_index": str(options["first_index"])}
+    if signing is not None:
+        parents: Any = {"photographs": images, "n": n, "beside": 2 * beside}
+        target.sign = sign_images(signing, model.name, seed, options["first_index"], **parents)
     totals = draw(
         model,
         Repeated(photographs.unfinished, n),

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import typer
@@ -41,10 +42,23 @@ class DrawingOptions(TypedDict):
         str | None, typer.Option(help="A smaller model, same palette, that guesses the windows. Same images.")
     ]
     scale: Annotated[int, typer.Option(min=1, max=64, help="Each pixel becomes this many, squared, in a grid.")]
+    c2pa: Annotated[
+        bool, typer.Option("--c2pa", help="Sign where pictures come from: model, seed, index; not the prompt.")
+    ]
+    c2pa_cert: Annotated[Path | None, typer.Option(help="Certificate (.pem) to sign with. Default: one of your own.")]
+    c2pa_key: Annotated[Path | None, typer.Option(help="Private key (.pem) of --c2pa-cert.")]
     as_json: AsJson
 
 
-DEFAULTS = {"first_index": 0, "temperature": 1.0, "backend": "auto", "window": "auto", "scale": 4, "as_json": False}
+DEFAULTS = {
+    "first_index": 0,
+    "temperature": 1.0,
+    "backend": "auto",
+    "window": "auto",
+    "scale": 4,
+    "c2pa": False,
+    "as_json": False,
+}
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:

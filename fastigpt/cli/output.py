@@ -6,10 +6,12 @@ interruption, and leaves what there is by then, whole.
 
 from __future__ import annotations
 
+import io
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fastigpt.cli.options import given
 from fastigpt.files import check_folder_writable, check_writable, replacing
@@ -19,17 +21,28 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+Sign = Callable[[bytes, str, range], bytes]
+"""sign(picture, format, images): the file of a picture of these images of the output, signed. format: "png", …"""
+
+SIGNABLE = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+"""Suffixes of pictures that can be signed."""
 # Pixels on a side that a format can hold.
 _SIDE = {".jpg": 65_535, ".jpeg": 65_535, ".webp": 16_383, ".gif": 65_535}
 
 
 class Output(ABC):
-    """facts: what a PNG tells of how it was drawn; set before the first image is added."""
+    """facts: what a PNG tells of how it was drawn. sign: signs every picture. Both are set before the first image is
+    added; what cannot be signed says `check_signable`."""
 
     facts: dict[str, str]
+    sign: Sign | None
 
     def __init__(self, name: str) -> None:
-        self.name, self.facts, self.count = name, {}, 0
+        self.name, self.facts, self.sign, self.count = name, {}, None, 0
+
+    @abstractmethod
+    def check_signable(self) -> None:
+        """Raises ValueError if what is written here cannot be signed."""
 
     @abstractmethod
     def expect(self, count: int, height: int, width: int) -> None:
@@ -46,6 +59,11 @@ class Output(ABC):
         """uint8 [m, height, width, 3]: the next images."""
         self._take(pixels)
         self.count += len(pixels)
+
+    def _signing(self, images: range) -> Callable[[bytes, str], bytes] | None:
+        """What signs a picture of these images."""
+        sign = self.sign
+        return None if sign is None else lambda picture, suffix: sign(picture, SIGNABLE[suffix], images)
 
 
 class Grid(Output):
@@ -72,6 +90,9 @@ class Grid(Output):
         except ValueError as error:
             raise ValueError(f"--out {self.name}: {error}. Name a folder or an .npz, or lower --scale") from None
 
+    def check_signable(self) -> None:
+        check_format(self.name, ".png" if self._path is None else self._path.suffix.lower())
+
     def _take(self, pixels: np.ndarray) -> None:
         self._images.append(pixels)
 
@@ -83,11 +104,12 @@ class Grid(Output):
         if not self._images:
             return
         picture = grid(np.concatenate(self._images), self._columns, scale=self._scale)
+        sign = self._signing(range(self.count))
         if self._path is None:
-            save_picture(picture, sys.stdout.buffer, ".png", self.facts)
+            save_picture(picture, sys.stdout.buffer, ".png", self.facts, sign)
             return
         with replacing(self._path) as path:
-            save_picture(picture, path, path.suffix, self.facts)
+            save_picture(picture, path, path.suffix, self.facts, sign)
 
 
 class Folder(Output):
@@ -119,24 +141,48 @@ class Folder(Output):
         for i, image in enumerate(pixels, self.count):
             facts = {**self.facts, "index": str(first + i)}
             with replacing(self._path / f"{i:0{self._digits}d}.png") as path:
-                save_picture(Image.fromarray(image), path, ".png", facts)
+                save_picture(Image.fromarray(image), path, ".png", facts, self._signing(range(i, i + 1)))
+
+    def check_signable(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
 
 
-def save_picture(picture: Image.Image, to: Path | BinaryIO, suffix: str, facts: dict[str, str]) -> None:
-    """Only a .png can tell the facts."""
+def save_picture(
+    picture: Image.Image,
+    to: Path | BinaryIO,
+    suffix: str,
+    facts: dict[str, str],
+    sign: Callable[[bytes, str], bytes] | None = None,
+) -> None:
+    """Only a .png can tell the facts. sign: sign(file, suffix) returns the file, signed."""
     from PIL import Image, PngImagePlugin
 
-    if suffix.lower() != ".png":
-        picture.save(to)
-        return
-    text = PngImagePlugin.PngInfo()
-    for key, value in facts.items():
-        text.add_text(key, value)
     assert isinstance(picture, Image.Image)
-    picture.save(to, format="PNG", pnginfo=text)
+    suffix = suffix.lower()
+    how: dict[str, Any] = {}
+    if suffix == ".png":
+        text = PngImagePlugin.PngInfo()
+        for key, value in facts.items():
+            text.add_text(key, value)
+        how = {"pnginfo": text}
+    buffer = io.BytesIO()
+    picture.save(buffer, Image.registered_extensions()[suffix], **how)
+    data = buffer.getvalue() if sign is None else sign(buffer.getvalue(), suffix)
+    if isinstance(to, Path):
+        to.write_bytes(data)
+    else:
+        to.write(data)
+
+
+def check_format(out: str, suffix: str) -> None:
+    """Raises ValueError for an output of a format that cannot be signed."""
+    if suffix not in SIGNABLE:
+        raise ValueError(
+            f"--out {out}: --c2pa signs pictures (.png, .jpg, .webp) and folders of pictures, not {suffix}"
+        )
 
 
 def check_picture(option: str, path: str) -> Path:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastigpt.cli import draw, job, look, make
+from fastigpt.cli import draw, job, look, make, serve, verify
 
 app = typer.Typer(
     name="fastigpt",
@@ -16,7 +16,17 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (draw.sample, draw.complete, look.info, make.convert, look.bench, make.train, look.probe):
+for command in (
+    draw.sample,
+    draw.complete,
+    verify.verify,
+    look.info,
+    make.convert,
+    look.bench,
+    make.train,
+    look.probe,
+    serve.serve,
+):
     app.command()(command)
 app.add_typer(job.app, name="job")
 

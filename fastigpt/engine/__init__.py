@@ -2,7 +2,7 @@
 
 An engine holds a model's weights in the layout its device likes and knows nothing of images, palettes, words or files.
 model.py checks every argument before it gets here. A session has a fixed number of slots, each with one canvas in the
-middle of being drawn; engine/loop.py is the only one that drives it.
+middle of being drawn; one loop drives it: engine/loop.py for jobs, server/batch.py for a server's requests.
 """
 
 from __future__ import annotations
