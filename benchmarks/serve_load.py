@@ -16,6 +16,7 @@ import io
 import json
 import random
 import re
+import signal
 import statistics
 import struct
 import subprocess
@@ -265,6 +266,7 @@ def main() -> None:
     parser.add_argument("--soak", type=int, default=0, help="requests of all kinds")
     parser.add_argument("--side-by-side", type=int, default=48, help="clients of the soak")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the server is ended as well
     model = fastigpt.load()
     expected = model.sample(IMAGES, seed=SEED, output_type="np", progress=False)
     server = Server.start()

@@ -43,6 +43,10 @@ class Filled:
     pass_starts: torch.Tensor
     log_likelihood: torch.Tensor
 
+    def canvas(self, i: int) -> Filled:
+        """Canvas i alone."""
+        return Filled(self.tokens[i : i + 1], self.pass_starts[i : i + 1], self.log_likelihood[i : i + 1])
+
 
 @dataclass(frozen=True, repr=False)
 class Stats:

@@ -33,11 +33,10 @@ from dataclasses import dataclass
 import torch
 
 from fastigpt.engine import Advance, Session
-from fastigpt.engine.loop import split
 from fastigpt.errors import CheckpointError
 from fastigpt.job import Filled
 from fastigpt.job import Request as Canvas
-from fastigpt.model import ImageGPT
+from fastigpt.model import Model
 from fastigpt.server.ticket import Done, Event, Failed, Rows, Ticket, TimeLimit
 from fastigpt.server.waiting import Waiting
 
@@ -95,7 +94,7 @@ class Batch:
 
     def __init__(
         self,
-        model: ImageGPT,
+        model: Model,
         *,
         capacity: int | None = None,
         max_queue: int = 256,
@@ -159,7 +158,7 @@ class Batch:
         """Puts canvases into the queue. Called on the event loop that reads the ticket.
 
         requests: at least one, of this batch's model and without `stop`; they begin with the same known tokens, as
-        those of one `ImageGPT.requests` for n images do. rows: whether its events tell of rows. Raises QueueFull and
+        those of one `Model.requests` for n images do. rows: whether its events tell of rows. Raises QueueFull and
         Draining.
         """
         now = self._clock()
@@ -251,7 +250,8 @@ class Batch:
         wanted = list(dict.fromkeys([*rows, *done]))
         if not wanted:
             return
-        found = dict(zip(wanted, split(session.read(wanted))))
+        read = session.read(wanted)
+        found = {slot: read.canvas(i) for i, slot in enumerate(wanted)}
         for slot in rows:
             drawn = self._slots[slot]
             lines = found[slot].tokens.view(self._height, self._columns)[drawn.told : drawn.rows]

@@ -27,6 +27,7 @@ from fastigpt.server.service import Service, Settings
 BUNDLED = "fastigpt-scenes"
 """What the model that comes with the package is called, unless the operator calls it otherwise."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_BACKLOG = 2048  # connections that the system holds until they are taken
 _LAST_WORDS = 30  # seconds in which drawn images must have been sent when the process ends
 
 
@@ -106,6 +107,7 @@ def serve(
         logs.configure()
         server = Server(create_app(service), service.drain, address.connections)
         where = f"http://{_bracketed(address.host)}:{bound.getsockname()[1]}"
+        bound.listen(_BACKLOG)  # before anybody is told
         print(f"serving {', '.join(models)} at {where}; clients take base_url={where}/v1", *notes, sep="\n", flush=True)
         server.run(sockets=[bound])
         service.close()

@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 
 from fastigpt.job import Request
-from fastigpt.model import ImageGPT
+from fastigpt.model import Model
+from fastigpt.prompts import Vocabulary, WordReader
 from fastigpt.sampling import fresh_seed
 from fastigpt.server.batch import Batch
 from fastigpt.server.errors import invalid
 from fastigpt.server.parameters import Common, Edit
 
-UNKNOWN = 128
-"""Value of every channel where nothing is drawn yet: a neutral grey."""
 LARGEST_SIDE = 2048
 """Pixels of an enlarged picture, at most."""
 _SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
@@ -46,19 +45,25 @@ class Job:
 class Served:
     """name: what clients call it. created: seconds since 1970, when it was loaded."""
 
-    def __init__(self, name: str, model: ImageGPT, batch: Batch) -> None:
+    def __init__(self, name: str, model: Model, batch: Batch) -> None:
         self.name, self.model, self.batch, self.created = name, model, batch, int(time.time())
         self.spec = model.engine.spec
 
     @property
     def reads_prompts(self) -> bool:
-        return self.spec.prefix_length > 1
+        return self.model.reader is not None
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """All words that the model reads, if there is such a list."""
+        reader = self.model.reader
+        return reader.vocabulary if isinstance(reader, WordReader) else None
 
     @cached_property
     def size(self) -> tuple[int, int]:
         """Width and height of its pictures in pixels."""
-        pixels = self.model.decode(torch.zeros((1, self.spec.n_positions), dtype=torch.int64, device="cpu"))
-        return pixels.shape[2], pixels.shape[1]
+        height, width = self.model.image_size
+        return width, height
 
     def scale(self, size: str) -> int:
         """How many times the model's own size a size is. Raises ApiError that says which there are."""
@@ -109,33 +114,30 @@ class Served:
         return Job(requests, seed, canvas, self._words_read(options["prompt"]))
 
     def _check_words(self, name: str, text: str | None) -> None:
-        vocabulary = self.model.vocabulary
         if text is None:
             return
-        if vocabulary is None:
+        if self.model.reader is None:
             raise invalid(name, f"{self.name} reads no text: '{name}' must be empty.")
         try:
-            vocabulary.encode(text)
+            self.model.reader.prefix(text, name)
         except ValueError as error:
-            raise invalid(name, f"{name}{str(error).removeprefix('prompt')}.") from None
+            raise invalid(name, f"{error}.") from None
 
     def _words_read(self, prompt: str | None) -> int:
-        if prompt is None or self.model.vocabulary is None:
+        if prompt is None:
             return 0
-        return sum(word > 0 for word in self.model.vocabulary.encode(prompt))
+        if self.vocabulary is not None:
+            return sum(word > 0 for word in self.vocabulary.encode(prompt))
+        return 0 if self.model.reader is None else len(self.model.reader.prefix(prompt))
 
     def pixels(self, tokens: torch.Tensor) -> np.ndarray:
         """uint8 [H, W, 3] of a canvas int64 [n_positions]; grey where it is −1."""
-        picture = self.model.decode(tokens.clamp(min=0)[None])[0]
-        known = (tokens >= 0).view(self.spec.height, self.spec.columns).numpy()
-        width, height = self.size
-        cells = known.repeat(height // self.spec.height, 0).repeat(width // self.spec.columns, 1)
-        return np.where(cells[..., None], picture, np.uint8(UNKNOWN))
+        return self.model.preview(tokens[None])[0]
 
     def described(self, moderated: bool) -> dict[str, Any]:
         """As a model of the API."""
         width, height = self.size
-        vocabulary = self.model.vocabulary
+        vocabulary = self.vocabulary
         return {
             "id": self.name,
             "object": "model",

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 from conftest import PROMPTED, TINY, random_weights
-from fastigpt.config import ImageGPTConfig
 
-from fastigpt import ImageGPT, Palette
+from fastigpt import ImageGPT, ImageGPTConfig, Palette
 from fastigpt.jobs.claims import Claims
 from fastigpt.jobs.directory import JobDirectory
 from fastigpt.jobs.parameters import Parameters

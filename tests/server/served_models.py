@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from conftest import random_weights
-from fastigpt.config import ImageGPTConfig
 
-from fastigpt import ImageGPT, Palette
+from fastigpt import ImageGPT, ImageGPTConfig, Palette
 from fastigpt.prompts import Vocabulary
 
 CONFIG = ImageGPTConfig(n_layer=2, n_head=2, n_embd=16, height=6, width=4, n_colors=27, n_words=6, prompt_length=3)

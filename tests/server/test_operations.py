@@ -25,7 +25,7 @@ from served_models import Gate, tiny_model
 from fastigpt.cli.serve import named_models
 from fastigpt.server import logs
 from fastigpt.server.keys import Keys, make_key
-from fastigpt.server.run import Address, check_exposure, listen, load_models
+from fastigpt.server.run import Address, Server, check_exposure, listen, load_models, serve
 from fastigpt.server.service import Service, Settings
 
 
@@ -301,6 +301,17 @@ def test_a_port_that_is_taken_is_told_before_a_model_is_loaded():
         bound.listen()
         with pytest.raises(OSError, match="cannot listen on"):
             listen(Address(port=bound.getsockname()[1]))
+
+
+def test_whoever_reads_where_it_listens_can_connect(monkeypatch, capsys):
+    def connect(_: Server, sockets: list[socket.socket]) -> None:
+        where = sockets[0].getsockname()
+        assert f"http://127.0.0.1:{where[1]}/v1" in capsys.readouterr().out
+        socket.create_connection(where, timeout=60).close()
+
+    monkeypatch.setattr(Server, "run", connect)
+    monkeypatch.setattr(logs, "configure", lambda: None)
+    assert serve({"scenes": None}, Address(port=0), Settings(), loading={}, batches={"capacity": 1}) == 0
 
 
 @pytest.fixture(scope="module")
