@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from canvases import N, alone, draw_until_stopped, finish, finish_from, mixed_requests
-from conftest import PROMPTED, SMALLER, exact, fill, random_tokens, requests
+from conftest import PROMPTED, SMALLER, engine, exact, fill, random_tokens, random_weights, requests
 
 from fastigpt.engine import loop
 from fastigpt.sampling import Drawing, guide
@@ -299,3 +299,25 @@ def test_a_window_beyond_the_canvas_is_the_canvas(tested, truth):
     tokens = torch.full((2, N), -1)
     found = fill(tested, tokens, Drawing(seed=3), window=10**8)
     assert torch.equal(found.tokens, fill(truth, tokens, Drawing(seed=3)).tokens)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "dtype"), [("cpu", "float32"), ("cpu", "bfloat16"), ("portable", "float32")])
+def test_a_thousand_requests_that_join_and_leave_get_what_they_get_alone(backend, dtype):
+    """Mixed seeds, temperatures, filters, prompts and guidance, on an engine's own arithmetic."""
+    tested = engine(backend, PROMPTED, random_weights(PROMPTED, 31), dtype=dtype, kv_dtype=dtype)
+    count = 1000 if backend == "cpu" else 200
+    rng, wanted = random.Random(3), mixed_requests(tested, count, seed=4)
+    waiting, running, found = list(range(count)), {}, {}
+    with closing(tested.open(40)) as session:
+        while waiting or running:
+            joining = waiting[: rng.randrange(40 - len(running) + 1)] or ([] if running else waiting[:1])
+            running |= dict(zip(session.add([wanted[image] for image in joining]), joining))
+            waiting = waiting[len(joining) :]
+            decided = {advance.slot: advance.decided for advance in session.step(0.0)}
+            done = [slot for slot in running if decided[slot] == N]
+            for slot in done:
+                found[running.pop(slot)] = session.read([slot]).tokens[0]
+                session.remove(slot)
+    for image, request in enumerate(wanted):
+        assert torch.equal(found[image], alone(tested, request).tokens[0]), image
