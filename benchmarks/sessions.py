@@ -87,8 +87,9 @@ def main() -> None:
     alone, joined = joins(model)
     ratios = sorted(j / a for a, j in zip(alone, joined))
     print(
-        f"row of 63 together: median {statistics.median(alone):.3f} s; first row of one that joins: median "
-        f"{statistics.median(joined):.3f} s; ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+        f"row of 63 together: median {statistics.median(alone):.3f} s; first row of one that joins "
+        f"{statistics.median(joined):.3f} s; "
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     )
 
     images, mask = held_out(1), hole_in(model, "square")

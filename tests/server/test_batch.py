@@ -315,5 +315,5 @@ def test_an_engine_that_cannot_draw_is_noticed_at_the_start():
 
 def test_requests_name_what_is_wrong_with_a_negative_prompt():
     model = tiny_model()
-    with pytest.raises(ValueError, match="negative_prompt was given without a guidance_scale"):
+    with pytest.raises(ValueError, match="negative_prompt was given without guidance_scale"):
         model.requests(EMPTY, prompt="red", negative_prompt="blue")
