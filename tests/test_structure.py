@@ -42,11 +42,8 @@ TENSOR_NAMES = re.compile(
 )
 FIELD_NAMES = re.compile(r"\b(n_embd|n_ctx|vocab_size|layer_norm_epsilon|activation_function|scale_attn\w*)\b")
 ROOMS = ("fastigpt/families/", "fastigpt/integrations/")
-KNOWN_NAMES = {
-    "fastigpt/training/network.py": "its state dict is an Image GPT's checkpoint",
-}
+KNOWN_NAMES: dict[str, str] = {}
 KNOWN_FIELDS = {
-    "fastigpt/training/network.py": "a network of an Image GPT's configuration",
     "fastigpt/training/train.py": "n_embd is an argument of a training, and of an Image GPT's configuration",
     "fastigpt/cli/make.py": "n_embd is an option of a training",
     "fastigpt/bench/floor.py": "counts what an Image GPT's configuration moves",

@@ -21,12 +21,12 @@ from fastigpt.engine.arithmetic import converted
 from fastigpt.errors import CheckpointError
 from fastigpt.families.image_gpt.checkpoint import Checkpoint
 from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.network import Network
 from fastigpt.files import replacing
 from fastigpt.scalars import whole
 from fastigpt.tensor_files import load_pickle
 from fastigpt.training import report
 from fastigpt.training.data import HELD_OUT_SEED, Batch, Data
-from fastigpt.training.network import Network
 from fastigpt.untrusted import exists, refusing
 
 SEEDS = HELD_OUT_SEED  # a run's seed is below: that one draws the scenes no run may see

@@ -4,9 +4,9 @@ import pytest
 import torch
 from conftest import engine, prefixes
 
+from fastigpt.families.image_gpt import network as network_module
 from fastigpt.families.image_gpt.config import ImageGPTConfig
-from fastigpt.training import network as network_module
-from fastigpt.training.network import Network
+from fastigpt.families.image_gpt.network import Network
 
 CONFIG = ImageGPTConfig(3, 2, 24, height=3, width=5, n_colors=11, n_words=7, prompt_length=4)
 

@@ -15,10 +15,10 @@ from fastigpt.codecs.palette import Palette
 from fastigpt.errors import CheckpointError
 from fastigpt.families.image_gpt.checkpoint import Checkpoint
 from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.families.image_gpt.network import Network
 from fastigpt.model import ImageGPT
 from fastigpt.training import report
 from fastigpt.training.data import HELD_OUT_SEED, Folder, Scenes, fit_palette, scene_vocabulary
-from fastigpt.training.network import Network
 from fastigpt.training.train import train
 
 TINY = {
