@@ -1,4 +1,4 @@
-"""The words a model reads: text to word ids, and what to say when a word is not among them."""
+"""What a model reads before it draws: words to ids, and what to say when a word is not among them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class PromptReader(Protocol):
     def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
         """Ids in 0 … n_prefix_tokens − 1, 1 to prefix_length of them (see ModelSpec). Raises ValueError for a prompt
         that the model cannot read, TypeError for anything but a string; `name` is the argument's in those."""
+        ...
+
+    def unconditional(self, prefix: tuple[int, ...]) -> tuple[int, ...]:
+        """What guidance leads away from for this prefix where no negative prompt is given."""
         ...
 
 
@@ -120,6 +124,9 @@ class WordReader:
 
     def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
         return (*self.vocabulary.encode(prompt, name), *self.start)
+
+    def unconditional(self, prefix: tuple[int, ...]) -> tuple[int, ...]:
+        return self.start
 
 
 def prefixes(
