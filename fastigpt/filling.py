@@ -114,7 +114,8 @@ class Fills(ABC):
         now."""
         self._require_head()
         guided = options.drawing.guidance_scale is not None
-        read = self._prefixes("prompt", options.prompt, canvases)
+        named = "prompt" if options.label is None else "label"
+        read = self._prefixes(named, options.prompt if options.label is None else options.label, canvases)
         away = self._prefixes("negative_prompt", options.negative_prompt, canvases)
         blank = None if self.reader is None or options.negative_prompt is not None else self.reader.unconditional
 

@@ -129,11 +129,32 @@ class WordReader:
         return self.start
 
 
+@dataclass(frozen=True)
+class ClassReader:
+    """Reads the number of a class, 0 … n_classes − 1; class n_classes is none of them."""
+
+    n_classes: int
+
+    def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
+        if not isinstance(prompt, str):
+            raise TypeError(f"{name} must be a string, not {type(prompt).__name__}")
+        text = prompt.strip()
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < self.n_classes):
+            told = prompt if len(prompt) <= 60 else prompt[:57] + "..."
+            raise ValueError(f"{name} must be the number of a class, 0 to {self.n_classes - 1}, not {told!r}")
+        return (int(text),)
+
+    def unconditional(self, prefix: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.n_classes,)
+
+
 def prefixes(
     prompt: str | Sequence[str], count: int, reader: PromptReader | None, name: str = "prompt"
 ) -> list[tuple[int, ...]]:
     """What is read for one prompt for all `count` images, or one for each. Raises ValueError, also where there is no
     reader or another number of prompts, and TypeError."""
+    if name == "label" and not isinstance(reader, ClassReader):
+        raise ValueError("label was given, but this model knows no classes")
     if reader is None:
         raise ValueError(f"{name} was given, but this model reads no text")
     texts = [prompt] * count if isinstance(prompt, str) else list(prompt)

@@ -7,7 +7,7 @@ what an image looks like does not depend on its company.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,25 @@ class VQConfig:
     latent: int = 256
     n_codes: int = 16384
     code_dim: int = 8
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, Sequence[int]]) -> VQConfig:
+        """That of tensors with these names and shapes. KeyError for one without which it cannot be told; whether all
+        fit, tensor_shapes() says."""
+
+        def count(pattern: str) -> int:
+            return next(i for i in range(len(shapes) + 1) if pattern.format(i) not in shapes)
+
+        first = "encoder.conv_blocks.{}.res.0.conv1.weight"
+        base = max(1, shapes["encoder.conv_in.weight"][0])
+        return cls(
+            base=base,
+            multipliers=tuple(shapes[first.format(i)][0] // base for i in range(count(first))),
+            res_blocks=count("encoder.conv_blocks.0.res.{}.conv1.weight"),
+            latent=shapes["quant_conv.weight"][1],
+            n_codes=shapes[CODEBOOK][0],
+            code_dim=shapes[CODEBOOK][1],
+        )
 
     @property
     def patch(self) -> int:
