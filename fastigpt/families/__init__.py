@@ -28,7 +28,18 @@ def _llamagen() -> Any:
     return llamagen
 
 
-FAMILIES: dict[str, Callable[[], Family]] = {"imagegpt": _image_gpt, "llamagen": _llamagen}
+def _janus() -> Family:
+    from fastigpt.families import janus
+
+    return janus
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "imagegpt": _image_gpt,
+    "llamagen": _llamagen,
+    "janus": _janus,
+    "multi_modality": _janus,
+}
 """By config.json's model_type; imported when it is asked for."""
 FILES: dict[str, Callable[[], FileFamily]] = {".pt": _llamagen}
 """Of those that are published as single files, by how the name ends."""

@@ -1,8 +1,8 @@
 """LlamaGen, class to image (github.com/FoundationVision/LlamaGen): Llama's blocks with rotary positions of two axes.
 
 A prefix is a class, or the class after the last, which is none. Its row of the rotary table is zero, as in the
-original. Published are `.pt` files, a transformer's (c2i_B_384.pt) and its VQ's (vq_ds16_c2i.pt), which is looked for beside it;
-the size of the images is in the name. `save_pretrained` writes a directory with all that in safetensors.
+original. Published are `.pt` files, a transformer's (c2i_B_384.pt) and its VQ's (vq_ds16_c2i.pt), which is looked for
+beside it; the size of the images is in the name. `save_pretrained` writes a directory with all that in safetensors.
 """
 
 from __future__ import annotations
