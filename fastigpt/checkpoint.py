@@ -37,6 +37,8 @@ def locate(
         raise CheckpointError(f"no directory {short(text, 400)}: {error}") from None
     if found:
         raise CheckpointError(_advice(path))
+    if path.suffix in families.FILES:
+        raise CheckpointError(f"no file {short(text, 400)}")
     looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text
     if looks_local:
         raise CheckpointError(f"no directory {short(text, 400)}")

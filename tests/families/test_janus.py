@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import fastigpt
 from fastigpt import CheckpointError
 from fastigpt.families import janus
 from fastigpt.families.chat import IMAGE, PAD, START
+from fastigpt.jobs.drawing import model_sha256
 from fastigpt.model import Model
 
 WORDS = ["User", "Assistant", "a", "red", "house", "on", "snow", "blue", "tree", "Ċ", "<", ">", "|", ":", ">:"]
@@ -201,6 +203,13 @@ def test_what_is_saved_or_pickled_draws_the_same(saved, tmp_path):
     for again in (fastigpt.load(tmp_path, device="cpu"), pickle.loads(pickle.dumps(model))):
         assert again.config == model.config and again.codec == model.codec
         assert np.array_equal(again.sample(1, **options), expected)
+
+
+def test_a_job_knows_a_model_by_its_tokenizer(saved):
+    model = fastigpt.load(saved, device="cpu")
+    text = model.reader.tokenizer.replace("blue", "bleu")
+    other = Model(replace(model.pretrained, reader=replace(model.reader, tokenizer=text)), device="cpu")
+    assert model_sha256(model) != model_sha256(other)
 
 
 def deepseek_name(name: str) -> str:

@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from fastigpt import CheckpointError
 from fastigpt.cli import main
 from fastigpt.families import llamagen
 from fastigpt.families.llamagen import LlamaGen, read_file
+from fastigpt.jobs.drawing import model_sha256
 from fastigpt.model import Model
 
 GOLDEN = Path(__file__).parent / "llamagen_golden"
@@ -167,6 +169,19 @@ def test_a_model_without_classes_refuses_labels():
 def write(folder: Path, held: object, name: str = "c2i_T_64.pt") -> Path:
     torch.save(held, folder / name)
     return folder / name
+
+
+@pytest.mark.parametrize("name", ["c2i_B_384.pt", "./x/c2i_B_384.pt"])
+def test_a_file_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(CheckpointError, match=f"no file '{name}'"):
+        fastigpt.load(name)
+
+
+def test_a_job_knows_a_model_by_all_that_it_draws_with(pretrained):
+    assert pretrained.vq_weights is not None
+    other = {**pretrained.vq_weights, "decoder.conv_out.bias": pretrained.vq_weights["decoder.conv_out.bias"] + 1}
+    changed = [pretrained, replace(pretrained, vq_weights=other), replace(pretrained, vq=None, vq_weights=None)]
+    assert len({model_sha256(Model(each, device="cpu", backend="portable")) for each in changed}) == 3
 
 
 def test_a_size_that_was_not_published_is_refused_with_what_to_do():
