@@ -21,7 +21,8 @@ _ATTEMPTS = 3  # at reading a directory that somebody is writing to
 def locate(
     name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
-    """The directory of a checkpoint: a local one, or a hub id downloaded into huggingface_hub's cache.
+    """The directory of a checkpoint: a local one, or a hub id downloaded into huggingface_hub's cache. Or a file of a
+    family that publishes files.
 
     Raises CheckpointError if there is neither such a directory nor such a model, or if the hub can't be reached;
     TypeError for anything but a str or a path.
@@ -29,13 +30,15 @@ def locate(
     text = _text(name_or_path)
     try:
         path = Path(text).expanduser()
-        if path.is_dir():
+        if path.is_dir() or (path.suffix in families.FILES and path.is_file()):
             return path
         found = exists(path)
     except (OSError, ValueError, RuntimeError) as error:  # a name too long, a zero byte, the home of nobody
         raise CheckpointError(f"no directory {short(text, 400)}: {error}") from None
     if found:
         raise CheckpointError(_advice(path))
+    if path.suffix in families.FILES:
+        raise CheckpointError(f"no file {short(text, 400)}")
     looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text
     if looks_local:
         raise CheckpointError(f"no directory {short(text, 400)}")
@@ -82,13 +85,15 @@ def stamp(name_or_path: str | os.PathLike[str]) -> Stamp | None:
     """Differs when the files of a local checkpoint have changed; None where there is no such directory."""
     try:
         folder = Path(_text(name_or_path)).expanduser()
+        if folder.is_file() and folder.suffix in families.FILES:
+            return CheckpointFiles(folder.parent, frozenset()).stamp([f"*{suffix}" for suffix in families.FILES])
         return CheckpointFiles(folder, frozenset()).stamp(families.wanted()) if folder.is_dir() else None
     except (OSError, ValueError, RuntimeError):
         return None
 
 
 def read(folder: Path) -> Pretrained:
-    """Reads and checks a checkpoint directory. Raises CheckpointError naming the file that is missing or wrong."""
+    """Reads and checks what `locate` found. Raises CheckpointError naming the file that is missing or wrong."""
     for _ in range(_ATTEMPTS):
         before = stamp(folder)
         failed = None
@@ -104,6 +109,8 @@ def read(folder: Path) -> Pretrained:
 
 
 def _read(folder: Path) -> Pretrained:
+    if not folder.is_dir():
+        return families.FILES[folder.suffix]().read_file(folder)
     config_file = CheckpointFiles(folder, frozenset({CONFIG})).path(CONFIG)
     if not exists(config_file):
         raise CheckpointError(f"{config_file} is missing (found in {folder}: {_listing(folder)})")

@@ -114,12 +114,19 @@ class Fills(ABC):
         now."""
         self._require_head()
         guided = options.drawing.guidance_scale is not None
-        read = self._prefixes("prompt", options.prompt, canvases)
+        named = "prompt" if options.label is None else "label"
+        read = self._prefixes(named, options.prompt if options.label is None else options.label, canvases)
         away = self._prefixes("negative_prompt", options.negative_prompt, canvases)
+        blank = None if self.reader is None or options.negative_prompt is not None else self.reader.unconditional
+
+        def negative(k: int) -> tuple[int, ...] | None:
+            if not guided:
+                return None
+            return away(k) if blank is None else blank(read(k))
 
         def make(images: range) -> list[Request]:
             return [
-                Request(tokens, options.first_index + k, options.drawing, read(k), away(k) if guided else None, stop)
+                Request(tokens, options.first_index + k, options.drawing, read(k), negative(k), stop)
                 for k, tokens in zip(images, canvases.chunk(images))
             ]
 
@@ -132,9 +139,11 @@ class Fills(ABC):
 
     def _check_drawn(self, requests: Sequence[Request], filled: Filled) -> None:
         tokens = filled.tokens[:, : requests[0].stop]
-        self._check_overflow(tokens, torch.tensor([request.prefix for request in requests], device="cpu"))
-        if requests[0].negative is not None:
-            self._check_overflow(tokens, torch.tensor([request.negative for request in requests], device="cpu"))
+        read = [request.prefix for request in requests]
+        away = [request.negative for request in requests if request.negative is not None]  # of all, or of none
+        for what in (read, away):
+            for index, prefix in self.spec.by_length(what):
+                self._check_overflow(tokens[index], prefix)
 
     def _prefixes(
         self, name: str, prompt: str | Sequence[str] | None, canvases: Repeated

@@ -19,6 +19,20 @@ def quick_gelu(x: torch.Tensor) -> torch.Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+def gated_silu(x: torch.Tensor) -> torch.Tensor:
+    """[..., n] from [..., 2 n]: silu of the first half, the gates, times the second."""
+    gate, up = x.chunk(2, -1)
+    return gate * torch.sigmoid(gate) * up
+
+
+def rotate(x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """x [..., head_dim], each pair (p, p + head_dim / 2) of its elements times a complex number. turns: [..., head_dim
+    / 2, 2], their real and imaginary parts, broadcast against x's axes."""
+    a, b = x.chunk(2, -1)
+    cos, sin = turns.unbind(-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+
 def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, before: int = 0) -> torch.Tensor:
     """[..., Tq, head_dim]: softmax(q kᵀ / √head_dim) v, where query i looks at keys 0 … before + i.
 

@@ -12,7 +12,7 @@ import torch
 
 from fastigpt.arguments import window_size
 from fastigpt.sampling import Drawing, checked_drawing, fresh_seed
-from fastigpt.scalars import whole
+from fastigpt.scalars import integer, whole
 from fastigpt.spec import ModelSpec
 
 LAST_INDEX = 2**63 - 1
@@ -38,6 +38,9 @@ class DrawOptions(TypedDict, total=False):
     """How tokens are drawn. The last three change the time it takes and never the result."""
 
     prompt: Annotated[str | Sequence[str] | None, "One for all images or one for each, for models that read text."]
+    label: Annotated[
+        int | Sequence[int] | None, "Number of a class, one for all images or one for each, for models of classes."
+    ]
     negative_prompt: Annotated[
         str | Sequence[str] | None,
         "What guidance leads away from, one for all images or one for each; needs guidance_scale. None: no prompt.",
@@ -107,13 +110,14 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
 @dataclass(frozen=True)
 class Options:
     """Drawing options that were checked. draft, prompt, negative_prompt: as they were given; the model knows what they
-    mean."""
+    mean. label: as words."""
 
     drawing: Drawing
     first_index: int
     window: int | Literal["auto"]
     batch_size: int | None
     prompt: str | Sequence[str] | None
+    label: str | Sequence[str] | None
     negative_prompt: str | Sequence[str] | None
     draft: Any
 
@@ -124,7 +128,7 @@ def checked(given: Mapping[str, Any], count: int, spec: ModelSpec) -> Options:
     option = {**DEFAULTS, **given}
     seed = option.get("seed")
     prompt, negative, guidance = (option.get(name) for name in ("prompt", "negative_prompt", "guidance_scale"))
-    batch_size = option.get("batch_size")
+    label, batch_size = option.get("label"), option.get("batch_size")
     drawing = checked_drawing(
         fresh_seed() if seed is None else seed,
         option["temperature"],
@@ -132,7 +136,9 @@ def checked(given: Mapping[str, Any], count: int, spec: ModelSpec) -> Options:
         option.get("top_p"),
         guidance,
     )
-    if guidance is not None and prompt is None and negative is None:
+    if label is not None and prompt is not None:
+        raise ValueError("give prompt or label, not both")
+    if guidance is not None and prompt is None and label is None and negative is None:
         raise ValueError("guidance_scale was given without a prompt to follow")
     if negative is not None and guidance is None:
         raise ValueError("negative_prompt was given without guidance_scale: it is what guidance leads away from")
@@ -144,9 +150,19 @@ def checked(given: Mapping[str, Any], count: int, spec: ModelSpec) -> Options:
         window=window_size(option["window"], spec.n_positions),
         batch_size=None if batch_size is None else whole("batch_size", batch_size, 1),
         prompt=prompt,
+        label=_labels(label),
         negative_prompt=negative,
         draft=option.get("draft"),
     )
+
+
+def _labels(label: Any) -> str | list[str] | None:
+    """Numbers of classes as the words that a model of classes reads."""
+    if label is None:
+        return None
+    if isinstance(label, (list, tuple)) or getattr(label, "ndim", 0) > 0:
+        return [str(integer("label", each)) for each in label]
+    return str(integer("label", label, "an int or a sequence of ints"))
 
 
 def load_options(options: Mapping[str, Any]) -> tuple[LoadOptions, dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 
 from fastigpt.engine.reference import ReferenceEngine
 from fastigpt.errors import NotFiniteError
-from fastigpt.spec import ModelSpec
+from fastigpt.spec import ROTARY, ModelSpec
 
 _LARGEST = torch.finfo(torch.float32).max
 _SAFE = _LARGEST / 100
@@ -24,7 +24,8 @@ def cannot_overflow(spec: ModelSpec, weights: dict[str, torch.Tensor]) -> bool:
     """Whether the sizes of the weights alone prove that no sequence takes a number beyond float32.
 
     Norms bound all: a normed state is at most √width · gain long, a linear layer lengthens by at most the root of its
-    squares (Frobenius), attention averages, and x · sigmoid(1.702 x) is no longer than x.
+    squares (Frobenius), attention averages, a rotation lengthens by at most its largest factor, x · sigmoid(1.702 x)
+    and gelu(x) are no longer than x, and silu(gate) · up is no longer than both lengths' product.
     """
 
     def length(name: str) -> float:
@@ -35,6 +36,7 @@ def cannot_overflow(spec: ModelSpec, weights: dict[str, torch.Tensor]) -> bool:
 
     root = math.sqrt(spec.width)
     inputs = root * (max(longest("prefix.embedding"), longest("token.embedding")) + longest("positions"))
+    turned = 2 * longest(ROTARY) if ROTARY in weights else 1.0
     x, largest = inputs, inputs * inputs
     for i in range(spec.n_layer):
         block = f"blocks.{i}."
@@ -44,10 +46,15 @@ def cannot_overflow(spec: ModelSpec, weights: dict[str, torch.Tensor]) -> bool:
 
         qkv = linear(root * longest(block + "norm_1"), "qkv")
         inner = linear(root * longest(block + "norm_2"), "fc")
+        if spec.block.mlp == "gated_silu":
+            inner *= inner
         # Attention sees values of many positions, each at most that long; heads side by side are one such vector.
-        x += linear(qkv * root, "proj") + linear(inner, "out")
-        largest = max(largest, qkv * qkv, inner, x * x)
-    logits = root * longest("norm") * length("head.weight")
+        x += linear(qkv * math.sqrt(spec.block.sections[0]), "proj") + linear(inner, "out")
+        largest = max(largest, (turned * qkv) ** 2, inner, x * x)
+    logits = root * longest("norm")
+    if spec.head_inner is not None:
+        logits = logits * length("head.fc.weight") + length("head.fc.bias")
+    logits = logits * length("head.weight") + length("head.bias")
     return max(largest, x * x, logits) < _SAFE
 
 
@@ -79,6 +86,8 @@ class _Watched(ReferenceEngine):
     def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
         y = self.look(super().linear(x, name))
         if name.endswith(".qkv"):
-            lengths = y.unflatten(-1, (3, self.spec.block.n_head, -1)).norm(dim=-1).amax((0, 1))  # [q k v, n_head]
-            self.look(lengths[0] * lengths[1])  # no score is larger
+            block = self.spec.block
+            q, k, _ = (part.unflatten(-1, (-1, block.head_dim)) for part in y.split(block.sections, -1))
+            q, k = (part.norm(dim=-1).amax((0, 1)) for part in (q, k))  # [n_head], [n_kv_head]
+            self.look(q * k.repeat_interleave(block.n_head // block.n_kv_head))  # no score is larger
         return y

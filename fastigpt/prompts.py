@@ -1,4 +1,4 @@
-"""The words a model reads: text to word ids, and what to say when a word is not among them."""
+"""What a model reads before it draws: words to ids, and what to say when a word is not among them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class PromptReader(Protocol):
     def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
         """Ids in 0 … n_prefix_tokens − 1, 1 to prefix_length of them (see ModelSpec). Raises ValueError for a prompt
         that the model cannot read, TypeError for anything but a string; `name` is the argument's in those."""
+        ...
+
+    def unconditional(self, prefix: tuple[int, ...]) -> tuple[int, ...]:
+        """What guidance leads away from for this prefix where no negative prompt is given."""
         ...
 
 
@@ -121,12 +125,36 @@ class WordReader:
     def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
         return (*self.vocabulary.encode(prompt, name), *self.start)
 
+    def unconditional(self, prefix: tuple[int, ...]) -> tuple[int, ...]:
+        return self.start
+
+
+@dataclass(frozen=True)
+class ClassReader:
+    """Reads the number of a class, 0 … n_classes − 1; class n_classes is none of them."""
+
+    n_classes: int
+
+    def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
+        if not isinstance(prompt, str):
+            raise TypeError(f"{name} must be a string, not {type(prompt).__name__}")
+        text = prompt.strip()
+        if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < self.n_classes):
+            told = prompt if len(prompt) <= 60 else prompt[:57] + "..."
+            raise ValueError(f"{name} must be the number of a class, 0 to {self.n_classes - 1}, not {told!r}")
+        return (int(text),)
+
+    def unconditional(self, prefix: tuple[int, ...]) -> tuple[int, ...]:
+        return (self.n_classes,)
+
 
 def prefixes(
     prompt: str | Sequence[str], count: int, reader: PromptReader | None, name: str = "prompt"
 ) -> list[tuple[int, ...]]:
     """What is read for one prompt for all `count` images, or one for each. Raises ValueError, also where there is no
     reader or another number of prompts, and TypeError."""
+    if name == "label" and not isinstance(reader, ClassReader):
+        raise ValueError("label was given, but this model knows no classes")
     if reader is None:
         raise ValueError(f"{name} was given, but this model reads no text")
     texts = [prompt] * count if isinstance(prompt, str) else list(prompt)

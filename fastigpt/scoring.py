@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,9 @@ from fastigpt.prompts import prefixes
 from fastigpt.scalars import shown
 
 _SCORING_BATCH = 16  # images scored at a time by nll and features
+
+Prefixes = list[tuple[int, ...]] | None
+Score = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 class Scores(Fills):
@@ -28,26 +31,45 @@ class Scores(Fills):
         what is read before them."""
         self._require_head()
         checked = token_array("tokens", tokens, self.spec)
-        return self._logits(checked, self._prefix(prompt, len(checked)))
+        return self._logits(checked, self._read(prompt, len(checked)))
 
-    def _prefix(self, prompt: str | Sequence[str] | None, count: int) -> torch.Tensor | None:
-        """int64 [count, L]: what is read before the tokens; None: no prompt."""
-        return None if prompt is None else self.spec.prefix_rows(prefixes(prompt, count, self.reader))
+    def _read(self, prompt: str | Sequence[str] | None, count: int) -> Prefixes:
+        """What is read before the tokens of each image; None: no prompt."""
+        return None if prompt is None else prefixes(prompt, count, self.reader)
 
-    def _logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
-        self._check_overflow(tokens, prefix)
-        with self._named():
-            return finite(self.engine.logits(tokens, prefix).float(), self.engine)
+    def _logits(self, tokens: torch.Tensor, read: Prefixes) -> torch.Tensor:
+        def score(tokens: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
+            with self._named():
+                return finite(self.engine.logits(tokens, prefix).float(), self.engine)
+
+        return self._scored(tokens, read, score)
+
+    def _scored(self, tokens: torch.Tensor, read: Prefixes, score: Score) -> torch.Tensor:
+        """score(tokens, prefix) of all images, in their order: engines take prefixes of one length at a time."""
+        if read is None:
+            self._check_overflow(tokens, None)
+            return score(tokens, None)
+        found: torch.Tensor | None = None
+        for index, prefix in self.spec.by_length(read):
+            self._check_overflow(tokens[index], prefix)
+            part = score(tokens[index], prefix)
+            if len(index) == len(tokens):
+                return part
+            if found is None:
+                found = part.new_empty(len(tokens), *part.shape[1:])
+            found[index] = part
+        assert found is not None
+        return found
 
     def nll(self, tokens: torch.Tensor, *, prompt: str | Sequence[str] | None = None) -> torch.Tensor:
         """float32 [B]: mean negative log-likelihood, nats per token. tokens: int64 [B, T], T ≤ h·w."""
         self._require_head()
         checked = token_array("tokens", tokens, self.spec)
-        prefix = self._prefix(prompt, len(checked))
+        read = self._read(prompt, len(checked))
         parts = []
         for first in range(0, len(checked), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
-            logits = self._logits(checked[batch], None if prefix is None else prefix[batch])
+            logits = self._logits(checked[batch], None if read is None else read[batch])
             target = checked[batch].to(logits.device)
             loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")
             parts.append(loss.mean(1).cpu())
@@ -70,13 +92,15 @@ class Scores(Fills):
             tokens = token_array("tokens", images_or_tokens, self.spec, whole_canvas=True)
         else:
             tokens = self.encode(images_or_tokens)
-        prefix = self._prefix(prompt, len(tokens))
-        self._check_overflow(tokens, prefix)
+        read = self._read(prompt, len(tokens))
+
+        def score(tokens: torch.Tensor, prefix: torch.Tensor | None) -> torch.Tensor:
+            with self._named():
+                return finite(self.engine.hidden(tokens, depth, prefix).float().cpu(), self.engine)
+
         parts = []
         for first in range(0, len(tokens), _SCORING_BATCH):
             batch = slice(first, first + _SCORING_BATCH)
-            with self._named():
-                hidden = self.engine.hidden(tokens[batch], depth, None if prefix is None else prefix[batch])
-                hidden = finite(hidden.float().cpu(), self.engine)
+            hidden = self._scored(tokens[batch], None if read is None else read[batch], score)
             parts.append(hidden.mean(1) if pool == "mean" else hidden)
         return torch.cat(parts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -70,10 +70,11 @@ def _open_safetensors(path: Path) -> Stored:
         return {name: reader(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
 
 
-def load_pickle(path: Path, device: torch.device | str = "cpu") -> object:
-    """torch.load of tensors and plain containers; never runs what the file says. CheckpointError names it."""
+def load_pickle(path: Path, device: torch.device | str = "cpu", allowed: Sequence[type] = ()) -> object:
+    """torch.load of tensors and plain containers; never runs what the file says. allowed: classes that may be in it
+    besides, which have to be harmless whatever their attributes are. CheckpointError names it."""
     size = file_size(path)
-    with refusing(path, "is damaged, or holds more than tensors"):
+    with refusing(path, "is damaged, or holds more than tensors"), torch.serialization.safe_globals(list(allowed)):
         if zipfile.is_zipfile(path):
             # torch.save compresses nothing; a zip that unpacks to more than itself is made to fill the memory.
             with zipfile.ZipFile(path) as archive:

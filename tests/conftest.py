@@ -16,10 +16,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
+from llama_blocks import LLAMA, llama
 from transformers import ImageGPTConfig as HfConfig
 from transformers import ImageGPTForCausalImageModeling
 
 from fastigpt.engine import Engine, Window, loop
+from fastigpt.engine.blocks import why_unsupported
 from fastigpt.engine.choose import BACKENDS, build, why_unavailable
 from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
@@ -193,13 +195,21 @@ def exact(backend: str, config: ImageGPTConfig = PROMPTED, seed: int = 31) -> En
     return engine(backend, config, random_weights(config, seed), dtype="float32", kv_dtype="float32")
 
 
-@pytest.fixture(params=["reference", *CACHED])
+ENGINES = ["reference", *CACHED]
+RUN_LLAMA = [name for name in ENGINES if why_unsupported(name, LLAMA) is None]
+
+
+@pytest.fixture(params=[*ENGINES, *(f"{name}-llama" for name in RUN_LLAMA)])
 def tested(request: pytest.FixtureRequest) -> Engine:
-    """Every engine that runs on this machine's CPU, in float32, of the model that reads prompts."""
-    return exact(request.param)
+    """Every engine that runs on this machine's CPU, in float32, of the model that reads prompts, and where it has the
+    arithmetic of a model of Llama's blocks that reads the same."""
+    backend, _, blocks = request.param.partition("-")
+    return llama(backend, dtype="float32") if blocks else exact(backend)
 
 
-@pytest.fixture(scope="session")
-def truth() -> Engine:
+@pytest.fixture
+def truth(request: pytest.FixtureRequest) -> Engine:
     """What `tested` is held to."""
+    if "tested" in request.fixturenames and request.getfixturevalue("tested").spec == LLAMA:
+        return llama("reference")
     return exact("reference")

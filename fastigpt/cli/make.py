@@ -9,15 +9,28 @@ from fastigpt.cli.options import given
 
 
 def convert(
-    tf_checkpoint: Annotated[str, typer.Argument(help="Prefix of OpenAI's checkpoint: …/model.ckpt-1000000")],
-    palette: Annotated[Path, typer.Option(help="OpenAI's kmeans_centers.npy.")],
+    checkpoint: Annotated[
+        str, typer.Argument(help="Prefix of OpenAI's checkpoint, …/model.ckpt-1000000, or a LlamaGen, …/c2i_B_384.pt")
+    ],
     out: Annotated[str, typer.Option(help="Directory to write.")],
+    palette: Annotated[Path | None, typer.Option(help="OpenAI's kmeans_centers.npy, for OpenAI's checkpoint.")] = None,
     n_head: Annotated[int | None, typer.Option(help="Attention heads, where the file doesn't tell.")] = None,
 ) -> None:
-    """Convert OpenAI's TensorFlow checkpoint to a directory that fastigpt and transformers open."""
-    from fastigpt.families.image_gpt.tensorflow import convert as convert_checkpoint
+    """Convert OpenAI's TensorFlow checkpoint to a directory that fastigpt and transformers open, or a LlamaGen and the
+    VQ beside it to one that fastigpt opens."""
+    folder: str | Path = given("--out", out)
+    if checkpoint.endswith(".pt"):
+        from fastigpt.families.llamagen import read_file
 
-    folder = convert_checkpoint(tf_checkpoint, palette, given("--out", out), n_head=n_head)
+        if palette is not None:
+            raise ValueError("--palette was given, but a LlamaGen has none")
+        read_file(Path(checkpoint), n_head=n_head).write(folder)
+    else:
+        from fastigpt.families.image_gpt.tensorflow import convert as convert_checkpoint
+
+        if palette is None:
+            raise ValueError("--palette is missing: OpenAI's checkpoint needs its kmeans_centers.npy")
+        folder = convert_checkpoint(checkpoint, palette, folder, n_head=n_head)
     print(f"wrote {folder}")
 
 

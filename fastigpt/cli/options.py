@@ -21,6 +21,7 @@ class DrawingOptions(TypedDict):
 
     model: Model
     prompt: Annotated[str | None, typer.Option(help="What to draw, for models that read text.")]
+    label: Annotated[int | None, typer.Option(help="Number of the class to draw, for models of classes.")]
     negative_prompt: Annotated[
         str | None, typer.Option(help="What to lead away from; needs --guidance-scale. Default: no prompt.")
     ]
@@ -80,7 +81,17 @@ def window_size(text: str) -> int | str:
 def split(options: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The options that say how to load a model and how to draw from it, as the library takes them."""
     load = {name: options[name] for name in ("device", "backend", "dtype", "kv_dtype")}
-    names = ("prompt", "negative_prompt", "guidance_scale", "temperature", "top_k", "top_p", "batch_size", "draft")
+    names = (
+        "prompt",
+        "label",
+        "negative_prompt",
+        "guidance_scale",
+        "temperature",
+        "top_k",
+        "top_p",
+        "batch_size",
+        "draft",
+    )
     draw = {name: options[name] for name in names}
     return load, {**draw, "window": window_size(options["window"])}
 

@@ -15,6 +15,7 @@ import torch
 from fastigpt import _C
 from fastigpt.engine import Advance, Engine, Window, check_window
 from fastigpt.engine.arithmetic import does_not_fit, finite
+from fastigpt.engine.blocks import require
 from fastigpt.engine.memory import free_memory
 from fastigpt.errors import NotFiniteError
 from fastigpt.job import Filled, Request
@@ -63,6 +64,7 @@ class CpuEngine:
     ) -> None:
         if isa != "auto" and isa not in _C.supported_isas():
             raise ValueError(f"isa must be auto or one of {', '.join(_C.supported_isas())}, not {isa!r}")
+        require(self.name, spec)
         n_threads = check_threads(threads) or min(torch.get_num_threads(), _C.MAX_THREADS)
         self.spec, self.device = spec, torch.device("cpu")
         self.isa = _C.supported_isas()[-1] if isa == "auto" else isa

@@ -1,7 +1,8 @@
 """The truth: a model in plain PyTorch, without a cache, that every other engine is tested against.
 
 Follows OpenAI's src/model.py (github.com/openai/image-gpt): pre-norm blocks, norm without mean or bias, no causal look
-at the last pixel. Slow on purpose: each token is drawn after running the whole sequence again.
+at the last pixel; and Llama's blocks, as spec.py describes both. Slow on purpose: each token is drawn after running the
+whole sequence again.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import torch
 
 from fastigpt.engine import Advance, Engine, Window, check_window
 from fastigpt.engine.arithmetic import checked_dtypes, converted, finite, undisturbed
-from fastigpt.formulas import causal_attention, quick_gelu, rms_norm
+from fastigpt.formulas import causal_attention, gated_silu, quick_gelu, rms_norm, rotate
 from fastigpt.job import Filled, Request
 from fastigpt.sampling import Drawing, draw, guide
-from fastigpt.spec import ModelSpec
+from fastigpt.spec import ROTARY, ModelSpec
 
 
 class ReferenceEngine:
@@ -48,43 +49,57 @@ class ReferenceEngine:
     def norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return rms_norm(x, self.weights[name], self.spec.block.norm_epsilon)
 
-    def attention(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        batch, length, width = x.shape
+    def attention(self, x: torch.Tensor, name: str, turns: torch.Tensor | None) -> torch.Tensor:
+        """turns: [T, head_dim / 2, 2], of rotary positions."""
         block = self.spec.block
         q, k, v = (
-            part.view(batch, length, block.n_head, block.head_dim).transpose(1, 2)  # [B, n_head, T, head_dim]
-            for part in self.linear(x, name + ".qkv").split(width, dim=-1)
+            part.unflatten(-1, (-1, block.head_dim)).transpose(1, 2)  # [B, n_head or n_kv_head, T, head_dim]
+            for part in self.linear(x, name + ".qkv").split(block.sections, dim=-1)
         )
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
+        k, v = (part.repeat_interleave(block.n_head // block.n_kv_head, dim=1) for part in (k, v))
         y = causal_attention(q, k, v)
-        return self.linear(y.transpose(1, 2).reshape(batch, length, width), name + ".proj")
+        return self.linear(y.transpose(1, 2).flatten(2), name + ".proj")
 
     def mlp(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return self.linear(quick_gelu(self.linear(x, name + ".fc")), name + ".out")
+        h = self.linear(x, name + ".fc")
+        h = quick_gelu(h) if self.spec.block.mlp == "quick_gelu" else gated_silu(h)
+        return self.linear(h, name + ".out")
 
-    def embed(self, tokens: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
+    def head(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., n_tokens] from normed hidden states [..., width]."""
+        if self.spec.head_inner is not None:
+            x = torch.nn.functional.gelu(self.linear(x, "head.fc"))
+        return self.linear(x, "head")
+
+    def embed(self, tokens: torch.Tensor, prefix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[B, L + T − 1, width]: the prefix, then x₀ … x_{T−2}: the inputs that score x₀ … x_{T−1}, and those
-        before."""
+        before. And their rows of the rotary table, if there is one."""
         inputs = self.weights["prefix.embedding"][prefix], self.weights["token.embedding"][tokens[:, :-1]]
         x = torch.cat(inputs, dim=1)
         first = self.spec.position_row(0, prefix.shape[1])
-        return x + self.weights["positions"][first : first + x.shape[1]]
+        rows = slice(first, first + x.shape[1])
+        if self.spec.positions == "learned":
+            return x + self.weights["positions"][rows], None
+        return x, self.weights[ROTARY][rows]
 
     @undisturbed
     def hidden(self, tokens: torch.Tensor, layer: int, prefix: torch.Tensor | None = None) -> torch.Tensor:
         if prefix is None:
             prefix = self.spec.prefix_rows([self.spec.unconditional]).expand(len(tokens), -1)
         tokens, prefix = tokens.to(self.device), prefix.to(self.device)
-        x = self.embed(tokens, prefix)
+        x, turns = self.embed(tokens, prefix)
         for i in range(layer):
             block = f"blocks.{i}"
-            x = x + self.attention(self.norm(x, block + ".norm_1"), block)
+            x = x + self.attention(self.norm(x, block + ".norm_1"), block, turns)
             x = x + self.mlp(self.norm(x, block + ".norm_2"), block)
         x = self.norm(x, "norm" if layer == self.spec.n_layer else f"blocks.{layer}.norm_1")
         return finite(x[:, x.shape[1] - tokens.shape[1] :], self)
 
     @undisturbed
     def logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
-        return finite(self.hidden(tokens, self.spec.n_layer, prefix) @ self.weights["head.weight"].T, self)
+        return finite(self.head(self.hidden(tokens, self.spec.n_layer, prefix)), self)
 
     def open(self, capacity: int, *, window: Window = "auto", draft: Engine | None = None) -> ReferenceSession:
         check_window(window, self.spec)

@@ -13,7 +13,7 @@ from fastigpt.errors import CheckpointError
 from fastigpt.untrusted import short
 
 if TYPE_CHECKING:
-    from fastigpt.families.pretrained import Family
+    from fastigpt.families.pretrained import Family, FileFamily
 
 
 def _image_gpt() -> Family:
@@ -22,8 +22,27 @@ def _image_gpt() -> Family:
     return checkpoint
 
 
-FAMILIES: dict[str, Callable[[], Family]] = {"imagegpt": _image_gpt}
+def _llamagen() -> Any:
+    from fastigpt.families import llamagen
+
+    return llamagen
+
+
+def _janus() -> Family:
+    from fastigpt.families import janus
+
+    return janus
+
+
+FAMILIES: dict[str, Callable[[], Family]] = {
+    "imagegpt": _image_gpt,
+    "llamagen": _llamagen,
+    "janus": _janus,
+    "multi_modality": _janus,
+}
 """By config.json's model_type; imported when it is asked for."""
+FILES: dict[str, Callable[[], FileFamily]] = {".pt": _llamagen}
+"""Of those that are published as single files, by how the name ends."""
 _UNNAMED = "imagegpt"  # of a config.json without a model_type: those of old Image GPTs
 
 

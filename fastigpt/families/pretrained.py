@@ -65,3 +65,11 @@ class Family(Protocol):
     def read(self, folder: Path, files: CheckpointFiles, data: Any) -> Pretrained:
         """Reads and checks a directory. data: its config.json, a dict. Raises CheckpointError naming the file."""
         ...
+
+
+class FileFamily(Protocol):
+    """One whose checkpoints are also published as single files."""
+
+    def read_file(self, path: Path) -> Pretrained:
+        """Reads and checks a file, and what belongs to it beside it. Raises CheckpointError naming the file."""
+        ...

@@ -16,7 +16,9 @@ import torch
 from fastigpt.api import load
 from fastigpt.bench.machine import device_name
 from fastigpt.codecs.palette import PaletteCodec
+from fastigpt.codecs.vq import VQCodec
 from fastigpt.engine.memory import synchronize
+from fastigpt.families.chat import ChatReader
 from fastigpt.jobs.asked import Asked, How
 from fastigpt.jobs.directory import JobDirectory
 from fastigpt.jobs.owner import this_process
@@ -154,8 +156,14 @@ def model_sha256(model: Model) -> str:
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     if isinstance(model.codec, PaletteCodec):
         total.update(model.codec.palette.colors.tobytes())
+    if isinstance(model.codec, VQCodec):
+        for name, tensor in sorted(model.codec.weights.items()):
+            total.update(f"{name} {list(tensor.shape)}\n".encode())
+            total.update(tensor.flatten().view(torch.uint8).numpy().data)
     if isinstance(model.reader, WordReader):
         total.update(model.reader.vocabulary.to_json().encode())
+    if isinstance(model.reader, ChatReader):
+        total.update(model.reader.tokenizer.encode())
     return total.hexdigest()
 
 

@@ -103,7 +103,7 @@ class Batch:
     ) -> None:
         self.model, self.max_queue, self.timeout, self._clock = model, max_queue, timeout, clock
         if capacity is None:
-            capacity = min(MOST_SLOTS, model.engine.room(guided=model.engine.spec.prefix_length > 1))
+            capacity = min(MOST_SLOTS, model.engine.room(guided=model.engine.spec.n_prefix_tokens > 1))
         if capacity < 1 or max_queue < 0 or not timeout > 0:
             raise ValueError(
                 "a batch needs at least 1 slot, a queue of at least 0 canvases and a time limit above 0 seconds, not "

@@ -49,6 +49,7 @@ def picture(case: Case) -> Image.Image:
 def drawing(case: Case) -> dict[str, Any]:
     return {
         "prompt": case.choice([None, "red", "green house"]),
+        "label": None,
         "negative_prompt": None,
         "guidance_scale": None,
         "seed": case.choice([None, 0, 7]),
@@ -70,7 +71,7 @@ def calls(case: Case) -> tuple[str, dict[str, Any]]:
     generate = {
         name: x
         for name, x in drawing(case).items()
-        if name not in ("prompt", "negative_prompt", "guidance_scale", "first_index")
+        if name not in ("prompt", "label", "negative_prompt", "guidance_scale", "first_index")
     }
     return case.choice(
         [

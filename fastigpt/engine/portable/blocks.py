@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 
 from fastigpt.engine.arithmetic import converted
-from fastigpt.formulas import quick_gelu
-from fastigpt.spec import ModelSpec
+from fastigpt.formulas import gated_silu, quick_gelu, rotate
+from fastigpt.spec import ROTARY, ModelSpec
 
 
 class Cache:
-    """Keys and values of every layer in one allocation: [layers, rows, columns, n_head, head_dim].
+    """Keys and values of every layer in one allocation: [layers, rows, columns, n_kv_head, head_dim].
 
     Column c of a row holds the c-th input of its sequence. The last column, one more than any sequence has, takes what
     windows write past the end; no input that counts looks at it.
@@ -19,7 +19,7 @@ class Cache:
 
     def __init__(self, blocks: Blocks, rows: int, columns: int | None = None) -> None:
         spec, block = blocks.spec, blocks.spec.block
-        shape = (2, spec.n_layer, rows, columns or spec.context + 1, block.n_head, block.head_dim)
+        shape = (2, spec.n_layer, rows, columns or spec.context + 1, block.n_kv_head, block.head_dim)
         self.keys, self.values = torch.zeros(shape, dtype=blocks.dtype, device=blocks.device)
 
     def copy(self, sources: torch.Tensor, targets: torch.Tensor, columns: int | None = None) -> None:
@@ -43,7 +43,10 @@ class Blocks:
         self, spec: ModelSpec, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.spec, self.device, self.dtype = spec, device, dtype
-        self.weights = {name: converted(name, w, device, dtype).contiguous() for name, w in weights.items()}
+        self.weights = {
+            name: converted(name, w, device, torch.float32 if name == ROTARY else dtype).contiguous()
+            for name, w in weights.items()
+        }
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[..., width] without positions."""
@@ -60,7 +63,15 @@ class Blocks:
 
     def head(self, x: torch.Tensor) -> torch.Tensor:
         """float32 [..., n_tokens] from hidden states [..., width]."""
-        return self.linear(self.norm(x, "norm"), "head").float()
+        x = self.norm(x, "norm")
+        if self.spec.head_inner is not None:
+            x = F.gelu(self.linear(x, "head.fc"))
+        return self.linear(x, "head").float()
+
+    def mlp(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        h = self.linear(x, name + ".fc")
+        h = quick_gelu(h) if self.spec.block.mlp == "quick_gelu" else gated_silu(h)
+        return self.linear(h, name + ".out")
 
     def step(
         self,
@@ -78,11 +89,15 @@ class Blocks:
         is before `first` is read from there, and the windows are written there. cache=None: the windows are the whole
         sequences, and nothing is kept.
         """
-        block, (batch, width) = self.spec.block, ids.shape
+        block, width = self.spec.block, ids.shape[1]
         columns = first.to(self.device)[:, None] + torch.arange(width, device=self.device)
         place = columns + (self.spec.prefix_length - prefix_length).to(self.device)[:, None]
-        x = self.embed(ids) + self.weights["positions"][place.clamp(max=self.spec.context - 1)]
-        mask = None
+        place = place.clamp(max=self.spec.context - 1)
+        x, turns, mask = self.embed(ids), None, None
+        if self.spec.positions == "learned":
+            x = x + self.weights["positions"][place]
+        else:
+            turns = self.weights[ROTARY][place][:, :, None]  # [B, W, 1, head_dim / 2, 2]
         if cache is not None:
             # A sequence may look at columns up to its own; those beyond hold nothing yet, or stale guesses.
             last = cache.keys.shape[2] - 1
@@ -93,16 +108,18 @@ class Blocks:
         for i in range(self.spec.n_layer if n_layer is None else n_layer):
             name = f"blocks.{i}"
             qkv = self.linear(self.norm(x, name + ".norm_1"), name + ".qkv")
-            q, k, v = qkv.view(batch, width, 3, block.n_head, block.head_dim).unbind(2)
+            q, k, v = (part.unflatten(-1, (-1, block.head_dim)) for part in qkv.split(block.sections, -1))
+            if turns is not None:
+                q, k = (rotate(part.float(), turns).to(part.dtype) for part in (q, k))
             if cache is not None:
                 keys, values = cache.keys[i], cache.values[i]
                 keys[row, column] = k
                 values[row, column] = v
                 k, v = keys[rows, :end], values[rows, :end]
             y = F.scaled_dot_product_attention(
-                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=cache is None
-            )
-            x = x + self.linear(y.transpose(1, 2).reshape(batch, width, self.spec.width), name + ".proj")
-            h = quick_gelu(self.linear(self.norm(x, name + ".norm_2"), name + ".fc"))
-            x = x + self.linear(h, name + ".out")
+                q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=cache is None,
+                enable_gqa=block.n_kv_head < block.n_head,
+            )  # fmt: skip
+            x = x + self.linear(y.transpose(1, 2).flatten(2), name + ".proj")
+            x = x + self.mlp(self.norm(x, name + ".norm_2"), name)
         return x

@@ -103,8 +103,8 @@ class PortableEngine:
 
 
 def _cache_bytes(blocks: Blocks) -> int:
-    spec = blocks.spec
-    return 2 * spec.n_layer * (spec.context + 1) * spec.width * blocks.dtype.itemsize
+    spec, block = blocks.spec, blocks.spec.block
+    return 2 * spec.n_layer * (spec.context + 1) * block.n_kv_head * block.head_dim * blocks.dtype.itemsize
 
 
 def _activation_bytes(spec: ModelSpec, width: int) -> int:

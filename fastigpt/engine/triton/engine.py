@@ -8,6 +8,7 @@ import torch
 
 from fastigpt.engine import Engine, Window, check_window
 from fastigpt.engine.arithmetic import checked_dtypes
+from fastigpt.engine.blocks import require
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.triton import sequence
 from fastigpt.engine.triton.batch import Batch, batch_bytes, bucket
@@ -43,6 +44,7 @@ class TritonEngine:
         kv_dtype: torch.dtype | None = None,
         configs: str | launch.Table | None = None,
     ) -> None:
+        require(self.name, spec)
         self.spec, self.device = spec, torch.device(device)
         reason = launch.why_unavailable(self.device)
         if reason is not None:

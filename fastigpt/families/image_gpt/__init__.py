@@ -21,7 +21,7 @@ def spec(config: ImageGPTConfig) -> ModelSpec:
     return ModelSpec(
         n_layer=config.n_layer,
         width=config.n_embd,
-        block=BlockSpec(config.n_head, config.head_dim, config.inner, config.layer_norm_epsilon),
+        block=BlockSpec(config.n_head, config.n_head, config.head_dim, config.inner, config.layer_norm_epsilon),
         height=config.height,
         columns=config.width,
         n_tokens=config.n_colors,
