@@ -60,7 +60,7 @@ def run(
     with closing(engine.open(capacity, window=window, draft=draft)) as session:
         results = _Results(engine, session, requests, particles)
         loop.drive(session, results, len(requests), at_once, on_done)
-    return loop.joined(canvas for canvas in results.found if canvas is not None), at_once
+    return results.found, at_once
 
 
 class _Results:
@@ -68,7 +68,7 @@ class _Results:
 
     def __init__(self, engine: Engine, session: Session, requests: Sequence[Request], k: int) -> None:
         self.engine, self.session, self.requests, self.k = engine, session, requests, k
-        self.found: list[Filled | None] = [None] * len(requests)
+        self.found = loop.empty(len(requests), engine)
         self.running: dict[int, _Result] = {}
 
     def start(self, images: list[int]) -> None:
@@ -79,7 +79,7 @@ class _Results:
         done = 0
         for image, result in list(self.running.items()):
             if result.reached(decided) and (canvas := result.go_on()) is not None:
-                self.found[image] = canvas
+                loop.keep(canvas, self.found, [image])
                 del self.running[image]
                 done += 1
         return done

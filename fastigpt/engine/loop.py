@@ -6,7 +6,7 @@ the loop, an error in a callback or Ctrl-C included, closes its session and leav
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -80,7 +80,7 @@ class _Canvases:
 
     def __init__(self, engine: Engine, session: Session, requests: Sequence[Request], on_row: OnRow | None) -> None:
         self.session, self.requests, self.n_positions = session, requests, engine.spec.n_positions
-        self.found = _empty(len(requests), engine)
+        self.found = empty(len(requests), engine)
         self.rows = None if on_row is None else _Rows(engine, on_row, self.found)
         self.image_of: dict[int, int] = {}
         self.end_of: dict[int, int] = {}
@@ -98,7 +98,7 @@ class _Canvases:
         done = [slot for slot, position in decided.items() if position >= self.end_of[slot]]
         finished = [self.image_of[slot] for slot in done]
         if done:
-            _keep(self.session.read(done), self.found, finished)
+            keep(self.session.read(done), self.found, finished)
         if self.rows is not None:
             self.rows.advance(self.session, decided, finished)
         for slot in done:
@@ -107,7 +107,7 @@ class _Canvases:
         return len(done)
 
 
-def _empty(n: int, engine: Engine) -> Filled:
+def empty(n: int, engine: Engine) -> Filled:
     """Room for n canvases: results go to their places at once, as thousands of small tensors would wake Python's
     garbage collector, which then walks through all of PyTorch."""
     shape = (n, engine.spec.n_positions)
@@ -118,7 +118,8 @@ def _empty(n: int, engine: Engine) -> Filled:
     )
 
 
-def _keep(canvases: Filled, found: Filled, images: list[int]) -> None:
+def keep(canvases: Filled, found: Filled, images: list[int]) -> None:
+    """Puts finished canvases, one for each of `images`, into their places in `found`."""
     at = torch.tensor(images, device="cpu")
     found.tokens[at], found.pass_starts[at] = canvases.tokens.cpu(), canvases.pass_starts.cpu()
     found.log_likelihood[at] = canvases.log_likelihood.cpu()
@@ -139,12 +140,6 @@ def slots_for(
         guided = any(request.negative is not None for request in requests)
         batch_size = engine.room(guided=guided, window=window, draft=draft)
     return max(of_each, min(len(requests) * of_each, batch_size // of_each * of_each))
-
-
-def joined(parts: Iterable[Filled]) -> Filled:
-    """The canvases of all parts, in order."""
-    columns = zip(*((part.tokens, part.pass_starts, part.log_likelihood) for part in parts))
-    return Filled(*(torch.cat(column) for column in columns))
 
 
 @dataclass
