@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from fastigpt.jobs.owner import Owner
 from fastigpt.jobs.store import Store
+from fastigpt.owner import Owner
 
 HEARTBEAT, STALE = 5.0, 30.0  # seconds
 

@@ -21,12 +21,12 @@ from fastigpt.engine.memory import synchronize
 from fastigpt.families.chat import ChatReader
 from fastigpt.jobs.asked import Asked, How
 from fastigpt.jobs.directory import JobDirectory
-from fastigpt.jobs.owner import this_process
 from fastigpt.jobs.parameters import Parameters, lines
 from fastigpt.jobs.records import Drawer
 from fastigpt.jobs.store import Store
 from fastigpt.model import Model
 from fastigpt.options import checked
+from fastigpt.owner import this_process
 from fastigpt.prompts import WordReader, prefixes
 
 _MOST_TOKENS = 2**16  # that uint16 tells apart

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from fastigpt.jobs.owner import Owner, this_process
+from fastigpt.owner import Owner, this_process
 
 FOLDERS = ("shards", "claims")
 _TEMPORARY = ".tmp"

@@ -12,8 +12,8 @@ import numpy as np
 
 from fastigpt.jobs.claims import Claims
 from fastigpt.jobs.directory import JobDirectory
-from fastigpt.jobs.owner import this_process
 from fastigpt.jobs.records import Drawer, Record
+from fastigpt.owner import this_process
 
 Draw = Callable[[range], np.ndarray]
 """Image indices to their tokens, uint16 [m, H·W]."""

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from fastigpt.owner import Owner, this_process
+
 ROOT = timedelta(days=20 * 365)
 LEAF = timedelta(days=10 * 365)
 ROOT_CERTIFICATE, ROOT_KEY, LEAF_FILE = "root.pem", "root-key.pem", "leaf.pem"
@@ -43,8 +45,10 @@ def own_leaf(folder: Path) -> tuple[Path, bytes]:
 
     Raises ValueError for a folder in which something is missing, OSError for one that cannot be written.
     """
+    _clean(folder.parent, folder.name)
     if not folder.is_dir() or not any(folder.iterdir()):
         _make(folder)
+    _clean(folder, ROOT_CERTIFICATE, ROOT_KEY, LEAF_FILE)
     leaf = folder / LEAF_FILE
     pem = _read(leaf)
     expires = _certificate(leaf, pem).not_valid_after_utc
@@ -80,7 +84,7 @@ def _make(folder: Path) -> None:
     name = _name(f"fastigpt root {short}")
     root = _certificate_for(key, name, name, key, now + ROOT, authority=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))  # mode 0700
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=_unfinished(folder.name)))  # mode 0700
     try:
         _replace(temporary / ROOT_CERTIFICATE, root.public_bytes(serialization.Encoding.PEM))
         _replace(temporary / ROOT_KEY, _private_pem(key))
@@ -92,6 +96,24 @@ def _make(folder: Path) -> None:
                 raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _unfinished(name: str) -> str:
+    """How the names of what this process has not finished writing begin."""
+    return f".{name}.{this_process().tag}."
+
+
+def _clean(folder: Path, *names: str) -> None:
+    """Removes what processes left that were killed while they wrote one of these: private keys are among it."""
+    for name in names:
+        for path in folder.glob(f".{name}.*"):
+            owner = Owner.of_tag(path.name.removeprefix(f".{name}.").partition(".")[0])
+            if owner is None or not owner.gone():
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _new_leaf(root: x509.Certificate, root_key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -155,7 +177,7 @@ def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 def _replace(path: Path, data: bytes) -> None:
     """Readable by its owner alone at every moment, and whole at every moment."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=_unfinished(path.name))  # mode 0600
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +83,7 @@ def worker(job: JobDirectory, **options: object) -> Worker:
 
 def patient(job: JobDirectory) -> Claims:
     """Claims of a process that waits for no other machine."""
-    from fastigpt.jobs.owner import this_process
+    from fastigpt.owner import this_process
 
     return Claims(job.store, this_process(), stale=0.0)
 
@@ -97,20 +93,6 @@ def expected_sha256(path: Path, **sizes: int) -> str:
     job = made_up(local(path), **sizes)
     worker(job).run()
     return job.seal().tokens_sha256
-
-
-def forked(work: Callable[[], object]) -> int:
-    """Runs work in a forked child; its status: 0, 1 after an error, −9 if it was killed."""
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(120)
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc(file=sys.__stderr__)
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def files(path: Path) -> set[str]:

@@ -8,11 +8,12 @@ import threading
 import time
 
 import pytest
-from small_jobs import draw, drawer, expected_sha256, files, forked, local, made_up, patient, worker
+from killing import forked
+from small_jobs import draw, drawer, expected_sha256, files, local, made_up, patient, worker
 
 from fastigpt.jobs.claims import Claims
-from fastigpt.jobs.owner import Owner, this_process
 from fastigpt.jobs.worker import Worker
+from fastigpt.owner import Owner, this_process
 
 ELSEWHERE = Owner("elsewhere", "0" * 12, 1, "0")
 

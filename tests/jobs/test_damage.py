@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from small_jobs import checkpoint, expected_sha256, files, forked, local, made_up, worker
+from killing import forked
+from small_jobs import checkpoint, expected_sha256, files, local, made_up, worker
 
 from fastigpt import jobs
 from fastigpt.jobs.directory import JobDirectory

@@ -6,42 +6,19 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_jobs import checkpoint, expected_sha256, files, forked, local, made_up, worker
+from killing import die_at, forked
+from small_jobs import checkpoint, expected_sha256, files, local, made_up, worker
 
 from fastigpt import ImageGPT, jobs
 from fastigpt.jobs.directory import JobDirectory
 from fastigpt.jobs.state import status_of
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork()")
-
-TOUCHES = ("fsync", "replace", "link", "unlink", "mkdir")
-
-
-def die_at(count: int) -> None:
-    """kill -9 for this process before or after one of the calls that change the disk: 2k before, 2k + 1 after."""
-    seen = 0
-
-    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **options: Any) -> Any:
-            nonlocal seen
-            for moment in range(2):
-                if seen == count:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                seen += 1
-                if moment == 0:
-                    result = call(*args, **options)
-            return result
-
-        return counted
-
-    for name in TOUCHES:
-        setattr(os, name, dying(getattr(os, name)))
 
 
 def test_a_kill_before_or_after_any_write_costs_nothing(tmp_path):

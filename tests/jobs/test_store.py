@@ -8,10 +8,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from small_jobs import files, forked, local
+from killing import forked
+from small_jobs import files, local
 
-from fastigpt.jobs.owner import Owner, this_process
 from fastigpt.jobs.store import LocalStore, Store, open_store
+from fastigpt.owner import Owner, this_process
 
 
 @pytest.fixture(params=["disk", "disk without links", "memory"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from killing import die_at, forked
 from signing import encoded
 
+from fastigpt import owner
 from fastigpt.provenance import identity
 from fastigpt.provenance.facts import Facts
 from fastigpt.provenance.identity import data_directory, own_leaf
@@ -124,3 +127,48 @@ def test_they_are_in_the_users_data_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_DATA_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert data_directory() == tmp_path / ".local" / "share" / "fastigpt" / "c2pa"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork()")
+@pytest.mark.parametrize("renewal", [False, True])
+def test_a_kill_at_any_moment_leaves_nothing_behind_that_the_next_start_does_not_remove(tmp_path, renewal):
+    """Private keys are among what is written."""
+    left_behind = 0
+    for moment in range(1000):
+        folder = tmp_path / str(moment) / "c2pa"
+        root = None
+        if renewal:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(identity, "LEAF", timedelta(days=1))
+                own_leaf(folder)
+            root = (folder / "root.pem").read_bytes()
+
+        def work(folder: Path = folder, moment: int = moment) -> None:
+            die_at(moment)
+            own_leaf(folder)
+
+        status = forked(work)
+        assert status in (0, -signal.SIGKILL)
+        if folder.parent.exists():
+            left_behind += any(path.name.startswith(".") for path in folder.parent.rglob("*"))
+        own_leaf(folder)
+        assert sorted(os.listdir(folder)) == FILES and os.listdir(folder.parent) == ["c2pa"]
+        assert root in (None, (folder / "root.pem").read_bytes())
+        if status == 0:
+            break
+    assert left_behind > 0
+
+
+def test_what_a_living_process_writes_is_left_alone(folder):
+    own_leaf(folder)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        living = owner.Owner("", owner._machine(), process.pid, owner._started(process.pid))
+        theirs = folder / f".leaf.pem.{living.tag}.x"
+        theirs.touch()
+        own_leaf(folder)
+        assert theirs.exists()
+    finally:
+        process.communicate(b"\n")
+    own_leaf(folder)
+    assert not theirs.exists()
