@@ -41,7 +41,8 @@ def serve(
         bool, typer.Option(help="Give up images whose client has left, or draw them to the end.")
     ] = True,
     moderation: Annotated[
-        str | None, typer.Option(help="module:function that is asked before and after; see docs/serving.md.")
+        str | None,
+        typer.Option(help="module:function, or URL in the format of /v1/moderations, that is asked before and after."),
     ] = None,
     blocked_words: Annotated[Path | None, typer.Option(help="File of words that prompts must not hold.")] = None,
     no_c2pa: Annotated[bool, typer.Option("--no-c2pa", help="Do not sign where pictures come from.")] = False,
@@ -115,6 +116,9 @@ def _pair(option: str, text: str) -> tuple[str, str]:
 
 def _moderation(hook: str | None, words: Path | None) -> "Moderation":
     from fastigpt.server.moderation import BlockedWords, Moderation, load_hook
+    from fastigpt.server.moderation_endpoint import Endpoint
 
     made: Any = None if words is None else BlockedWords(words)
-    return Moderation(made, None if hook is None else load_hook(hook))
+    if hook is None:
+        return Moderation(made)
+    return Moderation(made, Endpoint(hook) if "://" in hook else load_hook(hook))

@@ -5,7 +5,8 @@ every finished picture before it is sent (stage "output"):
 
     def moderate(question: Question) -> Refusal | None: ...
 
-It runs in a thread of its own and may take its time; if it raises, the request fails. `--blocked-words FILE` is the one
+It runs in a thread of its own and may take its time; if it raises, the request fails. `--moderation https://…` asks an
+endpoint instead (moderation_endpoint.py). `--blocked-words FILE` is the one
 check that is built in: it reads prompts only.
 """
 
