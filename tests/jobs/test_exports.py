@@ -100,6 +100,34 @@ def test_datasets_opens_the_parquet_as_images(tmp_path, job):
     assert np.array_equal(np.asarray(found[3]["image"]), pixels[3]) and found[3]["index"] == FIRST + 3
 
 
+def test_clean_fid_reads_folders_and_zips(tmp_path, job):
+    fid = pytest.importorskip("cleanfid.fid")
+    path, pixels = job
+    for out in ("folder", "all.zip"):
+        jobs.export(path, "png", tmp_path / out)
+        features = fid.get_folder_features(
+            str(tmp_path / out),
+            lambda batch: batch.flatten(1),  # in place of its network, which it would have to fetch
+            custom_fn_resize=lambda image: image,
+            num_workers=0,
+            device="cpu",
+            verbose=False,
+        )
+        found = features.reshape(N, 3, *pixels.shape[1:3]).transpose(0, 2, 3, 1)
+        assert sorted(map(bytes, np.rint(found).astype(np.uint8))) == sorted(map(bytes, pixels))
+
+
+def test_torch_fidelity_reads_folders(tmp_path, job):
+    utils = pytest.importorskip("torch_fidelity.utils")
+    defaults = pytest.importorskip("torch_fidelity.defaults")
+    path, pixels = job
+    jobs.export(path, "png", tmp_path / "folder")
+    kwargs = {**defaults.DEFAULTS, "input1": str(tmp_path / "folder"), "cuda": False, "verbose": False}
+    found = utils.prepare_input_from_id(1, **kwargs)
+    assert len(found) == N
+    assert all(np.array_equal(found[k].permute(1, 2, 0).numpy(), pixels[k]) for k in range(N))
+
+
 def test_a_tar_holds_a_picture_and_its_facts_by_one_name(tmp_path, job):
     path, pixels = job
     jobs.export(path, "webdataset", tmp_path / "a.tar")
