@@ -161,17 +161,17 @@ bool SessionImpl::decide(int which, WindowTuner* tuner) {
 // of zero, whoever comes to stand before it.
 void SessionImpl::clear(int which, int from, int until) {
   const Slot& slot = slots[which];
-  const std::vector<float> zero(model.shape.head_dim());
+  const std::vector<float> zero(model.shape.head_dim);
   for (int s = 0; s < slot.sequences; ++s) {
     const Sequence& sequence = slot.sequence[s];
     for (int at = std::max(sequence.offset() + from, sequence.begin); at < sequence.offset() + until; ++at)
       for (int layer = 0; layer < model.shape.n_layer; ++layer)
-        for (int head = 0; head < model.shape.n_head; ++head) {
+        for (int head = 0; head < model.shape.n_kv_head; ++head) {
           const HeadCache cache = caches[s].at(layer, which, head);
           model.kernels.put_key(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0,
-                                model.shape.head_dim());
+                                model.shape.head_dim);
           model.kernels.put_value(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0,
-                                  model.shape.head_dim());
+                                  model.shape.head_dim);
         }
   }
 }
@@ -273,7 +273,7 @@ double SessionImpl::key_bytes(const Slot& slot, int s) const {
   const Sequence& sequence = slot.sequence[s];
   const CacheShape shape = model.cache_shape();
   const int inputs = sequence.offset() + slot.position - sequence.begin + 1;
-  return double(model.shape.n_layer) * model.shape.n_head * (shape.k_bytes(inputs) + shape.v_bytes(inputs));
+  return double(model.shape.n_layer) * model.shape.n_kv_head * (shape.k_bytes(inputs) + shape.v_bytes(inputs));
 }
 
 void SessionImpl::end_turn() {
