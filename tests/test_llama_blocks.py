@@ -1,4 +1,4 @@
-"""Llama's blocks: the reference engine is held to transformers' LlamaModel, the engines with a cache to the reference."""
+"""Llama's blocks: the reference engine is held to transformers' LlamaModel, engines with a cache to the reference."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ void ModelImpl::linear(const PackedLinear& layer, Rows in, const Pass& pass, int
 }
 
 // What a thread has computed of queries, keys and values is finished by it before the threads meet: rotary positions,
-// whose pairs lie side by side and so in one panel, and the way into the caches. int8: a head's last thread has not seen
-// all of it, so attention() does this.
+// whose pairs lie side by side and so in one panel, and the way into the caches. int8: a head's last thread has not
+// seen all of it, so attention() does this.
 void ModelImpl::turn_and_put(const Pass& pass, int layer, int thread) const {
   const int threads = pool.size(), panels = layers[layer].qkv.view.panels(), d = shape.head_dim;
   const int keys = shape.query_width(), values = keys + shape.key_width(), all = values + shape.key_width();
@@ -176,7 +176,8 @@ void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
   }
   auto draw_ticket = [&] { return ws.tickets[layer].fetch_add(1, std::memory_order_relaxed); };
   for (int task = draw_ticket(); task < tasks; task = draw_ticket())
-    attend(task, 0, pass.stretches[task % stretches].count * group, task + threads < tasks ? keys_of(task + threads) : nullptr);
+    attend(task, 0, pass.stretches[task % stretches].count * group,
+           task + threads < tasks ? keys_of(task + threads) : nullptr);
 }
 
 void ModelImpl::run(const Pass& pass, int thread) const {

@@ -70,10 +70,11 @@ struct SessionImpl {
 
   // session_step.cpp: passes.
   void step(double seconds);
+  bool turn_stands() const;
   bool choose_turn();
   double key_bytes(const Slot& slot, int sequence) const;
   void end_turn();
-  void pass_of_turn(WindowTuner* tuner);
+  double pass_of_turn(WindowTuner* tuner);
   void pass(const int* slots, int count, WindowTuner* tuner);
   void pass_in_parts(const std::vector<int>& slots);
   void draw_row(const Slot& slot, int which, int j, FilterScratch& filter, float* scores);

@@ -28,8 +28,8 @@ struct Table {
   std::shared_ptr<const void> owner;
 };
 
-// Orders of outputs. As the weights have them; with the pairs that rotary positions turn, p and p + head_dim / 2 of each
-// head of queries and keys, side by side; and gates beside what they gate, as Sink::gated_silu reads them.
+// Orders of outputs. As the weights have them; with the pairs that rotary positions turn, p and p + head_dim / 2 of
+// each head of queries and keys, side by side; and gates beside what they gate, as Sink::gated_silu reads them.
 std::vector<int> plain_order(int rows);
 std::vector<int> qkv_order(const ModelShape& shape);
 std::vector<int> fc_order(const ModelShape& shape);

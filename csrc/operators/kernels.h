@@ -45,8 +45,8 @@ struct Rows {
   Rows from(int row) const { return {data + size_t(row) * stride, stride, scale ? scale + row : nullptr}; }
 };
 
-// What becomes of the outputs y: out = y, out += y, or what goes through an activation. quick_gelu: y · sigmoid(1.702 y);
-// gelu: the exact one; gated_silu: a panel holds 16 gates and then as many y, and gives 16 outputs silu(gate) · y.
+// What becomes of the outputs y: out = y, out += y, or what goes through an activation. quick_gelu: y · sigmoid(1.702
+// y); gelu: the exact one; gated_silu: a panel holds 16 gates and then as many y, and gives 16 outputs silu(gate) · y.
 enum class Sink { store, add, quick_gelu, gelu, gated_silu };
 
 struct LinearOut {
@@ -88,8 +88,8 @@ struct CacheShape {
 
 // Attention of queries of one sequence over one head of keys and values, which `group` neighbouring heads of queries
 // share. Query i is that of head i % group at slot + i / group; wanted are `count` of them from `first` on. Slots below
-// `begin` (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`. Their keys are in
-// the cache.
+// `begin` (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`. Their keys are
+// in the cache.
 struct Attend {
   CacheShape shape;
   HeadCache prefix, own;

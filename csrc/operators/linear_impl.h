@@ -1,4 +1,5 @@
-// Norms, linear layers and rotary positions, written once for all instruction sets; see kernels.h for the layout and the promises.
+// Norms, linear layers and rotary positions, written once for all instruction sets; see kernels.h for the layout and
+// the promises.
 #pragma once
 #include "operators/kernels.h"
 #include "simd/functions.h"

@@ -25,8 +25,8 @@ inline F16 exp16(F16 x) {
   return select_less(x, lowest, zero(), mul(p, power));
 }
 
-// x · Φ(x) = x/2 · erfc(−x/√2), relative error of some 2e-7 near 0 and 1e-5 where it underflows. The polynomial of erfc is
-// that of Press et al., "Numerical Recipes in C", 2nd edition, section 6.2.
+// x · Φ(x) = x/2 · erfc(−x/√2), relative error of some 2e-7 near 0 and 1e-5 where it underflows. The polynomial of erfc
+// is that of Press et al., "Numerical Recipes in C", 2nd edition, section 6.2.
 inline F16 gelu16(F16 x) {
   const F16 z = mul(abs(x), set1(0.70710678118654752f)), one = set1(1.0f);
   const F16 t = div(one, fma(z, set1(0.5f), one));

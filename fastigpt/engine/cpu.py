@@ -42,9 +42,9 @@ def default_dtypes(isa: str) -> tuple[torch.dtype, torch.dtype, str]:
 
 
 class CpuEngine:
-    """`weights`: CPU tensors named and shaped as spec.weight_shapes() says, and any of spec.bias_shapes(). They are asked
-    for one after another and packed, so that a mapping that makes them when asked never holds them all; embeddings are
-    read where they lie if they are float32 or bfloat16, and must not be changed afterwards.
+    """`weights`: CPU tensors named and shaped as spec.weight_shapes() says, and any of spec.bias_shapes(). They are
+    asked for one after another and packed, so that a mapping that makes them when asked never holds them all;
+    embeddings are read where they lie if they are float32 or bfloat16, and must not be changed afterwards.
 
     dtype: torch.float32, bfloat16 or int8 (weights per output channel and activations per row; embeddings, norms and
     biases stay float32, the head bfloat16). kv_dtype: the same three (int8: a scale for each token and head). isa:
