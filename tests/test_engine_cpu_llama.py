@@ -7,15 +7,18 @@ import functools
 import gc
 import weakref
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
+from canvases import alone
 from conftest import fill
 from llama_blocks import LLAMA, llama, llama_weights
 
 from fastigpt import _C, CheckpointError
 from fastigpt.engine.cpu import CpuEngine
+from fastigpt.job import Request
 from fastigpt.sampling import Drawing, draw
 from fastigpt.spec import BlockSpec, ModelSpec
 
@@ -147,6 +150,31 @@ def test_vocabularies_of_16384_are_filtered_and_drawn_as_sampling_says(drawing):
         without = engine.logits(filled)
         logits = without + drawing.guidance_scale * (logits - without)
     assert torch.equal(filled, draw(logits, torch.arange(4)[:, None], torch.arange(6), drawing))
+
+
+@pytest.mark.parametrize("kv_dtype", ["float32", "bfloat16", "int8"])
+def test_longer_prompts_may_come_while_others_are_drawn(kv_dtype):
+    """What was read before them moves into a larger cache, that of the negative prompts apart from the other."""
+    spec = next(iter(SHAPES.values()))
+    engine = cpu(spec, dtype="bfloat16", kv_dtype=kv_dtype, threads=2)
+    empty = torch.full((spec.n_positions,), -1)
+    prompts = [((5,), None), ((0, 1, 5), (5,)), (tuple(i % 6 for i in range(19)), None), ((2, 5), (3,) * 19)]
+    wanted = [
+        Request(empty, i, Drawing(seed=i, guidance_scale=None if negative is None else 2.0), prefix, negative)
+        for i, (prefix, negative) in enumerate(prompts)
+    ]
+    expected = [alone(engine, request).tokens[0] for request in wanted]
+    forked = alone(engine, replace(wanted[1], index=1)).tokens[0]
+    with closing(engine.open(6, window=2)) as session:
+        slots = []
+        for request in wanted:
+            slots += session.add([request])
+            session.step(0.0)
+        slots += session.fork(slots[1], [1, 1])[1:]
+        while any(advance.decided < spec.n_positions for advance in session.step(0.0)):
+            pass
+        found = session.read(slots).tokens
+    assert torch.equal(found, torch.stack([*expected, forked]))
 
 
 # --- weights in memory --------------------------------------------------------------------------------------------
