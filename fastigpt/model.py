@@ -53,8 +53,9 @@ class Model(Draws, Scores):
         self.codec, self.reader, self.preprocessing = pretrained.codec, pretrained.reader, pretrained.preprocessing
         spec, canonical = pretrained.spec, pretrained.canonical()
         with self._named():
+            # Before there is an engine, so that what is read for it is never in memory beside one.
+            self._watch = None if cannot_overflow(spec, canonical) else OverflowWatch(spec, canonical)
             self.engine: Engine = build(spec, canonical, **load)
-        self._watch = None if cannot_overflow(spec, canonical) else OverflowWatch(spec, canonical)
 
     @classmethod
     @takes_options(DEFAULTS)

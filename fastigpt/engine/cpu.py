@@ -7,7 +7,7 @@ and threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -55,7 +55,7 @@ class CpuEngine:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: dict[str, torch.Tensor],
+        weights: Mapping[str, torch.Tensor],
         *,
         dtype: torch.dtype | str | None = None,
         kv_dtype: torch.dtype | str | None = None,

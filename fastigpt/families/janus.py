@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,16 @@ from fastigpt import save
 from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.codecs.vq import VQCodec, VQConfig
 from fastigpt.errors import CheckpointError
+from fastigpt.families import llama
 from fastigpt.families.chat import ChatReader
 from fastigpt.families.chat import read as read_tokenizer
 from fastigpt.families.named_tensors import take, take_vq
 from fastigpt.families.pretrained import CONFIG
+from fastigpt.lazy_tensors import Held, Tensors, open_weights
 from fastigpt.save import CheckpointFiles
 from fastigpt.scalars import integer, real
-from fastigpt.spec import ROTARY, BlockSpec, ModelSpec
-from fastigpt.tensor_files import SAFETENSORS, Stored, open_weights
+from fastigpt.spec import ROTARY, ModelSpec
+from fastigpt.tensor_files import SAFETENSORS
 from fastigpt.untrusted import short
 
 TOKENIZER = "tokenizer.json"
@@ -104,30 +108,22 @@ class Janus:
     """A `Pretrained`. weights: as config.tensor_shapes() says. vq_weights: as vq.tensor_shapes() says."""
 
     config: JanusConfig
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     vq: VQConfig
-    vq_weights: dict[str, torch.Tensor]
+    vq_weights: Mapping[str, torch.Tensor]
     reader: ChatReader
 
     no_codec, no_head = "", None
     preprocessing = Preprocessing()
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
         config = self.config
-        return ModelSpec(
-            n_layer=config.n_layer,
-            width=config.width,
-            block=BlockSpec(
-                config.n_head, config.n_kv_head, config.head_dim, config.n_inner, config.norm_epsilon, "gated_silu"
-            ),
-            height=config.height,
-            columns=config.columns,
-            n_tokens=config.n_codes,
+        return llama.spec(
+            config,
             n_prefix_tokens=config.vocabulary,
             prefix_length=config.prompt_length,
             unconditional=self.reader.unconditional(self.reader.prefix("")),
-            positions="rotary",
             head_inner=config.width,
         )
 
@@ -135,20 +131,20 @@ class Janus:
     def codec(self) -> VQCodec:
         return VQCodec(self.vq, self.vq_weights, self.config.height, self.config.columns)
 
-    def canonical(self) -> dict[str, torch.Tensor]:
+    def canonical(self) -> Tensors:
         weights = self.weights
-        found = {ours: weights[theirs] for ours, theirs in _PUBLISHED.items()}
-        found["token.embedding"] = self._token_table()
-        found[ROTARY] = rotary_table(self.config, self.spec.context)
+        makers = llama.renamed(weights, _PUBLISHED)
+        makers["token.embedding"] = self._token_table
+        makers[ROTARY] = lambda: rotary_table(self.config, self.spec.context)
         for i in range(self.config.n_layer):
             ours, layer = f"blocks.{i}.", f"language_model.layers.{i}."
-            found |= {ours + name: weights[layer + theirs] for name, theirs in _PUBLISHED_IN_BLOCKS.items()}
-            qkv = [weights[f"{layer}self_attn.{part}_proj.weight"] for part in "qkv"]
-            found[ours + "qkv.weight"] = torch.cat(qkv)
-            found[ours + "fc.weight"] = torch.cat(
-                [weights[f"{layer}mlp.{part}_proj.weight"] for part in ("gate", "up")]
+            makers |= llama.renamed(weights, {ours + name: layer + at for name, at in _PUBLISHED_IN_BLOCKS.items()})
+            makers[ours + "qkv.weight"] = llama.fused(
+                weights, [f"{layer}self_attn.{part}_proj.weight" for part in "qkv"]
             )
-        return found
+            gate_up = [f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up")]
+            makers[ours + "fc.weight"] = llama.fused(weights, gate_up)
+        return Tensors(makers)
 
     @torch.inference_mode()
     def _token_table(self) -> torch.Tensor:
@@ -344,17 +340,17 @@ _DEEPSEEK = {
 _MIDDLE = {"mid.0.": "mid.block_1.", "mid.1.": "mid.attn_1.", "mid.2.": "mid.block_2."}
 
 
-def _their_names(stored: Stored) -> Stored:
+def _their_names(stored: Held) -> Held:
     """In transformers' layout, without "model." in front and without what is for other tasks."""
-    found: Stored = {}
-    for name, read in stored.items():
+    found: Held = {}
+    for name, tensor in stored.items():
         plain = name.removeprefix("model.")
         for theirs, ours in _DEEPSEEK.items():
             if plain.startswith(theirs):
                 plain = ours + plain.removeprefix(theirs)
                 break
         if not plain.startswith(_OTHER_TASKS):
-            found[plain] = read
+            found[plain] = tensor
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,7 +42,10 @@ class Pretrained(Protocol):
     @property
     def no_head(self) -> str | None: ...
 
-    def canonical(self) -> dict[str, torch.Tensor]: ...
+    def canonical(self) -> Mapping[str, torch.Tensor]:
+        """Possibly of tensors that are made when they are asked for: whoever takes them one after the other, and keeps
+        none, needs memory for one."""
+        ...
 
     def published(self) -> dict[str, str]:
         """The name that a published checkpoint has for each of canonical()'s tensors, for messages."""

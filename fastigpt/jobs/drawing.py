@@ -151,7 +151,9 @@ def model_sha256(model: Model) -> str:
     """Of all that decides which tokens a model draws and how they look: its config, weights, palette and words. The
     same for the same numbers in other files."""
     total = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(model.pretrained.canonical().items()):
+    weights = model.pretrained.canonical()
+    for name in sorted(weights):
+        tensor = weights[name]
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     if isinstance(model.codec, PaletteCodec):
