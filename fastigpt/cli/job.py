@@ -29,12 +29,14 @@ def run(
         str | None, typer.Option(help="File with one prompt a line: image i reads line i mod their number.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What all images read.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strongly to follow prompts.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strongly to follow prompts. Default: the model's.")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: a new one, which the job keeps.")] = None,
     first_index: Annotated[int | None, typer.Option(help="Image index of the first image. Default: 0.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the logits. Default: 1.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens. Default: the model's.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability.")] = None,
     backend: Annotated[str | None, typer.Option(help="One that `fastigpt info` lists. Default: the fastest.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the weights. Default: the backend's best.")] = None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,10 @@ from fastigpt import save
 from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.codecs.vq import VQCodec, VQConfig
 from fastigpt.errors import CheckpointError
-from fastigpt.families import llama
+from fastigpt.families import generation_config, llama
 from fastigpt.families.chat import ChatReader
 from fastigpt.families.chat import read as read_tokenizer
+from fastigpt.families.generation_config import GENERATION
 from fastigpt.families.named_tensors import take, take_vq
 from fastigpt.families.pretrained import CONFIG
 from fastigpt.lazy_tensors import Held, Tensors, open_weights
@@ -36,8 +37,11 @@ from fastigpt.tensor_files import SAFETENSORS
 from fastigpt.untrusted import short
 
 TOKENIZER = "tokenizer.json"
-WANTED = (CONFIG, TOKENIZER, "model*.safetensors*", "pytorch_model*.bin*")
-BELONGS = frozenset({CONFIG, TOKENIZER, SAFETENSORS})
+WANTED = (CONFIG, TOKENIZER, GENERATION, "model*.safetensors*", "pytorch_model*.bin*")
+BELONGS = frozenset({CONFIG, TOKENIZER, GENERATION, SAFETENSORS})
+DEFAULTS = {"guidance_scale": 5.0}
+"""What DeepSeek's code draws with, at temperature 1 without filters."""
+
 LONGEST_PROMPT = 512
 """Tokens of a prompt with the chat's words around it. A model could read longer ones; a session's memory is sized by
 the longest."""
@@ -112,6 +116,7 @@ class Janus:
     vq: VQConfig
     vq_weights: Mapping[str, torch.Tensor]
     reader: ChatReader
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
 
     no_codec, no_head = "", None
     preprocessing = Preprocessing()
@@ -175,6 +180,7 @@ class Janus:
             data = {"model_type": "janus", "fastigpt": asdict(self.config)}
             (target / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
             (target / TOKENIZER).write_text(self.reader.tokenizer)
+            generation_config.write(target / GENERATION, self.defaults)
             vq = {f"vqmodel.{_their_vq_name(name)}": tensor for name, tensor in self.vq_weights.items()}
             held = {f"model.{name}": tensor for name, tensor in {**self.weights, **vq}.items()}
             save_file(held, target / SAFETENSORS, metadata={"format": "pt"})
@@ -229,7 +235,8 @@ def read(folder: Path, files: CheckpointFiles, data: Any) -> Janus:
         raise CheckpointError(f"{source}: the VQ has {vq.n_codes} codes, the language model draws {config.n_codes}")
     weights = take(named, config.tensor_shapes(), source)
     reader = read_tokenizer(files.path(TOKENIZER), config.prompt_length, config.vocabulary)
-    return Janus(config, weights, vq, vq_weights, reader)
+    defaults = generation_config.read(files.path(GENERATION), DEFAULTS)
+    return Janus(config, weights, vq, vq_weights, reader, defaults)
 
 
 def _checked(sizes: dict[str, Any], source: str) -> JanusConfig:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from fastigpt import save
 from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.codecs.vq import VQCodec, VQConfig
 from fastigpt.errors import CheckpointError
-from fastigpt.families import llama
+from fastigpt.families import generation_config, llama
+from fastigpt.families.generation_config import GENERATION
 from fastigpt.families.named_tensors import halves, take, take_vq
 from fastigpt.families.pretrained import CONFIG
 from fastigpt.lazy_tensors import Held, Tensors, named, open_pickle, open_safetensors, open_weights
@@ -36,9 +37,11 @@ from fastigpt.tensor_files import SAFETENSORS
 from fastigpt.untrusted import exists, short
 
 VQ = "vq.safetensors"
-WANTED = (CONFIG, SAFETENSORS, VQ)
+WANTED = (CONFIG, GENERATION, SAFETENSORS, VQ)
 BELONGS = frozenset(WANTED)
 MODEL_TYPE = "llamagen"
+DEFAULTS = {"guidance_scale": 4.0, "top_k": 2000}
+"""Of LlamaGen's demo."""
 
 _HEADS = {(12, 768): 12, (24, 1024): 16, (36, 1280): 20, (48, 1536): 24, (24, 3200): 32}  # by layers and width
 _WRAPPERS = {"module", "_orig_mod"}
@@ -99,6 +102,7 @@ class LlamaGen:
     weights: Mapping[str, torch.Tensor]
     vq: VQConfig | None = None
     vq_weights: Mapping[str, torch.Tensor] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
 
     no_codec = f"has no VQ ({_VQ_OF_CLASSES} beside it, or {VQ})"
     no_head = None
@@ -150,6 +154,7 @@ class LlamaGen:
         def fill(target: Path) -> None:
             data = {"model_type": MODEL_TYPE, **asdict(self.config)}
             (target / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
+            generation_config.write(target / GENERATION, self.defaults)
             save_file(dict(self.weights), target / SAFETENSORS, metadata={"format": "pt"})
             if self.vq_weights is not None:
                 save_file(dict(self.vq_weights), target / VQ, metadata={"format": "pt"})
@@ -192,19 +197,20 @@ def read(folder: Path, files: CheckpointFiles, data: Any) -> LlamaGen:
     config = _config(data, str(files.path(CONFIG)))
     source, stored = open_weights(folder, files.path)
     weights = take(stored, config.tensor_shapes(), str(source))
+    defaults = generation_config.read(files.path(GENERATION), DEFAULTS)
     vq_file = files.path(VQ)
     if not exists(vq_file):
-        return LlamaGen(config, weights)
+        return LlamaGen(config, weights, defaults=defaults)
     vq = take_vq(open_safetensors(vq_file), str(vq_file))
-    return LlamaGen(config, weights, *_fitting_vq(config, *vq, str(vq_file)))
+    return LlamaGen(config, weights, *_fitting_vq(config, *vq, str(vq_file)), defaults)
 
 
 def _config(data: dict[str, Any], source: str) -> LlamaGenConfig:
     found: dict[str, Any] = {}
-    for name, field in LlamaGenConfig.__dataclass_fields__.items():
+    for name, entry in LlamaGenConfig.__dataclass_fields__.items():
         if name not in data:
             raise CheckpointError(f"{source}: {name} is missing")
-        is_size = field.type == "int"
+        is_size = entry.type == "int"
         try:
             found[name] = integer(name, data[name]) if is_size else real(name, data[name])
         except (TypeError, ValueError) as error:

@@ -91,9 +91,11 @@ def draws(job: JobDirectory, model: Model, how: How, on_rows: Callable[[int], No
     """A function from a range of image indices to their tokens, uint16 [m, H·W]. on_rows: called with the number of
     rows of images that have just been finished."""
     p = job.parameters
-    batch_size = how.batch_size
+    batch_size, guidance_scale = how.batch_size, p.guidance_scale
+    if guidance_scale is None and "guidance_scale" in model.defaults and (p.prompt or job.prompts):
+        guidance_scale = 1.0  # off: what the job says holds, not what is this model's default now
     if batch_size is None and how.workers > 1:  # each would take the memory that it finds free
-        guided = p.guidance_scale is not None
+        guided = guidance_scale not in (None, 1.0)
         batch_size = max(1, min(p.shard_size, model.engine.room(guided=guided) // how.workers))
 
     def draw(images: range) -> np.ndarray:
@@ -105,9 +107,9 @@ def draws(job: JobDirectory, model: Model, how: How, on_rows: Callable[[int], No
             prompt=p.prompt if job.prompts is None else [job.prompts[k % len(job.prompts)] for k in images],
             seed=p.seed,
             temperature=p.temperature,
-            top_k=p.top_k,
-            top_p=p.top_p,
-            guidance_scale=p.guidance_scale,
+            top_k=p.n_tokens if p.top_k is None else p.top_k,
+            top_p=1.0 if p.top_p is None else p.top_p,
+            guidance_scale=guidance_scale,
             negative_prompt=p.negative_prompt,
             batch_size=batch_size,
             window=how.window,
@@ -177,7 +179,10 @@ def _parameters(asked: Asked, how: How, model: Model, prompts: list[str] | None)
     given = {name: value for name in names if (value := getattr(asked, name)) is not None}
     read: list[str] | str | None = asked.prompt if prompts is None else prompts
     options = checked(
-        {**given, "prompt": read, "window": how.window, "batch_size": how.batch_size}, asked.n, model.spec
+        {**given, "prompt": read, "window": how.window, "batch_size": how.batch_size},
+        asked.n,
+        model.spec,
+        model.defaults,
     )
     for name in ("prompt", "negative_prompt"):
         if getattr(asked, name) is not None:
@@ -197,9 +202,9 @@ def _parameters(asked: Asked, how: How, model: Model, prompts: list[str] | None)
         seed=drawing.seed,
         shard_size=size,
         temperature=drawing.temperature,
-        top_k=asked.top_k,
+        top_k=drawing.top_k if asked.top_k is None else asked.top_k,
         top_p=drawing.top_p,
-        guidance_scale=drawing.guidance_scale,
+        guidance_scale=drawing.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         negative_prompt=asked.negative_prompt,
         prompt=asked.prompt,
         prompts_sha256=None if asked.prompts is None else _sha256(asked.prompts.encode()),
