@@ -137,31 +137,7 @@ class Janus:
         return VQCodec(self.vq, self.vq_weights, self.config.height, self.config.columns)
 
     def canonical(self) -> Tensors:
-        weights = self.weights
-        makers = llama.renamed(weights, _PUBLISHED)
-        makers["token.embedding"] = self._token_table
-        makers[ROTARY] = lambda: rotary_table(self.config, self.spec.context)
-        for i in range(self.config.n_layer):
-            ours, layer = f"blocks.{i}.", f"language_model.layers.{i}."
-            makers |= llama.renamed(weights, {ours + name: layer + at for name, at in _PUBLISHED_IN_BLOCKS.items()})
-            makers[ours + "qkv.weight"] = llama.fused(
-                weights, [f"{layer}self_attn.{part}_proj.weight" for part in "qkv"]
-            )
-            gate_up = [f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up")]
-            makers[ours + "fc.weight"] = llama.fused(weights, gate_up)
-        return Tensors(makers)
-
-    @torch.inference_mode()
-    def _token_table(self) -> torch.Tensor:
-        """float32 [n_codes, width]: what an image token is to the language model depends on nothing but the token."""
-
-        def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-            name = f"generation_aligner.{name}"
-            return F.linear(x, self.weights[name + ".weight"].float(), self.weights[name + ".bias"].float())
-
-        with torch.autocast("cpu", enabled=False):
-            x = linear(self.weights["generation_embeddings.weight"].float(), "fc1")
-            return linear(F.gelu(x), "hidden_layers.0").clone()
+        return canonical(self.config, self.spec, self.weights)
 
     def published(self) -> dict[str, str]:
         found = {**_PUBLISHED, "token.embedding": "generation_aligner"}
@@ -204,6 +180,35 @@ _PUBLISHED_IN_BLOCKS = {
 }
 
 
+def canonical(config: JanusConfig, spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """The weights under the names of spec.weight_shapes(); made when they are asked for. weights: as
+    config.tensor_shapes() says."""
+    makers = llama.renamed(weights, _PUBLISHED)
+    makers["token.embedding"] = lambda: token_table(weights)
+    makers[ROTARY] = lambda: rotary_table(config, spec.context)
+    for i in range(config.n_layer):
+        ours, layer = f"blocks.{i}.", f"language_model.layers.{i}."
+        makers |= llama.renamed(weights, {ours + name: layer + at for name, at in _PUBLISHED_IN_BLOCKS.items()})
+        qkv = [f"{layer}self_attn.{part}_proj.weight" for part in "qkv"]
+        makers[ours + "qkv.weight"] = llama.fused(weights, qkv)
+        gate_up = [f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up")]
+        makers[ours + "fc.weight"] = llama.fused(weights, gate_up)
+    return Tensors(makers)
+
+
+@torch.inference_mode()
+def token_table(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """float32 [n_codes, width]: what an image token is to the language model depends on nothing but the token."""
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        weight, bias = (weights[f"generation_aligner.{name}.{what}"].float() for what in ("weight", "bias"))
+        return F.linear(x, weight, bias)
+
+    embedding = weights["generation_embeddings.weight"].float()
+    with torch.autocast(embedding.device.type, enabled=False):
+        return linear(F.gelu(linear(embedding, "fc1")), "hidden_layers.0").clone()
+
+
 def rotary_table(config: JanusConfig, rows: int) -> torch.Tensor:
     """float32 [rows, head_dim / 2, 2], as in Llama: pairs are halves of a head."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu")
@@ -237,6 +242,11 @@ def read(folder: Path, files: CheckpointFiles, data: Any) -> Janus:
     reader = read_tokenizer(files.path(TOKENIZER), config.prompt_length, config.vocabulary)
     defaults = generation_config.read(files.path(GENERATION), DEFAULTS)
     return Janus(config, weights, vq, vq_weights, reader, defaults)
+
+
+def config_of(data: dict[str, Any], source: str) -> JanusConfig:
+    """What a configuration in transformers' layout says. Raises CheckpointError that names `source`."""
+    return _checked(_sizes(data, source), source)
 
 
 def _checked(sizes: dict[str, Any], source: str) -> JanusConfig:
