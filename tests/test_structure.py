@@ -46,9 +46,7 @@ KNOWN_NAMES: dict[str, str] = {}
 KNOWN_FIELDS = {
     "fastigpt/training/train.py": "n_embd is an argument of a training, and of an Image GPT's configuration",
     "fastigpt/cli/make.py": "n_embd is an option of a training",
-    "fastigpt/bench/floor.py": "counts what an Image GPT's configuration moves",
     "fastigpt/bench/peers.py": "makes transformers' model of an Image GPT's configuration",
-    "fastigpt/bench/run.py": "prints an Image GPT's configuration",
 }
 
 
