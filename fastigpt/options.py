@@ -39,7 +39,8 @@ class DrawOptions(TypedDict, total=False):
 
     prompt: Annotated[str | Sequence[str] | None, "One for all images or one for each, for models that read text."]
     label: Annotated[
-        int | Sequence[int] | None, "Number of a class, one for all images or one for each, for models of classes."
+        int | str | Sequence[int | str] | None,
+        "Number or name of a class, one for all images or one for each, for models of classes.",
     ]
     negative_prompt: Annotated[
         str | Sequence[str] | None,
@@ -172,12 +173,12 @@ def checked(
 
 
 def _labels(label: Any) -> str | list[str] | None:
-    """Numbers of classes as the words that a model of classes reads."""
+    """Numbers and names of classes as the words that a model of classes reads."""
     if label is None:
         return None
     if isinstance(label, (list, tuple)) or getattr(label, "ndim", 0) > 0:
-        return [str(integer("label", each)) for each in label]
-    return str(integer("label", label, "an int or a sequence of ints"))
+        return [each if isinstance(each, str) else str(integer("label", each, "an int or a name")) for each in label]
+    return label if isinstance(label, str) else str(integer("label", label, "an int, a name, or a sequence of those"))
 
 
 def load_options(options: Mapping[str, Any]) -> tuple[LoadOptions, dict[str, Any]]:

@@ -16,6 +16,7 @@ LAYERS = (
     "errors files formulas locks signals operands scalars spec sampling job extras untrusted signatures",
     "nearest kernels ops",
     "engine",
+    "classes",
     "tensor_files lazy_tensors prompts arguments",
     "image_arrays image_files images progress chunks",
     "codecs",

@@ -29,6 +29,10 @@ def run(
         str | None, typer.Option(help="File with one prompt a line: image i reads line i mod their number.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What all images read.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="File with one class a line, number or name, or [bold]all[/]: each in turn.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Class of all images, number or name.")] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How strongly to follow prompts. Default: the model's.")
     ] = None,
@@ -78,6 +82,7 @@ def run(
     before, started = 0 if job is None else job.done(job.committed()), time.perf_counter()
     options: dict[str, Any] = {
         "prompt": prompt,
+        "label": label,
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "seed": seed,
@@ -98,6 +103,7 @@ def run(
             n,
             model=model,
             prompts=prompts,
+            labels=labels,
             shard_size=shard_size,
             workers=workers,
             part=pair,

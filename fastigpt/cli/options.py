@@ -21,7 +21,7 @@ class DrawingOptions(TypedDict):
 
     model: Model
     prompt: Annotated[str | None, typer.Option(help="What to draw, for models that read text.")]
-    label: Annotated[int | None, typer.Option(help="Number of the class to draw, for models of classes.")]
+    label: Annotated[str | None, typer.Option(help="Number or name of the class to draw, for models of classes.")]
     negative_prompt: Annotated[
         str | None, typer.Option(help="What to lead away from; needs guidance. Default: no prompt.")
     ]

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastigpt import save
+from fastigpt.classes import imagenet
 from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.codecs.vq import VQCodec, VQConfig
 from fastigpt.errors import CheckpointError
@@ -115,7 +116,8 @@ class LlamaGen:
 
     @property
     def reader(self) -> ClassReader:
-        return ClassReader(self.config.n_classes)
+        names = imagenet()
+        return ClassReader(self.config.n_classes, names if self.config.n_classes == len(names.lines) else None)
 
     @property
     def codec(self) -> VQCodec | None:
