@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +23,25 @@ from fastigpt import save
 from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.codecs.vq import VQCodec, VQConfig
 from fastigpt.errors import CheckpointError
+from fastigpt.families import generation_config, llama
 from fastigpt.families.chat import ChatReader
 from fastigpt.families.chat import read as read_tokenizer
+from fastigpt.families.generation_config import GENERATION
 from fastigpt.families.named_tensors import take, take_vq
 from fastigpt.families.pretrained import CONFIG
+from fastigpt.lazy_tensors import Held, Tensors, open_weights
 from fastigpt.save import CheckpointFiles
 from fastigpt.scalars import integer, real
-from fastigpt.spec import ROTARY, BlockSpec, ModelSpec
-from fastigpt.tensor_files import SAFETENSORS, Stored, open_weights
+from fastigpt.spec import ROTARY, ModelSpec
+from fastigpt.tensor_files import SAFETENSORS
 from fastigpt.untrusted import short
 
 TOKENIZER = "tokenizer.json"
-WANTED = (CONFIG, TOKENIZER, "model*.safetensors*", "pytorch_model*.bin*")
-BELONGS = frozenset({CONFIG, TOKENIZER, SAFETENSORS})
+WANTED = (CONFIG, TOKENIZER, GENERATION, "model*.safetensors*", "pytorch_model*.bin*")
+BELONGS = frozenset({CONFIG, TOKENIZER, GENERATION, SAFETENSORS})
+DEFAULTS = {"guidance_scale": 5.0}
+"""What DeepSeek's code draws with, at temperature 1 without filters."""
+
 LONGEST_PROMPT = 512
 """Tokens of a prompt with the chat's words around it. A model could read longer ones; a session's memory is sized by
 the longest."""
@@ -104,30 +112,23 @@ class Janus:
     """A `Pretrained`. weights: as config.tensor_shapes() says. vq_weights: as vq.tensor_shapes() says."""
 
     config: JanusConfig
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     vq: VQConfig
-    vq_weights: dict[str, torch.Tensor]
+    vq_weights: Mapping[str, torch.Tensor]
     reader: ChatReader
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
 
     no_codec, no_head = "", None
     preprocessing = Preprocessing()
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
         config = self.config
-        return ModelSpec(
-            n_layer=config.n_layer,
-            width=config.width,
-            block=BlockSpec(
-                config.n_head, config.n_kv_head, config.head_dim, config.n_inner, config.norm_epsilon, "gated_silu"
-            ),
-            height=config.height,
-            columns=config.columns,
-            n_tokens=config.n_codes,
+        return llama.spec(
+            config,
             n_prefix_tokens=config.vocabulary,
             prefix_length=config.prompt_length,
             unconditional=self.reader.unconditional(self.reader.prefix("")),
-            positions="rotary",
             head_inner=config.width,
         )
 
@@ -135,32 +136,8 @@ class Janus:
     def codec(self) -> VQCodec:
         return VQCodec(self.vq, self.vq_weights, self.config.height, self.config.columns)
 
-    def canonical(self) -> dict[str, torch.Tensor]:
-        weights = self.weights
-        found = {ours: weights[theirs] for ours, theirs in _PUBLISHED.items()}
-        found["token.embedding"] = self._token_table()
-        found[ROTARY] = rotary_table(self.config, self.spec.context)
-        for i in range(self.config.n_layer):
-            ours, layer = f"blocks.{i}.", f"language_model.layers.{i}."
-            found |= {ours + name: weights[layer + theirs] for name, theirs in _PUBLISHED_IN_BLOCKS.items()}
-            qkv = [weights[f"{layer}self_attn.{part}_proj.weight"] for part in "qkv"]
-            found[ours + "qkv.weight"] = torch.cat(qkv)
-            found[ours + "fc.weight"] = torch.cat(
-                [weights[f"{layer}mlp.{part}_proj.weight"] for part in ("gate", "up")]
-            )
-        return found
-
-    @torch.inference_mode()
-    def _token_table(self) -> torch.Tensor:
-        """float32 [n_codes, width]: what an image token is to the language model depends on nothing but the token."""
-
-        def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-            name = f"generation_aligner.{name}"
-            return F.linear(x, self.weights[name + ".weight"].float(), self.weights[name + ".bias"].float())
-
-        with torch.autocast("cpu", enabled=False):
-            x = linear(self.weights["generation_embeddings.weight"].float(), "fc1")
-            return linear(F.gelu(x), "hidden_layers.0").clone()
+    def canonical(self) -> Tensors:
+        return canonical(self.config, self.spec, self.weights)
 
     def published(self) -> dict[str, str]:
         found = {**_PUBLISHED, "token.embedding": "generation_aligner"}
@@ -179,6 +156,7 @@ class Janus:
             data = {"model_type": "janus", "fastigpt": asdict(self.config)}
             (target / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
             (target / TOKENIZER).write_text(self.reader.tokenizer)
+            generation_config.write(target / GENERATION, self.defaults)
             vq = {f"vqmodel.{_their_vq_name(name)}": tensor for name, tensor in self.vq_weights.items()}
             held = {f"model.{name}": tensor for name, tensor in {**self.weights, **vq}.items()}
             save_file(held, target / SAFETENSORS, metadata={"format": "pt"})
@@ -200,6 +178,35 @@ _PUBLISHED_IN_BLOCKS = {
     "norm_2": "post_attention_layernorm.weight",
     "out.weight": "mlp.down_proj.weight",
 }
+
+
+def canonical(config: JanusConfig, spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """The weights under the names of spec.weight_shapes(); made when they are asked for. weights: as
+    config.tensor_shapes() says."""
+    makers = llama.renamed(weights, _PUBLISHED)
+    makers["token.embedding"] = lambda: token_table(weights)
+    makers[ROTARY] = lambda: rotary_table(config, spec.context)
+    for i in range(config.n_layer):
+        ours, layer = f"blocks.{i}.", f"language_model.layers.{i}."
+        makers |= llama.renamed(weights, {ours + name: layer + at for name, at in _PUBLISHED_IN_BLOCKS.items()})
+        qkv = [f"{layer}self_attn.{part}_proj.weight" for part in "qkv"]
+        makers[ours + "qkv.weight"] = llama.fused(weights, qkv)
+        gate_up = [f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up")]
+        makers[ours + "fc.weight"] = llama.fused(weights, gate_up)
+    return Tensors(makers)
+
+
+@torch.inference_mode()
+def token_table(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """float32 [n_codes, width]: what an image token is to the language model depends on nothing but the token."""
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        weight, bias = (weights[f"generation_aligner.{name}.{what}"].float() for what in ("weight", "bias"))
+        return F.linear(x, weight, bias)
+
+    embedding = weights["generation_embeddings.weight"].float()
+    with torch.autocast(embedding.device.type, enabled=False):
+        return linear(F.gelu(linear(embedding, "fc1")), "hidden_layers.0").clone()
 
 
 def rotary_table(config: JanusConfig, rows: int) -> torch.Tensor:
@@ -233,7 +240,13 @@ def read(folder: Path, files: CheckpointFiles, data: Any) -> Janus:
         raise CheckpointError(f"{source}: the VQ has {vq.n_codes} codes, the language model draws {config.n_codes}")
     weights = take(named, config.tensor_shapes(), source)
     reader = read_tokenizer(files.path(TOKENIZER), config.prompt_length, config.vocabulary)
-    return Janus(config, weights, vq, vq_weights, reader)
+    defaults = generation_config.read(files.path(GENERATION), DEFAULTS)
+    return Janus(config, weights, vq, vq_weights, reader, defaults)
+
+
+def config_of(data: dict[str, Any], source: str) -> JanusConfig:
+    """What a configuration in transformers' layout says. Raises CheckpointError that names `source`."""
+    return _checked(_sizes(data, source), source)
 
 
 def _checked(sizes: dict[str, Any], source: str) -> JanusConfig:
@@ -344,17 +357,17 @@ _DEEPSEEK = {
 _MIDDLE = {"mid.0.": "mid.block_1.", "mid.1.": "mid.attn_1.", "mid.2.": "mid.block_2."}
 
 
-def _their_names(stored: Stored) -> Stored:
+def _their_names(stored: Held) -> Held:
     """In transformers' layout, without "model." in front and without what is for other tasks."""
-    found: Stored = {}
-    for name, read in stored.items():
+    found: Held = {}
+    for name, tensor in stored.items():
         plain = name.removeprefix("model.")
         for theirs, ours in _DEEPSEEK.items():
             if plain.startswith(theirs):
                 plain = ours + plain.removeprefix(theirs)
                 break
         if not plain.startswith(_OTHER_TASKS):
-            found[plain] = read
+            found[plain] = tensor
     return found
 
 
