@@ -1,7 +1,7 @@
 // The exact table of all 2^24 colours: how it is made, and how pixels are looked up in it.
 //
-// Making: boxes of colours are split by four along each axis, 256 -> 64 -> 16 -> 4 -> 1, and each box keeps the
-// centroids that can win somewhere inside it (Candidates::keep). A box with one centroid left needs no further work.
+// Making: boxes of colours are split along each axis, 256 -> 64 -> 16 -> 8 -> 4 -> 1, and each box keeps the centroids
+// that can win somewhere inside it (Candidates::keep). A box with one centroid left needs no further work.
 // Distances are float64; colours whose two best are too close for float64 are decided in exact arithmetic, ties by the
 // lower index.
 //
@@ -11,7 +11,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "fastigpt/nearest_centroid.h"
 #include "nearest/codebook.h"
@@ -39,61 +38,39 @@ inline void prefetch(const void* address) {
 }
 
 struct Builder {
-  double scale, offset;
+  const double* levels;  // [3, 256]
   uint32_t* cells;
   uint16_t* blocks;
+  FillCell fill;
   std::atomic<int64_t> used;  // blocks
 
-  double coordinate(double level) const { return scale * level + offset; }
+  double level(int axis, int i) const { return levels[256 * axis + i]; }
 
   // The candidates of `box` that can win in the box of `edge` levels beginning at `low`.
   void keep(const Candidates& box, const int* low, int edge, Candidates& kept) const {
     double middle[3], half[3];
     for (int d = 0; d < 3; ++d) {
-      middle[d] = coordinate(low[d] + 0.5 * (edge - 1));
-      half[d] = std::abs(scale) * 0.5 * (edge - 1);
+      const double begin = level(d, low[d]), end = level(d, low[d] + edge - 1);
+      middle[d] = 0.5 * (begin + end);
+      half[d] = 0.5 * std::abs(end - begin) * (1 + 1e-12);
     }
     kept.keep(box, middle, half);
   }
 
   // All 64 colours of a cell. low: its first levels.
   void fill_cell(const Candidates& box, const int* low, uint16_t* answers) const {
-    double best[kCellSize];
-    int32_t winner[kCellSize];
-    unsigned char close[kCellSize] = {};
-    std::fill(best, best + kCellSize, std::numeric_limits<double>::infinity());
-    for (size_t c = 0; c < box.index.size(); ++c) {
-      double square[3][4];
-      for (int d = 0; d < 3; ++d)
-        for (int i = 0; i < 4; ++i) {
-          const double t = coordinate(low[d] + i) - box.at[d][c];
-          square[d][i] = t * t;
-        }
-      const int32_t index = box.index[c];
-      for (int i = 0; i < 16; ++i) {
-        const double rg = square[0][i / 4] + square[1][i % 4];
-        for (int b = 0; b < 4; ++b) {
-          const int at = i * 4 + b;
-          const double d2 = rg + square[2][b], old = best[at];
-          close[at] |= std::abs(d2 - old) <= 1e-14 * d2;
-          winner[at] = d2 < old ? index : winner[at];
-          best[at] = d2 < old ? d2 : old;
-        }
+    const double* const axes[3] = {levels + low[0], levels + 256 + low[1], levels + 512 + low[2]};
+    for (uint64_t close = fill(box, axes, answers); close; close &= close - 1) {
+      int at = 0;
+      while (!(close >> at & 1)) ++at;
+      const double x[3] = {axes[0][at / 16], axes[1][at / 4 % 4], axes[2][at % 4]};
+      size_t nearest = 0;
+      for (size_t c = 1; c < box.index.size(); ++c) {
+        const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
+        const double least[3] = {box.at[0][nearest], box.at[1][nearest], box.at[2][nearest]};
+        if (exactly_nearer(x, here, least, 3)) nearest = c;
       }
-    }
-    for (int at = 0; at < kCellSize; ++at) {
-      if (close[at]) {
-        const double x[3] = {coordinate(low[0] + at / 16), coordinate(low[1] + at / 4 % 4),
-                             coordinate(low[2] + at % 4)};
-        size_t nearest = 0;
-        for (size_t c = 1; c < box.index.size(); ++c) {
-          const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
-          const double least[3] = {box.at[0][nearest], box.at[1][nearest], box.at[2][nearest]};
-          if (exactly_nearer(x, here, least, 3)) nearest = c;
-        }
-        winner[at] = box.index[nearest];
-      }
-      answers[at] = uint16_t(winner[at]);
+      answers[at] = uint16_t(box.index[nearest]);
     }
   }
 
@@ -112,18 +89,29 @@ struct Builder {
           for (int b = low[2]; b < low[2] + edge; b += 4) cells[place(r, g, b) / kCellSize] = start;
       return;
     }
-    const int child = edge / 4;
-    for (int i = 0; i < 64; ++i) {
-      const int corner[3] = {low[0] + i / 16 * child, low[1] + i / 4 % 4 * child, low[2] + i % 4 * child};
-      keep(box, corner, child, scratch[0]);
-      split(scratch[0], corner, child, scratch + 1);
-    }
+    const int child = edge > 16 ? edge / 4 : edge / 2;
+    for (int r = low[0]; r < low[0] + edge; r += child)
+      for (int g = low[1]; g < low[1] + edge; g += child)
+        for (int b = low[2]; b < low[2] + edge; b += child) {
+          const int corner[3] = {r, g, b};
+          keep(box, corner, child, scratch[0]);
+          split(scratch[0], corner, child, scratch + 1);
+        }
   }
 };
 
+FillCell fill_of(Isa isa) {
+#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
+  if (isa >= Isa::avx512) return nearest_avx512::fill_cell;
+  if (isa == Isa::avx2) return nearest_avx2::fill_cell;
+#endif
+  (void)isa;
+  return nearest_generic::fill_cell;
+}
+
 }  // namespace
 
-RgbTable::RgbTable(const double* centroids, int64_t k, double scale, double offset, int threads) {
+RgbTable::RgbTable(const double* centroids, int64_t k, const double* levels, Isa isa, int threads) {
   constexpr int64_t kPage = 2 << 20;
   bytes_ = kPage + kCells * 4 + (kCells + k) * kCellSize * 2;  // most of it is never touched
   memory_.reset(new char[bytes_]);
@@ -135,24 +123,11 @@ RgbTable::RgbTable(const double* centroids, int64_t k, double scale, double offs
   cells_ = reinterpret_cast<uint32_t*>(aligned);
   blocks_ = reinterpret_cast<uint16_t*>(aligned + kCells * 4);
 
-  // Of equal centroids only the first can win.
-  std::vector<int64_t> order(k);
-  std::iota(order.begin(), order.end(), 0);
-  const auto row = [&](int64_t i) { return centroids + 3 * i; };
-  std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
-    return std::lexicographical_compare(row(i), row(i) + 3, row(j), row(j) + 3);
-  });
-  std::vector<char> repeated(k, 0);
-  for (int64_t i = 1; i < k; ++i) repeated[order[i]] = std::equal(row(order[i]), row(order[i]) + 3, row(order[i - 1]));
-  Candidates all;
-  for (int64_t i = 0; i < k; ++i) {
-    if (!repeated[i]) all.add(int32_t(i), row(i)[0], row(i)[1], row(i)[2]);
-    std::fill_n(blocks_ + i * kCellSize, kCellSize, uint16_t(i));
-  }
-
-  Builder builder{scale, offset, cells_, blocks_, {k}};
+  for (int64_t i = 0; i < k; ++i) std::fill_n(blocks_ + i * kCellSize, kCellSize, uint16_t(i));
+  const Candidates all = without_repeats(centroids, k);
+  Builder builder{levels, cells_, blocks_, fill_of(isa), {k}};
   parallel(64, threads, [&](int64_t i) {
-    Candidates scratch[4];
+    Candidates scratch[5];
     const int low[3] = {int(i / 16 * 64), int(i / 4 % 4 * 64), int(i % 4 * 64)};
     builder.keep(all, low, 64, scratch[0]);
     builder.split(scratch[0], low, 64, scratch + 1);
