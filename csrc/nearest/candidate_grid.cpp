@@ -1,6 +1,6 @@
 // Which centroids can win inside a box of three dimensions, and the grid of such boxes for float32 points.
 //
-// A centroid i is dropped when the one nearest to the box's middle, j, is strictly closer in the whole box: |x - i|^2 -
+// (cell_impl.h does the work.) A centroid i is dropped when the one nearest to the box's middle, j, is strictly closer in the whole box: |x - i|^2 -
 // |x - j|^2 is linear in x, so its minimum over the box is known.
 #include <algorithm>
 #include <cmath>
@@ -11,38 +11,24 @@
 
 namespace fastigpt {
 
+Candidates::Candidates(int64_t capacity)
+    : index(size_t(capacity)), at{Lines<double>(size_t(capacity)), Lines<double>(size_t(capacity)),
+                                  Lines<double>(size_t(capacity))},
+      distance(size_t(capacity)), reach(size_t(capacity)) {}
+
 void Candidates::add(int32_t i, double x, double y, double z) {
-  index.push_back(i);
-  at[0].push_back(x), at[1].push_back(y), at[2].push_back(z);
+  index[count] = i;
+  at[0][count] = x, at[1][count] = y, at[2][count] = z;
+  ++count;
 }
 
-void Candidates::keep(const Candidates& box, const double* middle, const double* half) {
-  const size_t n = box.index.size();
-  distance.resize(n);
-  reach.resize(n);
-  const double *x = box.at[0].data(), *y = box.at[1].data(), *z = box.at[2].data();
-  double* const d2 = distance.data();
-  for (size_t i = 0; i < n; ++i) {
-    const double u = x[i] - middle[0], v = y[i] - middle[1], w = z[i] - middle[2];
-    d2[i] = u * u + v * v + w * w;
-  }
-  const size_t j = std::min_element(d2, d2 + n) - d2;
-  const double xj = x[j], yj = y[j], zj = z[j], least = d2[j];
-  for (size_t i = 0; i < n; ++i) {
-    const double reached =
-        half[0] * std::abs(x[i] - xj) + half[1] * std::abs(y[i] - yj) + half[2] * std::abs(z[i] - zj);
-    reach[i] = d2[i] - least - (2 * reached + 1e-12 * (d2[i] + least));
-  }
-  index.resize(n);
-  for (auto& axis : at) axis.resize(n);
-  size_t kept = 0;
-  for (size_t i = 0; i < n; ++i) {  // written whether it stays or not: no branch to guess
-    index[kept] = box.index[i];
-    at[0][kept] = x[i], at[1][kept] = y[i], at[2][kept] = z[i];
-    kept += !(reach[i] > 0);
-  }
-  index.resize(kept);
-  for (auto& axis : at) axis.resize(kept);
+BoxWork box_work(Isa isa) {
+#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
+  if (isa >= Isa::avx512) return nearest_avx512::boxes;
+  if (isa == Isa::avx2) return nearest_avx2::boxes;
+#endif
+  (void)isa;
+  return nearest_generic::boxes;
 }
 
 Candidates without_repeats(const double* centroids, int64_t k) {
@@ -54,13 +40,13 @@ Candidates without_repeats(const double* centroids, int64_t k) {
   });
   std::vector<char> repeated(k, 0);
   for (int64_t i = 1; i < k; ++i) repeated[order[i]] = std::equal(row(order[i]), row(order[i]) + 3, row(order[i - 1]));
-  Candidates found;
+  Candidates found(k);
   for (int64_t i = 0; i < k; ++i)
     if (!repeated[i]) found.add(int32_t(i), row(i)[0], row(i)[1], row(i)[2]);
   return found;
 }
 
-Grid::Grid(const Codebook& book, int threads) {
+Grid::Grid(const Codebook& book, Isa isa, int threads) {
   const int wanted = book.k <= 64 ? 16 : 32;
   double first[3], step[3];
   for (int d = 0; d < 3; ++d) {
@@ -80,13 +66,14 @@ Grid::Grid(const Codebook& book, int threads) {
   }
   const std::vector<double> rows(book.rows.begin(), book.rows.end());
   const Candidates all = without_repeats(rows.data(), book.k);
+  const BoxWork work = box_work(isa);
   const auto keep = [&](const Candidates& box, const int* corner, int edge, Candidates& kept) {
     double middle[3], half[3];
     for (int d = 0; d < 3; ++d) {
       middle[d] = first[d] + step[d] * (corner[d] + 0.5 * edge);
       half[d] = step[d] * (0.5 * edge + 0.01);
     }
-    kept.keep(box, middle, half);
+    work.keep(box, middle, half, kept);
   };
   cells.resize(size_t(wanted) * wanted * wanted);
   std::vector<std::vector<int32_t>> left_over(cells.size());
@@ -105,20 +92,21 @@ Grid::Grid(const Codebook& book, int threads) {
         const size_t place = (size_t(corner[0]) * wanted + corner[1]) * wanted + corner[2];
         Cell& cell = cells[place];
         for (int slot = 0; slot < kWidth; ++slot) {
-          const bool used = size_t(slot) < box.index.size();
+          const bool used = slot < box.count;
           for (int d = 0; d < 3; ++d)
             cell.at[d][slot] = used ? float(box.at[d][slot]) : std::numeric_limits<float>::infinity();
           cell.index[slot] = used ? uint16_t(box.index[slot]) : 0;
         }
         cell.first = cell.count = 0;
-        if (box.index.size() > size_t(kWidth)) left_over[place].assign(box.index.begin() + kWidth, box.index.end());
+        if (box.count > kWidth)
+          left_over[place].assign(box.index.begin() + kWidth, box.index.begin() + box.count);
       };
   const int edge = wanted / 4;
   parallel(64, threads, [&](int64_t i) {
-    Candidates scratch[8];
+    std::vector<Candidates> scratch(8, Candidates(all.count));
     const int corner[3] = {int(i / 16) * edge, int(i / 4 % 4) * edge, int(i % 4) * edge};
     keep(all, corner, edge, scratch[0]);
-    split(scratch[0], corner, edge, scratch + 1);
+    split(scratch[0], corner, edge, &scratch[1]);
   });
   int64_t n = 0;
   for (size_t place = 0; place < cells.size(); ++place) {

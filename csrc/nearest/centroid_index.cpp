@@ -172,7 +172,8 @@ int64_t CentroidIndex::search(const PointsView& points, int64_t* indices, float*
   };
 
   // What is there, and what is worth making.
-  const bool table_fits = points.dtype == DType::u8 && dim == 3 && !parts.cosine && k <= 65536;
+  const bool table_fits = points.dtype == DType::u8 && dim == 3 && !parts.cosine && k <= 65536 &&
+                          book.largest <= 1e5f;  // beyond it all colours are nearly alike, and each is decided alone
   const bool looked_up = asked(SearchMethod::table, table_fits) ||
                          (automatic && table_fits && (parts.table.get() || seen >= (1 << 18)));
   if (looked_up) {
@@ -190,7 +191,7 @@ int64_t CentroidIndex::search(const PointsView& points, int64_t* indices, float*
   const Grid* grid = nullptr;
   if (!looked_up && (asked(SearchMethod::grid, grid_fits) ||
                      (automatic && grid_fits && (parts.grid.get() || seen * double(k) >= (1 << 23))))) {
-    grid = parts.grid.make(book, threads);
+    grid = parts.grid.make(book, isa, threads);
     if (!grid->usable()) grid = nullptr;
   }
   const bool int8_fits = isa >= Isa::avx512vnni && dim <= Int8Book::kMaxDim;
@@ -222,7 +223,7 @@ int64_t CentroidIndex::search(const PointsView& points, int64_t* indices, float*
   const double cost = double(n) * (grid || looked_up ? kGridCost : brute_cost);
   const int used = int(std::clamp<double>(cost / 40000, 1, threads));
   const int64_t chunk = std::clamp<int64_t>(blocks / (used * 4), 1, 16);
-  parallel(used, used, [&](int64_t) {
+  const auto work = [&](int64_t) {
     Lines<float> widened(in_place ? 0 : size_t(kBlock * dim));
     std::unique_ptr<BlockBuffers> buffers;
     std::unique_ptr<Int8Scratch> scratch;
@@ -277,7 +278,11 @@ int64_t CentroidIndex::search(const PointsView& points, int64_t* indices, float*
             distances[first + p] = none ? 1 : float(direct_distance(rows + p * dim, &book.rows[out[p] * dim], dim));
         }
       }
-  });
+  };
+  if (used == 1)
+    work(0);
+  else
+    parallel(used, used, work);
   return bad;
 }
 

@@ -2,6 +2,7 @@
 #include "nearest/codebook.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace fastigpt {
@@ -16,6 +17,7 @@ Codebook::Codebook(const float* centroids, int64_t k, int64_t dim, bool cosine)
       float32_tolerance(float(dim + 6) * 4 / (1 << 24)), rows(centroids, centroids + k * dim), mean(dim) {
   if (cosine)
     for (int64_t i = 0; i < k; ++i) normalise(&rows[i * dim], dim);
+  for (float c : rows) largest = std::max(largest, std::abs(c));
   std::vector<double> sums(dim, 0);
   for (int64_t i = 0; i < k; ++i)
     for (int64_t d = 0; d < dim; ++d) sums[d] += rows[i * dim + d];

@@ -48,6 +48,7 @@ struct Codebook {
   float float32_tolerance;  // relative rounding error of two float32 distances, with room
   std::vector<float> rows;  // [k, dim], of length 1 for cosine
   std::vector<float> mean;  // [dim]
+  float largest = 0;        // |coordinate|
 };
 
 // For the float32 pass: centred on the mean and in tiles of four, and as they came in columns for the float64 pass.
@@ -114,20 +115,24 @@ struct Int8Scratch {
 
 // Centroids that can win in a box of three dimensions, with their coordinates, in rising order of index.
 struct Candidates {
-  std::vector<int32_t> index;
-  std::vector<double> at[3], distance, reach;
+  int64_t count = 0;
+  Lines<int32_t> index;                 // [capacity]
+  Lines<double> at[3], distance, reach;  // the same
 
+  explicit Candidates(int64_t capacity);
   void add(int32_t i, double x, double y, double z);
-  // The candidates of `box` that can win somewhere within half[d] of middle[d] become this list.
-  void keep(const Candidates& box, const double* middle, const double* half);
 };
+
+// The candidates of `box` that can win somewhere within half[d] of middle[d], and the nearest of a box's candidates for
+// 8^3 points: cell_impl.h.
+struct BoxWork {
+  void (*keep)(const Candidates& box, const double* middle, const double* half, Candidates& kept);
+  void (*fill)(const Candidates& box, const double* const* axes, uint16_t* answers, uint64_t* close);
+};
+BoxWork box_work(Isa isa);
 
 // All centroids of three dimensions; of equal ones only the first, the others cannot win.
 Candidates without_repeats(const double* centroids, int64_t k);
-
-// The nearest of a box's candidates for the 4^3 points whose coordinates are the four of each axis. Returns those, one
-// bit each, for which float64 cannot tell.
-using FillCell = uint64_t (*)(const Candidates& box, const double* const* axes, uint16_t* answers);
 
 // The codebook for three dimensions: cells of a cube, each with the centroids that can win inside it.
 struct Grid {
@@ -141,7 +146,7 @@ struct Grid {
     int32_t first, count;
   };
 
-  Grid(const Codebook& book, int threads);
+  Grid(const Codebook& book, Isa isa, int threads);
   bool usable() const { return side > 0; }
   int64_t bytes() const { return int64_t(cells.size() * sizeof(Cell)) + rest.bytes(); }
 
@@ -222,13 +227,13 @@ bool exactly_nearer(const double* x, const double* a, const double* b, int64_t d
 void parallel(int64_t n, int threads, const std::function<void(int64_t)>& task);
 
 // nearest: brute force in float32 over a block. search: by the tree, points [count, dim]; returns the leaves it opened.
-// scan: all leaves. fill_cell: see FillCell.
+// scan: all leaves. boxes: see BoxWork.
 #define FASTIGPT_SEARCHES(isa)                                                                            \
   namespace nearest_##isa {                                                                               \
     void nearest(const Codebook& book, const Tiles& tiles, const Block& block);                           \
     int64_t search(const Codebook& book, const Tree& tree, const float* points, int count, int64_t* out); \
     void scan(const Codebook& book, const Leaves& leaves, const float* points, int count, int64_t* out);  \
-    uint64_t fill_cell(const Candidates& box, const double* const* axes, uint16_t* answers);              \
+    extern const BoxWork boxes;                                                                           \
   }
 FASTIGPT_SEARCHES(generic)
 FASTIGPT_SEARCHES(avx2)

@@ -1,9 +1,8 @@
 // The exact table of all 2^24 colours: how it is made, and how pixels are looked up in it.
 //
-// Making: boxes of colours are split along each axis, 256 -> 64 -> 16 -> 8 -> 4 -> 1, and each box keeps the centroids
-// that can win somewhere inside it (Candidates::keep). A box with one centroid left needs no further work.
-// Distances are float64; colours whose two best are too close for float64 are decided in exact arithmetic, ties by the
-// lower index.
+// Making: boxes of colours are split along each axis, 256 -> 64 -> 16 -> 8, and each box keeps the centroids that can
+// win somewhere inside it. A box with one centroid left needs no further work. The colours of the others are decided in
+// float32, those whose two best are too close for that in float64, and in exact arithmetic; ties by the lower index.
 //
 // Looking up: a pixel costs two loads, the second somewhere in 15 MB, so pixels go in batches: all addresses first,
 // each prefetched, and the answers one batch later.
@@ -41,7 +40,7 @@ struct Builder {
   const double* levels;  // [3, 256]
   uint32_t* cells;
   uint16_t* blocks;
-  FillCell fill;
+  BoxWork work;
   std::atomic<int64_t> used;  // blocks
 
   double level(int axis, int i) const { return levels[256 * axis + i]; }
@@ -54,41 +53,62 @@ struct Builder {
       middle[d] = 0.5 * (begin + end);
       half[d] = 0.5 * std::abs(end - begin) * (1 + 1e-12);
     }
-    kept.keep(box, middle, half);
+    work.keep(box, middle, half, kept);
   }
 
-  // All 64 colours of a cell. low: its first levels.
-  void fill_cell(const Candidates& box, const int* low, uint16_t* answers) const {
+  // The nearest of the candidates to one colour, without rounding.
+  uint16_t decide(const Candidates& box, const double* x) const {
+    int64_t nearest = 0;
+    for (int64_t c = 1; c < box.count; ++c) {
+      const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
+      const double least[3] = {box.at[0][nearest], box.at[1][nearest], box.at[2][nearest]};
+      if (clearly(x, here, least) || (!clearly(x, least, here) && exactly_nearer(x, here, least, 3))) nearest = c;
+    }
+    return uint16_t(box.index[nearest]);
+  }
+
+  // |x - a| < |x - b|, and float64 can tell.
+  static bool clearly(const double* x, const double* a, const double* b) {
+    double da = 0, db = 0;
+    for (int d = 0; d < 3; ++d) da += (x[d] - a[d]) * (x[d] - a[d]), db += (x[d] - b[d]) * (x[d] - b[d]);
+    return db - da > 1e-14 * db;
+  }
+
+  // The eight cells of a box of eight levels that begins at `low`.
+  void fill(const Candidates& box, const int* low) {
     const double* const axes[3] = {levels + low[0], levels + 256 + low[1], levels + 512 + low[2]};
-    for (uint64_t close = fill(box, axes, answers); close; close &= close - 1) {
-      int at = 0;
-      while (!(close >> at & 1)) ++at;
-      const double x[3] = {axes[0][at / 16], axes[1][at / 4 % 4], axes[2][at % 4]};
-      size_t nearest = 0;
-      for (size_t c = 1; c < box.index.size(); ++c) {
-        const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
-        const double least[3] = {box.at[0][nearest], box.at[1][nearest], box.at[2][nearest]};
-        if (exactly_nearer(x, here, least, 3)) nearest = c;
+    uint16_t answers[8][kCellSize];
+    uint64_t close[8];
+    work.fill(box, axes, answers[0], close);
+    for (int cell = 0; cell < 8; ++cell) {
+      const int r = cell >> 2 << 2, g = (cell >> 1 & 1) << 2, b = (cell & 1) << 2;
+      for (int at = 0; close[cell]; ++at, close[cell] >>= 1) {
+        if (!(close[cell] & 1)) continue;
+        const double x[3] = {axes[0][r + at / 16], axes[1][g + at / 4 % 4], axes[2][b + at % 4]};
+        answers[cell][at] = decide(box, x);
       }
-      answers[at] = uint16_t(box.index[nearest]);
+      const uint16_t first = answers[cell][0];
+      uint16_t differs = 0;
+      for (uint16_t answer : answers[cell]) differs |= answer ^ first;
+      uint32_t start = uint32_t(first * kCellSize);
+      if (differs) {
+        start = uint32_t(used++ * kCellSize);
+        std::memcpy(blocks + start, answers[cell], sizeof answers[cell]);
+      }
+      cells[place(low[0] + r, low[1] + g, low[2] + b) / kCellSize] = start;
     }
   }
 
   // Cells inside the box of `edge` levels that begins at `low`. scratch[0] serves this split, the rest the deeper ones.
   void split(const Candidates& box, const int* low, int edge, Candidates* scratch) {
-    if (edge == 4 || box.index.size() == 1) {
-      uint32_t start;
-      if (box.index.size() == 1) {
-        start = uint32_t(box.index[0] * kCellSize);
-      } else {
-        start = uint32_t(used++ * kCellSize);
-        fill_cell(box, low, blocks + start);
-      }
+    if (box.count == 1) {
+      const auto start = uint32_t(box.index[0] * kCellSize);
       for (int r = low[0]; r < low[0] + edge; r += 4)
         for (int g = low[1]; g < low[1] + edge; g += 4)
           for (int b = low[2]; b < low[2] + edge; b += 4) cells[place(r, g, b) / kCellSize] = start;
       return;
     }
+    if (edge == 8) return fill(box, low);
     const int child = edge > 16 ? edge / 4 : edge / 2;
     for (int r = low[0]; r < low[0] + edge; r += child)
       for (int g = low[1]; g < low[1] + edge; g += child)
@@ -99,15 +119,6 @@ struct Builder {
         }
   }
 };
-
-FillCell fill_of(Isa isa) {
-#if defined(__x86_64__) || defined(_M_X64) || defined(__i386__)
-  if (isa >= Isa::avx512) return nearest_avx512::fill_cell;
-  if (isa == Isa::avx2) return nearest_avx2::fill_cell;
-#endif
-  (void)isa;
-  return nearest_generic::fill_cell;
-}
 
 }  // namespace
 
@@ -125,12 +136,12 @@ RgbTable::RgbTable(const double* centroids, int64_t k, const double* levels, Isa
 
   for (int64_t i = 0; i < k; ++i) std::fill_n(blocks_ + i * kCellSize, kCellSize, uint16_t(i));
   const Candidates all = without_repeats(centroids, k);
-  Builder builder{levels, cells_, blocks_, fill_of(isa), {k}};
+  Builder builder{levels, cells_, blocks_, box_work(isa), {k}};
   parallel(64, threads, [&](int64_t i) {
-    Candidates scratch[5];
+    std::vector<Candidates> scratch(4, Candidates(all.count));
     const int low[3] = {int(i / 16 * 64), int(i / 4 % 4 * 64), int(i % 4 * 64)};
     builder.keep(all, low, 64, scratch[0]);
-    builder.split(scratch[0], low, 64, scratch + 1);
+    builder.split(scratch[0], low, 64, &scratch[1]);
   });
   bytes_ = kCells * 4 + builder.used * kCellSize * 2;
 }

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -23,6 +24,9 @@ inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec plus(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec times(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec pick_less(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 inline float lowest(Vec a) {
   __m128 low = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   low = _mm_min_ps(low, _mm_movehl_ps(low, low));
@@ -53,8 +57,6 @@ void scan(const Codebook& book, const Leaves& leaves, const float* points, int c
 void in_grid(const Codebook& book, const Grid& grid, const Tree& tree, const float* points, int count, int64_t* out) {
   kernel::in_grid(book, grid, tree, points, count, out);
 }
-uint64_t fill_cell(const Candidates& box, const double* const* axes, uint16_t* answers) {
-  return kernel::fill_cell(box, axes, answers);
-}
+const BoxWork boxes = {kernel::keep, kernel::fill_box};
 
 }  // namespace fastigpt::nearest_avx2

@@ -2,6 +2,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -30,8 +31,6 @@ int64_t search(const Codebook& book, const Tree& tree, const float* points, int 
 void scan(const Codebook& book, const Leaves& leaves, const float* points, int count, int64_t* out) {
   kernel::scan(book, leaves, points, count, out);
 }
-uint64_t fill_cell(const Candidates& box, const double* const* axes, uint16_t* answers) {
-  return kernel::fill_cell(box, axes, answers);
-}
+const BoxWork boxes = {kernel::keep, kernel::fill_box};
 
 }  // namespace fastigpt::nearest_avx512

@@ -1,5 +1,6 @@
 // nearest_centroid for any processor: plain loops over four lanes, which compilers turn into what the baseline has.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -41,6 +42,10 @@ inline Vec sub(Vec a, Vec b) {
   for (int i = 0; i < kLanes; ++i) a.lane[i] -= b.lane[i];
   return a;
 }
+inline Vec pick_less(Vec a, Vec b, Vec yes, Vec no) {
+  for (int i = 0; i < kLanes; ++i) no.lane[i] = a.lane[i] < b.lane[i] ? yes.lane[i] : no.lane[i];
+  return no;
+}
 inline float lowest(Vec a) {
   float low = a.lane[0];
   for (int i = 1; i < kLanes; ++i) low = a.lane[i] < low ? a.lane[i] : low;
@@ -79,8 +84,6 @@ void scan(const Codebook& book, const Leaves& leaves, const float* points, int c
 void in_grid(const Codebook& book, const Grid& grid, const Tree& tree, const float* points, int count, int64_t* out) {
   kernel::in_grid(book, grid, tree, points, count, out);
 }
-uint64_t fill_cell(const Candidates& box, const double* const* axes, uint16_t* answers) {
-  return kernel::fill_cell(box, axes, answers);
-}
+const BoxWork boxes = {kernel::keep, kernel::fill_box};
 
 }  // namespace fastigpt::nearest_generic

@@ -82,8 +82,10 @@ def nearest_centroid(
     if x.device.type == "cuda":
         return search(NearestCentroid(book.owner, metric=metric), points, x, return_distances, isa, n_threads)
     address, rows = rows_of(book)
-    index = next((known for known in _recent if known.holds(address, book.shape, metric)), None)
-    if index is None:
+    for index in _recent:
+        if index.holds(address, book.shape, metric):
+            break
+    else:
         index = NearestCentroid(rows if rows is not None else book.owner, metric=metric)
     found = search(index, points, x, return_distances, isa, n_threads)
     if not _recent or index is not _recent[0] or index.nbytes > _KEPT_BYTES:
@@ -95,7 +97,8 @@ def _keep(index: NearestCentroid) -> None:
     """Puts an index first, and lets go of those that are too many or too large."""
     global _recent
     with _lock:
-        kept, room = [], _KEPT_BYTES
+        kept: list[NearestCentroid] = []
+        room = _KEPT_BYTES
         for known in (index, *(other for other in _recent if other is not index)):
             room -= known.nbytes
             if len(kept) < _KEPT and room >= 0:

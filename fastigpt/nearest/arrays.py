@@ -56,7 +56,7 @@ def describe(name: str, array: Any) -> Described:
 
 
 def address_of(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
+    return _C.address_of(array)
 
 
 def few_axes(tensor: torch.Tensor) -> torch.Tensor:
