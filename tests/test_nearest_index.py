@@ -1,10 +1,11 @@
-"""Every way to search a codebook gives the argmin of real arithmetic, and an index object is as good as the function."""
+"""Every way to search a codebook gives the argmin of real arithmetic; an index object is as good as the function."""
 
 from __future__ import annotations
 
 import copy
 import pickle
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -89,13 +90,17 @@ def test_every_way_bears_tiny_and_huge_numbers(scale: float) -> None:
         check_all_ways(np.concatenate([points, rng.standard_normal((20, dim)).astype(np.float32)]), mixed)
 
 
-def int8_scores(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Those of csrc/nearest/int8_book.cpp, in float64."""
+def int8_scores(points: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Those of csrc/nearest/int8_book.cpp in float64, how far they are from the truth, and the bound of that."""
     c, x = (rows.astype(np.float64) - centroids.mean(axis=0, dtype=np.float64) for rows in (centroids, points))
     s, u = (np.abs(rows).max() / 127 for rows in (c, x))
     q, p = np.rint(c / s), np.rint(x / u)
-    first = (c**2).sum(axis=1) / 2 - (c * (c - s * q)).sum(axis=1)
-    return first[None] - u * s * (p @ q.T)
+    f, e = c - s * q, x - u * p
+    scores = ((c**2).sum(axis=1) / 2 - (c * f).sum(axis=1))[None] - u * s * (p @ q.T)
+    truth = (c**2).sum(axis=1) / 2 - x @ c.T + (e * x).sum(axis=1)[:, None]
+    distance = np.sqrt(((x[:, None] - c[None]) ** 2).sum(axis=2))
+    size_e, size_f = np.linalg.norm(e, axis=1)[:, None], np.linalg.norm(f, axis=1)[None]
+    return scores, np.abs(scores - truth), distance * (size_e + size_f) + size_e * size_f
 
 
 def near_misses(dim: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -109,13 +114,38 @@ def near_misses(dim: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     return (middles + rng.uniform(-0.02, 0.02, middles.shape)).astype(np.float32), centroids
 
 
+def straight_errors(dim: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The proof's inequality as an equation: the errors of int8 all point from the nearest centroid to the point."""
+    sign = rng.choice([-1.0, 1.0], (60, dim))
+    points = rng.integers(-50, 50, (60, dim)) - 0.49 * sign
+    points[0] = 127 * sign[0]  # so that a step of the points is 1
+    away = rng.choice([-1.0, 1.0], (60, dim))
+    away[:, : 2 + dim // 50] *= 2  # farther than 1.02 in every dimension
+    closer, rival, edge = points - 1.02 * sign, points - away, np.full((1, dim), 127.0)
+    half = np.concatenate([edge, np.clip(rival, -127, 127), np.clip(closer, -127, 127)])
+    return points.astype(np.float32), np.concatenate([half, -half]).astype(np.float32)  # their mean is 0
+
+
 @pytest.mark.parametrize("dim", [4, 7, 8, 15, 33, 128])
-def test_int8_scores_that_are_wrong_do_not_decide(dim: int) -> None:
-    points, centroids = near_misses(dim, np.random.default_rng(dim))
+@pytest.mark.parametrize("make", [near_misses, straight_errors])
+def test_int8_scores_that_are_wrong_do_not_decide(
+    dim: int, make: Callable[[int, np.random.Generator], tuple[np.ndarray, np.ndarray]]
+) -> None:
+    points, centroids = make(dim, np.random.default_rng(dim))
     expected = brute_force(points, centroids)
-    wrong = int8_scores(points, centroids).argmin(axis=1) != expected
+    wrong = int8_scores(points, centroids)[0].argmin(axis=1) != expected
     assert wrong.mean() > 0.1, "else this test shows nothing"
     check_all_ways(points, centroids)
+
+
+@pytest.mark.parametrize("dim", [3, 8, 33, 128])
+def test_the_bound_of_int8_scores_holds_and_is_met(dim: int) -> None:
+    rng = np.random.default_rng(dim)
+    usual = [rng.standard_normal((n, dim)).astype(np.float32) for n in (200, 300)]
+    for points, centroids in (usual, near_misses(dim, rng), straight_errors(dim, rng)):
+        _, error, bound = int8_scores(points, centroids)
+        assert (error <= bound * (1 + 1e-9)).all()
+    assert (error / (bound + 1e-9)).max() > 0.99
 
 
 @pytest.mark.parametrize("dim", [3, 8, 32])
