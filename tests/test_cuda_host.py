@@ -31,7 +31,7 @@ BUGS = {
     "a barrier in a branch": ("lanes", 3, "races", LEFT_UNDEFINED),
     "a sum that is not atomic": ("lanes", 4, "races", RACE),
     "a vector that is not aligned": ("vectors", 1, "bounds", MISALIGNED),
-    "past a shared array": ("vectors", 2, "bounds", "index 40 out of bounds"),
+    "past a shared array": ("vectors", 2, "bounds", "out of bounds for type"),
 }
 
 

@@ -57,7 +57,7 @@ __global__ void products(const float* __restrict__ w, float* x, float* y, int n,
   unsigned target = 0;
   for (int step = 0; step < steps; ++step) {
     for (int row = threadIdx.x; row < rows; row += blockDim.x) {
-      float sum = bug == kUninitialisedSum ? part[row] : 0;
+      float sum = bug == kUninitialisedSum && step == 0 ? part[row] : 0;
       for (int c = first_column; c < first_column + columns; ++c)
         sum += __ldg(w + (first_row + row) * n + c) * (bug == kLoadsPastCoherence ? __ldg(x + c) : x[c]);
       part[bug == kPastDynamicMemory ? row + 1 : row] = sum;
