@@ -1,5 +1,5 @@
 """A stand-in for a GPU where there is none: device "cuda" is the processor, kernels run in Triton's interpreter, and a
-CUDA graph is a list of what was launched while it was captured.
+CUDA graph is a list of what was launched while it was captured. bfloat16 is float16, which the interpreter gets right.
 
 With it every line for a GPU runs on any machine. A capture runs nothing, as on a GPU, and refuses what a GPU refuses:
 to visit the host, to launch a kernel that was never launched before, another capture beside it. What it cannot show is
@@ -48,8 +48,9 @@ class Graph:
 
     def replay(self) -> None:
         _not_capturing("a replay")
-        for node in self.nodes:
-            node()
+        with torch.inference_mode():  # what was made while capturing may have been made so
+            for node in self.nodes:
+                node()
 
 
 class Captures:
@@ -136,6 +137,8 @@ class OnProcessor(TorchFunctionMode):
         if func is torch.device:
             return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        if name == "bfloat16":
+            func = torch.Tensor.half
         if name in _VISITS or (name in ("tensor", "as_tensor") and _names_cuda(kwargs.get("device"))):
             _not_capturing(f"{name}() visits the host")
         kwargs.pop("pin_memory", None)
@@ -155,6 +158,8 @@ def _names_cuda(x: object) -> bool:
 
 
 def _placed(x: object) -> object:
+    if x is torch.bfloat16:
+        return torch.float16
     return torch.device("cpu") if _names_cuda(x) else x
 
 
@@ -224,6 +229,7 @@ def gpu() -> Iterator[Captures]:
             stack.enter_context(mock.patch.object(torch.cuda, name, fake))
         stack.enter_context(mock.patch.object(GridExecutor, "__call__", launched))
         stack.enter_context(mock.patch.object(launch, "why_unavailable", lambda device: None))
+        stack.enter_context(mock.patch.object(launch, "interpreting", lambda: False))
         for wait in ("gdc_wait", "gdc_launch_dependents"):  # launches follow each other anyway
             stack.enter_context(mock.patch.object(language, wait, lambda: None))
         stack.enter_context(mock.patch.dict(timing._COLD_BYTES, cuda=1))

@@ -14,6 +14,7 @@ import torch
 
 from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.kernels.launch import SCALED_TYPES
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def matrix_parameters(config: ImageGPTConfig) -> int:
 
 
 def kv_bytes_per_token(config: ImageGPTConfig, kv_dtype: torch.dtype) -> float:
-    """Keys and values of one token in all layers. int8 caches keep a float32 scale per head beside each."""
-    scales = 4.0 * config.n_head if kv_dtype == torch.int8 else 0.0
+    """Keys and values of one token in all layers. 8-bit caches keep a float32 scale per head beside each."""
+    scales = 4.0 * config.n_head if kv_dtype in SCALED_TYPES else 0.0
     return 2.0 * config.n_layer * (config.n_embd * kv_dtype.itemsize + scales)
 
 

@@ -165,7 +165,7 @@ def test_a_kernel_that_was_not_rehearsed_would_be_noticed(captures, monkeypatch)
 
 @pytest.mark.skipif(not INTERPRETED, reason="the interpreter says when a kernel runs")
 def test_whoever_launches_is_alone(monkeypatch):
-    """Engines and operators: Triton compiles at the first launch, and CPython 3.11 does not bear two threads that do."""
+    """Engines and operators: Triton compiles at the first launch, and CPython 3.11 cannot bear two threads that do."""
     from triton.runtime.interpreter import GridExecutor
 
     found, run = [], GridExecutor.__call__
