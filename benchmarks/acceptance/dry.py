@@ -46,7 +46,7 @@ def rehearsal() -> Iterator[None]:
     import bench_decode_attention
     import bench_norm_linear
     import bench_sample_head
-    import decode_peers
+    import torch
     import tune
 
     import fastigpt
@@ -73,7 +73,6 @@ def rehearsal() -> Iterator[None]:
         bench_causal_attention: {"BATCH": 2, "LENGTH": 32, "SHAPES": heads},
         bench_norm_linear: {"WIDTHS": {"small": 32, "large": 48}, "ROWS": (1, 8, 64, 128), "FEW_ROWS": (1,)},
         bench_sample_head: {"SIZES": ((1, 1, 16), (2, 4, 16), (1, 1, 1024)), "N_POSITIONS": 16},
-        decode_peers: {"_compiled_flex": _flex},
         tune: {"WIDTH": 32, "ROWS": (1, 2, 3, 4), "CROSSING": (2, 4), "IMAGES": (1, 2, 3), "HEADS": ((2, 16), (1, 24)),
                "SEQUENCES": (1, 32, 2), "STEP": 4, "MOST": 2, "repeat": _once},
         machine: {"_CUDA_SIDE": 128, "_CUDA_BYTES": 1 << 20, "repeat": _once},
@@ -86,6 +85,7 @@ def rehearsal() -> Iterator[None]:
         for module, values in small.items():
             for name, value in values.items():
                 stack.enter_context(mock.patch.object(module, name, value))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(stand_in.gpu())
         yield
 
@@ -95,10 +95,3 @@ def _once(work: Callable[[], object], device: object, repeats: int, inner: int =
     from fastigpt.bench.timing import timed
 
     return [timed(work, "cuda")[1]]
-
-
-def _flex():  # type: ignore[no-untyped-def]
-    """FlexAttention as it is, not compiled."""
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return flex_attention

@@ -6,7 +6,6 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks.acceptance.dry import dry
 from benchmarks.acceptance.engines import random_weights
 from benchmarks.acceptance.results import Rows
 
@@ -42,7 +41,7 @@ def peers(out: Path, rows: Rows) -> None:
         rows.add(work=f"transformers small n={n}", seconds=timed(lambda: generate(n, config.n_pixels), device)[1])
 
     def static_cache(n: int) -> None:
-        model = StaticCacheModel(spec, weights, n, device=device, dtype=torch.bfloat16, compiled=not dry())
+        model = StaticCacheModel(spec, weights, n, device=device, dtype=torch.bfloat16)
         compile_seconds = timed(partial(model.sample, 16), device)[1]
         seconds = timed(model.sample, device)[1]
         rows.add(work=f"static cache, torch.compile, small n={n}", seconds=seconds, compile_seconds=compile_seconds)

@@ -28,7 +28,7 @@ CAPABILITY = (9, 0)
 MEMORY = 2 << 30  # bytes that it claims to have free
 _CUDA = re.compile(r"cuda(:\d+)?")
 # Whoever asks for these wants a number on the host, now.
-_VISITS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__")
+_VISITS = ("item", "tolist", "cpu", "__bool__", "__int__", "__float__", "__index__")
 _VISITING_OPS = ("_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select")
 
 
