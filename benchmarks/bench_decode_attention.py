@@ -18,6 +18,7 @@ import fastigpt.ops as ops
 from fastigpt.bench.timing import copies_needed, graph_seconds
 from fastigpt.kernels import launch
 
+DEVICE = "cuda"
 KEYS = 1024
 SHAPES = {"small": (8, 64), "large": (16, 96), "medium": (8, 128)}
 IMAGES = {1: 1, 64: 64}  # by the number in the name of the work
@@ -51,9 +52,9 @@ def one(n: int, heads: int, head_dim: int, window: int, dtype: torch.dtype, conf
 def peers(n: int, heads: int, head_dim: int) -> dict[str, object]:
     """Microseconds of each peer at the same work on caches that are as cold, or why there are none."""
     found: dict[str, object] = {}
-    shape, copies = (n, heads, KEYS, head_dim), copies_needed(4 * n * heads * KEYS * head_dim, "cuda")
-    q = torch.randn(n, heads, 1, head_dim, device="cuda").bfloat16()
-    caches = [[torch.randn(shape, device="cuda").bfloat16() for _ in range(2)] for _ in range(copies)]
+    shape, copies = (n, heads, KEYS, head_dim), copies_needed(4 * n * heads * KEYS * head_dim, DEVICE)
+    q = torch.randn(n, heads, 1, head_dim, device=DEVICE).bfloat16()
+    caches = [[torch.randn(shape, device=DEVICE).bfloat16() for _ in range(2)] for _ in range(copies)]
     for name, prepare in PEERS.items():
         reason = why_not(name, head_dim)
         if reason is None:

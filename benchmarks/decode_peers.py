@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Call = Callable[[], Tensor]
+DEVICE = "cuda"
 PAGE = 16  # keys of a page, as is usual
 
 
@@ -35,7 +36,7 @@ def flex(q: Tensor, k: Tensor, v: Tensor) -> Call:
 
 @cache
 def _workspace() -> Tensor:
-    return torch.empty(128 << 20, dtype=torch.uint8, device="cuda")
+    return torch.empty(128 << 20, dtype=torch.uint8, device=DEVICE)
 
 
 def flashinfer(q: Tensor, k: Tensor, v: Tensor) -> Call:
@@ -48,7 +49,7 @@ def flashinfer(q: Tensor, k: Tensor, v: Tensor) -> Call:
     def paged(x: Tensor) -> Tensor:
         return x.view(n, heads, pages, PAGE, head_dim).transpose(1, 2).reshape(n * pages, heads, PAGE, head_dim)
 
-    int32 = {"dtype": torch.int32, "device": "cuda"}
+    int32 = {"dtype": torch.int32, "device": DEVICE}
     indptr, indices = torch.arange(n + 1, **int32) * pages, torch.arange(n * pages, **int32)
     last = torch.full((n,), PAGE, **int32)
     wrapper = BatchDecodeWithPagedKVCacheWrapper(

@@ -49,8 +49,10 @@ def main() -> int:
     if options.dry_run:
         dry.begin()
     wanted = list(options.only or RUNS[options.run])
-    chosen = (options.chosen or out).resolve() if options.run == "second" else None
-    reason = why_not() or (chosen and why_no_table(family(), chosen))
+    chosen = (options.chosen or out).resolve()
+    reason = why_not()
+    if reason is None and options.run == "second":
+        reason = why_no_table(family(), chosen)
     if reason is not None:
         print(f"nothing was run: {reason}", file=sys.stderr)
         return 2
@@ -58,7 +60,7 @@ def main() -> int:
 
     def prepare(site: Path) -> None:
         folder = dry.prepared_folder(site)
-        if chosen is not None:
+        if options.run != "first" and why_no_table(family(), chosen) is None:
             carry_over(family(), chosen, out, folder)
 
     return run(out, wanted, prepare)
