@@ -7,7 +7,6 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -54,17 +53,18 @@ def rehearsal() -> Iterator[None]:
     from fastigpt import ImageGPT, ImageGPTConfig
     from fastigpt.bench import machine, timing
     from fastigpt.engine import window
+    from fastigpt.engine.triton import passes
     from fastigpt.kernels import launch
 
-    tiny = ImageGPTConfig(n_layer=1, n_head=2, n_embd=32, height=4, width=4, n_colors=16)
+    tiny = ImageGPTConfig(n_layer=1, n_head=1, n_embd=16, height=2, width=4, n_colors=16)
 
     def bundled(device: str = "cuda", **options: object) -> ImageGPT:
-        return ImageGPT.from_config(replace(tiny, n_layer=2), device=device, **options)  # type: ignore[arg-type]
+        return ImageGPT.from_config(tiny, device=device, **options)  # type: ignore[arg-type]
 
     heads = {"small": (2, 16), "large": (1, 24), "medium": (1, 32)}
     small = {
-        engines: {"PRESETS": {"small": {1: 1, 64: 2, 512: 3}, "large": {1: 1, 64: 2}}, "RESULTS": 3, "BUNDLED": (1, 2),
-                  "CHECKED": 2},
+        engines: {"PRESETS": {"small": {1: 1, 64: 1, 512: 2}, "large": {1: 1, 64: 1}}, "RESULTS": 2, "BUNDLED": (1,),
+                  "CHECKED": 1},
         kernels: {"PIXELS": 1 << 12, "TUNING": _FOREVER},
         parity: {"CHECKING": _FOREVER},
         peers: {"SECONDS": _FOREVER},
@@ -76,7 +76,8 @@ def rehearsal() -> Iterator[None]:
         tune: {"WIDTH": 32, "ROWS": (1, 2, 3, 4), "CROSSING": (2, 4), "IMAGES": (1, 2, 3), "HEADS": ((2, 16), (1, 24)),
                "SEQUENCES": (1, 32, 2), "STEP": 4, "MOST": 2, "repeat": _once},
         machine: {"_CUDA_SIDE": 128, "_CUDA_BYTES": 1 << 20, "repeat": _once},
-        window: {"WIDTHS": (1, 2, 4)},
+        window: {"WIDTHS": (1, 2)},
+        passes: {"AT_ONCE": 2},
         launch: {"FOLDER": Path(os.environ["ACCEPTANCE_SITE"]) / _CONFIGS},
         fastigpt: {"load": bundled},
         ImageGPTConfig: {"preset": lambda name: tiny},

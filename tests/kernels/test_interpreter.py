@@ -13,15 +13,9 @@ pytest.importorskip("triton")
 FOLDER = Path(__file__).parent
 # About equally long; every other file of this folder is in one of them.
 GROUPS = (
-    ("test_triton_engine.py", "test_capture.py", "test_kv_cache.py", "test_norm_linear.py", "test_causal_attention.py"),
-    (
-        "test_triton_sessions.py",
-        "test_sample_head.py",
-        "test_decode_attention.py",
-        "test_gpu_ops.py",
-        "test_shipped_rows.py",
-        "test_tuning.py",
-    ),
+    ("test_triton_engine.py", "test_kv_cache.py", "test_norm_linear.py", "test_causal_attention.py"),
+    ("test_triton_sessions.py", "test_sample_head.py", "test_decode_attention.py", "test_gpu_ops.py"),
+    ("test_capture.py", "test_shipped_rows.py", "test_tuning.py"),
 )
 
 

