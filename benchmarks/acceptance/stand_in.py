@@ -95,25 +95,29 @@ def _capture(graph: Graph, pool: object = None, stream: object = None, **_: obje
 class _Recording(TorchDispatchMode):
     """Writes operators down. Those that change memory do not run; those that make some run for its shape."""
 
+    supports_higher_order_operators = True  # as FlexAttention's, which has no schema and changes nothing
+
     def __init__(self, graph: Graph) -> None:
         super().__init__()
         self.graph = graph
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func._schema.name.removeprefix("aten::") in _VISITING_OPS:
+        schema = getattr(func, "_schema", None)
+        name = "" if schema is None else schema.name.removeprefix("aten::")
+        if name in _VISITING_OPS:
             raise StandInError(f"{func} visits the host while a graph is captured")
         run = partial(func, *args, **kwargs)
-        if func._schema.is_mutable:
+        if schema is not None and schema.is_mutable:
             self.graph.nodes.append(run)
-            written = [x for x in zip(func._schema.arguments, args) if x[0].alias_info and x[0].alias_info.is_write]
+            written = [x for x in zip(schema.arguments, args) if x[0].alias_info and x[0].alias_info.is_write]
             found = [value for _, value in written] + [kwargs[n] for n in ("out",) if n in kwargs]
-            return None if not func._schema.returns else found[0] if len(func._schema.returns) == 1 else tuple(found)
+            return None if not schema.returns else found[0] if len(schema.returns) == 1 else tuple(found)
         made = run()
         old, _ = tree_flatten(made)
         inputs = {_memory(x) for x in tree_flatten((args, kwargs))[0] if isinstance(x, torch.Tensor)}
         fresh = [i for i, x in enumerate(old) if isinstance(x, torch.Tensor) and _memory(x) not in inputs]
-        if not fresh or func._schema.name.startswith("aten::empty"):
+        if not fresh or name.startswith("empty"):
             return made  # a view, or memory without contents
 
         def again() -> None:
