@@ -51,7 +51,7 @@ def argument_types(function, constants, half, cache):
     state = {"pass_starts": "*i8", "index": "*i64", "seed_low": "*i64", "seed_high": "*i64", "top_k": "*i64",
              "top_p": "*fp64", "log_likelihood": "*fp64"}  # fmt: skip
     int32 = {"canvas", "position", "end", "inputs", "slots", "offset", "chosen", "arrivals", "blocks", "lengths",
-             "order", "source", "lanes", "guided", "scored", "failed", "part_token", "broken"}  # fmt: skip
+             "order", "source", "lanes", "guided", "scored", "failed", "part_token", "broken", "starts"}  # fmt: skip
     float32 = {
         "part_m",
         "part_l",
@@ -70,6 +70,7 @@ def argument_types(function, constants, half, cache):
         "part_sum",
         "known_logit",
         "nats",
+        "turns",
     }
     types = {}
     for name in function.arg_names:
@@ -140,15 +141,19 @@ def cases(configs, half):
             name = f"decode_attention {head_dim} W={window} splits={c['splits']} {cache[1:]}"
             yield name, _decode_attention, constants, c["warps"], cache
     heads, width = HEADS[64], WIDTH
-    nothing = {"NORM": False, "BIAS": False, "GELU": False, "RESIDUAL": False, "QKV": False}
+    nothing = {"NORM": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0, "TURNED": 0}
     for c in rows("norm_linear"):
         block = {"BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "BLOCK_K": c["block_k"], "STAGES": c["stages"]}
         for name, k, n, steps in (
-            ("qkv", width, 3 * width, {"NORM": True, "QKV": True}),
-            ("fc", width, 4 * width, {"NORM": True, "GELU": True, "BIAS": True}),
+            ("qkv", width, 3 * width, {"NORM": True, "KV": width}),
+            ("fc", width, 4 * width, {"NORM": True, "ACTIVATION": "quick_gelu", "BIAS": True}),
             ("out", 4 * width, width, {"RESIDUAL": True}),
+            ("turned", 2048, 3072, {"NORM": True, "KV": 512, "TURNED": 2560}),
+            ("turned 100", 3200, 9600, {"NORM": True, "KV": 3200, "TURNED": 6400, "BIAS": True, "HEAD_DIM": 100}),
+            ("gated", 2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu"}),
+            ("gelu", 2048, 2048, {"NORM": True, "ACTIVATION": "gelu", "BIAS": True}),
         ):
-            constants = {**nothing, **steps, "K": k, "N": n, "HEAD_DIM": 64, **block}
+            constants = {**nothing, "HEAD_DIM": 64, **steps, "K": k, "N": n, **block}
             yield f"norm_linear {name} m={c['block_m']}", _norm_linear, constants, c["warps"], half
     for tokens in (512, 16384):
         for window, filters in ((1, False), (1, True), (16, True), (32, False)):
@@ -176,8 +181,13 @@ def cases(configs, half):
     }
     yield "append_kv fp8", _append_kv, append, 4, "*fp8e4nv"
     yield "rms_norm", _norm, {"K": width, "BLOCK_K": width, "NORM": True}, 4, half
-    finish = {"N": 2048, "BLOCK_N": 2048, "BIAS": True, "GELU": True, "RESIDUAL": False}
-    yield "finish", _finish, finish, 4, half
+    for name, steps in (
+        ("quick_gelu", {"ACTIVATION": "quick_gelu"}),
+        ("gated", {"N": 11264, "ACTIVATION": "gated_silu"}),
+        ("turned", {"N": 9600, "TURNED": 6400, "HEAD_DIM": 100}),
+    ):
+        finish = {"N": 2048, "HEAD_DIM": 2, "BIAS": True, "ACTIVATION": None, "RESIDUAL": False, "TURNED": 0, **steps}
+        yield f"finish {name}", _finish, {**finish, "BLOCK_N": 2048}, 4, half
 
 
 def resources(kernel, target, folder, name):

@@ -57,5 +57,5 @@ def run_block(model: Model, i: int, x: torch.Tensor, work: Work, attention: Atte
     if not attention.attend(i, work.qkv, work.attended):
         return
     norm_linear(work.attended, block.proj, x, bias=block.proj_bias, residual=True, **shared)
-    norm_linear(x, block.fc, work.inner, gain=block.norm_2, bias=block.fc_bias, gelu=True, **shared)
+    norm_linear(x, block.fc, work.inner, gain=block.norm_2, bias=block.fc_bias, activation="quick_gelu", **shared)
     norm_linear(work.inner, block.out, x, bias=block.out_bias, residual=True, **shared)
