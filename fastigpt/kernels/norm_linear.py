@@ -278,7 +278,8 @@ def norm_linear(
         x if slots is None else slots, *_turning(turns, x), rows, window, k_cache.shape[2] if kv_cache else 0, epsilon,
         K=width, N=n, HEAD_DIM=head_dim, NORM=gain is not None, BIAS=bias is not None, ACTIVATION=activation,
         RESIDUAL=residual, KV=kv, TURNED=0 if turns is None else turns.columns, BLOCK_M=block_m,
-        BLOCK_N=config["block_n"], BLOCK_K=block_k, STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
+        BLOCK_N=config["block_n"], BLOCK_K=block_k, STAGES=config["stages"], num_warps=config["warps"],
+        **overlap(configs),
     )  # fmt: skip
     return out
 

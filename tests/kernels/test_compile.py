@@ -2,7 +2,7 @@
 
 For each: no register is spilled, shared memory stays within what a block may have, and the instructions that make it
 fast are there. Tables of registers, shared memory and spills stand below pytest's summary. Every row of every
-table is compiled for every target, for head dims 64, 96 and 128.
+table is compiled for every target, for head dims 64, 96, 104 and 128.
 """
 
 import re
@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import _causal_attention
 from fastigpt.kernels.choose_rows import choose_rows
-from fastigpt.kernels.decode_attention import _decode_attention
+from fastigpt.kernels.decode_attention import _decode_attention, heads_of_a_program
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
 from fastigpt.kernels.prefix_attention import _prefix_attention
@@ -42,7 +42,9 @@ TARGETS = {
 }
 # Integers that the launchers pass as multiples of 16: Triton specialises on it, as it does at run time.
 MULTIPLES = {"q_stride", "row_stride", "batch_q", "batch_k", "batch_v", "stride_q", "stride_k", "stride_v", "capacity"}
-HEADS = {64: 8, 96: 16, 128: 8}  # head_dim: n_head of small, large and medium
+# head_dim: n_head of Image GPT's small and large, of LlamaGen's 3B, whose heads of 100 the engine pads, and of medium.
+HEADS = {64: 8, 96: 16, 104: 32, 128: 8}
+SHARED = {64: (14, 2), 128: (32, 2)}  # head_dim: heads of queries and of keys, of SimpleAR 0.5B and GLM-Image
 WIDTH = 512
 
 
@@ -119,7 +121,7 @@ def cases(configs, half):
 
     for head_dim, heads in HEADS.items():
         padded = triton.next_power_of_2(head_dim)
-        shape = {"HEADS": heads, "HEAD_DIM": head_dim, "BLOCK_D": padded}
+        shape = {"HEADS": heads, "GROUP": 1, "HEAD_DIM": head_dim, "BLOCK_D": padded}
         c = setting("causal_attention", head_dim)
         constants = {**shape, "BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "STAGES": c["stages"]}
         yield f"causal_attention {head_dim}", _causal_attention, constants, c["warps"], half
@@ -133,12 +135,20 @@ def cases(configs, half):
         windows += [(64, c, half) for c in rows("decode_attention")[-1:] if wide or head_dim == 64]
         if head_dim == 64:
             windows += [(1, c, t) for c in rows("decode_attention_1")[-1:] for t in ("*i8", "*fp8e4nv")]
-        for window, c, cache in windows:
-            block_w = 1 if window == 1 and not c.get("dot") else max(16, window)
-            constants = {**shape, "WINDOW": window, "BLOCK_W": block_w, "BLOCK_S": c["block_s"], "SPLITS": c["splits"],
-                         "PREFIX_SPLITS": 2 if window == 8 else 0, "SCALED": cache != half,
+        windows = [(window, c, cache, shape) for window, c, cache in windows]
+        if head_dim in SHARED:
+            heads, kv_heads = SHARED[head_dim]
+            fewer = {**shape, "HEADS": heads, "GROUP": heads // kv_heads}
+            windows += [(w, c, t, fewer) for c in rows("decode_attention") for w in (1, 4) for t in (half, "*i8")]
+        for window, c, cache, heads in windows:
+            share = heads_of_a_program(heads["GROUP"], window)
+            queries = window * share
+            block_w = 1 if queries == 1 and not c.get("dot") else max(16, triton.next_power_of_2(queries))
+            constants = {**heads, "SHARE": share, "WINDOW": window, "BLOCK_W": block_w, "BLOCK_S": c["block_s"],
+                         "SPLITS": c["splits"], "PREFIX_SPLITS": 2 if window == 8 else 0, "SCALED": cache != half,
                          "STAGES": c["stages"]}  # fmt: skip
             name = f"decode_attention {head_dim} W={window} splits={c['splits']} {cache[1:]}"
+            name += f" group={heads['GROUP']}" if share > 1 else ""
             yield name, _decode_attention, constants, c["warps"], cache
     heads, width = HEADS[64], WIDTH
     nothing = {"NORM": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0, "TURNED": 0}

@@ -19,6 +19,7 @@ from fastigpt.engine.triton.weights import Model, load
 from fastigpt.engine.window import WIDTHS
 from fastigpt.kernels import launch
 from fastigpt.kernels.norm_linear import norm_linear, rms_norm
+from fastigpt.kernels.sample_head import hidden_layer
 from fastigpt.spec import ModelSpec
 
 _WIDEST = WIDTHS[-1]  # wider windows keep no more tokens, and a program would hold more rows than its GPU has room for
@@ -78,11 +79,16 @@ class TritonEngine:
 
     def logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         with launching(self.device):
-            x, head = self._score(tokens, prefix, self.spec.n_layer), self.model.head
+            x, head, configs = self._score(tokens, prefix, self.spec.n_layer), self.model.head, self.model.configs
             out = torch.empty((*x.shape[:2], self.spec.n_tokens), dtype=torch.float32, device=self.device)
+            rows = x.view(-1, x.shape[-1])
+            gain: torch.Tensor | None = head.gain
+            if head.inner_weight is not None:
+                hidden = torch.empty((len(rows), len(head.inner_weight)), dtype=self.dtype, device=self.device)
+                rows, gain = hidden_layer(rows, head, hidden, configs), None
             norm_linear(
-                x.view(-1, x.shape[-1]), head.weight, out.view(-1, self.spec.n_tokens), configs=self.model.configs,
-                gain=head.gain, epsilon=self.model.epsilon,
+                rows, head.weight, out.view(-1, self.spec.n_tokens), configs=configs, gain=gain, bias=head.bias,
+                epsilon=self.model.epsilon,
             )  # fmt: skip
             return out
 
