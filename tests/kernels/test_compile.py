@@ -86,6 +86,8 @@ def argument_types(function, constants, half, cache):
             types[name] = "*fp32"
         elif name in {"k_cache", "v_cache"} or (name in {"k", "v"} and function is not _append_kv):
             types[name] = cache
+        elif name == "hidden":
+            types[name] = "*fp32" if constants["NORM"] else half
         elif name in {"q", "k", "v", "out", "weight", "bias", "wte", "wpe", "y"}:
             types[name] = half
         elif name == "scale" and "GUIDED" in constants:
@@ -165,21 +167,25 @@ def cases(configs, half):
         ):
             constants = {**nothing, "HEAD_DIM": 64, **steps, "K": k, "N": n, **block}
             yield f"norm_linear {name} m={c['block_m']}", _norm_linear, constants, c["warps"], half
-    for tokens in (512, 16384):
-        for window, filters in ((1, False), (1, True), (16, True), (32, False)):
-            c = setting("sample_head", window)
-            apart = filters and tokens > c["block_v"]
-            ends = {"WIDTH": width, "TOKENS": tokens, "V": tokens, "BLOCK_V": min(tokens, c["block_v"]), "W": window,
-                    "BLOCK_W": window, "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window),
-                    "CHUNK": 4 if apart else 8 if filters else 16, "BLOCK_T": min(32, tokens // c["block_c"]),
-                    "BLOCK_E": 256, "GUIDED": filters, "TOP_K": filters, "TOP_P": filters, "SCORE": True,
-                    "ADVANCE": True}  # fmt: skip
-            constants = {**ends, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "CHOOSE": not apart}
-            name = f"{tokens} W={window}{' filters' if filters else ''}"
-            yield f"sample_head {name}", _sample_head, constants, c["warps"], half
-            if apart:
-                constants = {**ends, "TILES": tokens // c["block_c"]}
-                yield f"choose_rows {name}", choose_rows, constants, c["warps"], half
+    linear_head = {"WIDTH": width, "INNER": width, "NORM": True, "BIAS": False}
+    deep_head = {"WIDTH": 2048, "INNER": 2048, "NORM": False, "BIAS": True, "wpe": None}
+    windows = ((1, False), (1, True), (16, True), (32, False))
+    heads = [(tokens, linear_head, *window) for tokens in (512, 16384) for window in windows]
+    for tokens, head, window, filters in [*heads, *((16384, deep_head, *window) for window in windows[1:])]:
+        c = setting("sample_head", window)
+        apart = filters and tokens > c["block_v"]
+        ends = {"TOKENS": tokens, "V": tokens, "BLOCK_V": min(tokens, c["block_v"]), "W": window,
+                "BLOCK_W": window, "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window),
+                "CHUNK": 4 if apart else 8 if filters else 16, "BLOCK_T": min(32, tokens // c["block_c"]),
+                "BLOCK_E": 256, "GUIDED": filters, "TOP_K": filters, "TOP_P": filters, "SCORE": True,
+                "ADVANCE": True}  # fmt: skip
+        constants = {**ends, **head, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "CHOOSE": not apart}
+        name = f"{tokens} W={window}{' filters' if filters else ''}{'' if head['NORM'] else ' deep'}"
+        yield f"sample_head {name}", _sample_head, constants, c["warps"], half
+        if apart:
+            constants = {**ends, "TILES": tokens // c["block_c"]}
+            constants |= {name: head[name] for name in ("WIDTH", "wpe") if name in head}
+            yield f"choose_rows {name}", choose_rows, constants, c["warps"], half
     append = {
         "HEADS": heads,
         "HEAD_DIM": 64,
