@@ -18,6 +18,7 @@ def norm_linear_reference(
     out: torch.Tensor,
     *,
     gain: torch.Tensor | None = None,
+    weight_scale: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     epsilon: float = 1e-5,
     turns: Turns | None = None,
@@ -32,6 +33,8 @@ def norm_linear_reference(
     if gain is not None:
         h = rms_norm(h, gain.float(), epsilon)
     h = h @ weight.float().T
+    if weight_scale is not None:
+        h = h * weight_scale
     if bias is not None:
         h = h + bias.float()
     if turns is not None:

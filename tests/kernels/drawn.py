@@ -31,13 +31,16 @@ their keys."""
 BLOCKS = {"image gpt": PROMPTED, "llama": LLAMA}
 
 
+def weights_of(config, seed, biases=True):
+    """The spec and weights of an Image GPT's configuration, or of a spec."""
+    if isinstance(config, ModelSpec):
+        return config, llama_weights(config, seed, biases=biases)
+    return image_gpt.spec(config), image_gpt.canonical(config, random_weights(config, seed=seed, biases=biases))
+
+
 def both(config, device, seed, biases=True, **options):
     """The reference and the triton engine with the same weights. config: of an Image GPT, or a spec."""
-    if isinstance(config, ModelSpec):
-        spec, weights = config, llama_weights(config, seed, biases=biases)
-    else:
-        spec = image_gpt.spec(config)
-        weights = image_gpt.canonical(config, random_weights(config, seed=seed, biases=biases))
+    spec, weights = weights_of(config, seed, biases)
     options = {"dtype": torch.float32, **options}
     return ReferenceEngine(spec, weights), TritonEngine(spec, weights, device=device, **options)
 

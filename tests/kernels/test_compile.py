@@ -73,6 +73,7 @@ def argument_types(function, constants, half, cache):
         "known_logit",
         "nats",
         "turns",
+        "weight_scale",
     }
     types = {}
     for name in function.arg_names:
@@ -82,10 +83,14 @@ def argument_types(function, constants, half, cache):
             types[name] = state[name]
         elif name in int32:
             types[name] = "*i32"
+        elif name == "x" and function is _norm_linear and not constants["NORM"]:
+            types[name] = half
         elif name in {*float32, "x"} or (name == "out" and constants.get("RESIDUAL")):
             types[name] = "*fp32"
         elif name in {"k_cache", "v_cache"} or (name in {"k", "v"} and function is not _append_kv):
             types[name] = cache
+        elif name == "weight" and constants.get("SCALED"):
+            types[name] = "*i8"
         elif name == "hidden":
             types[name] = "*fp32" if constants["NORM"] else half
         elif name in {"q", "k", "v", "out", "weight", "bias", "wte", "wpe", "y"}:
@@ -153,7 +158,7 @@ def cases(configs, half):
             name += f" group={heads['GROUP']}" if share > 1 else ""
             yield name, _decode_attention, constants, c["warps"], cache
     heads, width = HEADS[64], WIDTH
-    nothing = {"NORM": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0, "TURNED": 0}
+    nothing = {"NORM": False, "SCALED": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0}
     for c in rows("norm_linear"):
         block = {"BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "BLOCK_K": c["block_k"], "STAGES": c["stages"]}
         for name, k, n, steps in (
@@ -164,8 +169,10 @@ def cases(configs, half):
             ("turned 100", 3200, 9600, {"NORM": True, "KV": 3200, "TURNED": 6400, "BIAS": True, "HEAD_DIM": 100}),
             ("gated", 2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu"}),
             ("gelu", 2048, 2048, {"NORM": True, "ACTIVATION": "gelu", "BIAS": True}),
+            ("int8", 2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu", "SCALED": True}),
+            ("int8 out", 5632, 2048, {"RESIDUAL": True, "SCALED": True}),
         ):
-            constants = {**nothing, "HEAD_DIM": 64, **steps, "K": k, "N": n, **block}
+            constants = {**nothing, "TURNED": 0, "HEAD_DIM": 64, **steps, "K": k, "N": n, **block}
             yield f"norm_linear {name} m={c['block_m']}", _norm_linear, constants, c["warps"], half
     linear_head = {"WIDTH": width, "INNER": width, "NORM": True, "BIAS": False}
     deep_head = {"WIDTH": 2048, "INNER": 2048, "NORM": False, "BIAS": True, "wpe": None}
@@ -202,7 +209,8 @@ def cases(configs, half):
         ("gated", {"N": 11264, "ACTIVATION": "gated_silu"}),
         ("turned", {"N": 9600, "TURNED": 6400, "HEAD_DIM": 100}),
     ):
-        finish = {"N": 2048, "HEAD_DIM": 2, "BIAS": True, "ACTIVATION": None, "RESIDUAL": False, "TURNED": 0, **steps}
+        finish = {"N": 2048, "HEAD_DIM": 2, "SCALED": True, "BIAS": True, "ACTIVATION": None, "RESIDUAL": False,
+                  "TURNED": 0, **steps}  # fmt: skip
         yield f"finish {name}", _finish, {**finish, "BLOCK_N": 2048}, 4, half
 
 

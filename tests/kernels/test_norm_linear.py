@@ -9,6 +9,7 @@ pytest.importorskip("triton")
 from fastigpt.kernels.launch import table
 from fastigpt.kernels.norm_linear import norm_linear, uses_cublas
 from fastigpt.kernels.pairs import Turns, in_halves, side_by_side
+from fastigpt.ops.kv_cache import quantize_kv_reference
 from fastigpt.ops.norm_linear import norm_linear_reference
 
 FEW = {
@@ -86,6 +87,26 @@ def test_keys_and_values_go_into_the_cache(generator, device, lanes, window, dty
     for a, b in zip(got, expected):
         close(a, b, dtype)
         assert torch.equal(a == 7.0, b == 7.0)  # nothing else was touched
+
+
+@pytest.mark.parametrize("configs", [FEW, MANY], ids=["kernel", "cublas"])
+@pytest.mark.parametrize("rows", [1, 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "ending", [{"gain": True, "activation": "gated_silu"}, {"residual": True}, {"gain": True}], ids=str
+)
+def test_int8_weights_have_a_scale_for_each_output(generator, device, configs, rows, dtype, ending):
+    width, n = 47, 78
+    x, weight, gain, bias = tensors(generator, device, rows, width, n, torch.float32)
+    weight, scale = quantize_kv_reference(weight, torch.int8)
+    options = {**ending, "gain": gain if "gain" in ending else None, "bias": bias, "weight_scale": scale}
+    if ending.get("residual"):
+        x, out = x.to(dtype), torch.randn(rows, n, generator=generator).to(device)
+    else:
+        out = torch.full((rows, 39 if "activation" in ending else n), float("nan"), dtype=dtype, device=device)
+    memory = torch.full((rows * (width + n) + n * width,), float("nan"), dtype=dtype, device=device)
+    expected = norm_linear_reference(x, weight, out.clone(), **options)
+    close(norm_linear(x, weight, out, configs=configs, scratch=memory, **options), expected, dtype)
 
 
 def make_turns(generator, device, head_dim, columns, lanes, window):

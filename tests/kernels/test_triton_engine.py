@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import random_tokens
-from drawn import BLOCKS, LLAMA, PROMPTED, SMALL, both, empty, fill, requests
+from drawn import BLOCKS, LLAMA, PROMPTED, SMALL, both, empty, fill, requests, weights_of
 from either_way import GPU, device, pytestmark  # noqa: F401
 from llama_blocks import llama_weights
 
@@ -19,6 +19,7 @@ from fastigpt.engine.triton.batch import bucket
 from fastigpt.errors import CheckpointError
 from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.ops.kv_cache import quantize_kv_reference
 from fastigpt.sampling import Drawing
 from fastigpt.spec import BlockSpec
 
@@ -102,6 +103,24 @@ def test_greedy_tokens_of_prefixes_of_any_length_equal_the_reference(device, kv_
         assert torch.equal(filled, wanted)
     else:
         assert (filled[:, 0] == wanted[:, 0]).all() and (filled == wanted).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_int8_weights_are_those_of_the_blocks_rounded(device, blocks):
+    spec, weights = weights_of(BLOCKS[blocks], 26)
+    engine = TritonEngine(spec, weights, device=device, dtype=torch.int8, configs="interpreter")
+    assert engine.dtype == torch.int8 and engine.kv_dtype == engine.model.dtype
+    for name, x in weights.items():
+        if name.startswith("blocks.") and name.endswith(".weight"):
+            stored, scale = quantize_kv_reference(x, torch.int8)
+            weights[name] = stored * scale[:, None]
+    reference, tokens = ReferenceEngine(spec, weights), random_tokens(PROMPTED, 2)
+    for some in (tokens, tokens.repeat(3, 1)):  # by the kernel, and by cuBLAS
+        found = engine.logits(some).cpu()
+        torch.testing.assert_close(found, reference.logits(some), atol=2e-2 if GPU else 1e-4, rtol=0)
+    asked = requests(PROMPTED, empty(PROMPTED, 2), Drawing(temperature=0.0, guidance_scale=1.5), [[1, 2], [3, 0]])
+    if not GPU:  # there activations are bfloat16
+        assert torch.equal(fill(engine, asked, window=2).tokens, fill(reference, asked).tokens)
 
 
 HEADS = {

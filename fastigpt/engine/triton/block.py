@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from fastigpt.engine.triton.weights import Model
-from fastigpt.kernels.norm_linear import norm_linear
+from fastigpt.kernels.norm_linear import norm_linear, uses_cublas
 
 
 class Attention(Protocol):
@@ -47,25 +47,28 @@ class Work:
             memory(rows, model.sections[0] if straight else sum(model.sections)),
             memory(rows, model.sections[0]),
             memory(rows, inner),
-            memory(rows * largest_product(model)) if scratch else None,
+            memory(scratch_size(model, rows)) if scratch and uses_cublas(rows, model.configs) else None,
         )
 
 
-def largest_product(model: Model) -> int:
-    """Numbers of a row that a linear layer of a block reads and makes, at most."""
+def scratch_size(model: Model, rows: int) -> int:
+    """Numbers that the linear layers of a block need on their way over cuBLAS, see `norm_linear`."""
     block = model.blocks[0]
-    return max(sum(weight.shape) for weight in (block.qkv, block.proj, block.fc, block.out))
+    return max(
+        rows * sum(layer.weight.shape) + (0 if layer.scale is None else layer.weight.numel())
+        for layer in (block.qkv, block.proj, block.fc, block.out)
+    )
 
 
 def run_block(model: Model, i: int, x: torch.Tensor, work: Work, attention: Attention) -> None:
     """x: float32 [rows, width], the residual stream, in place."""
     block = model.blocks[i]
     shared: dict[str, Any] = {"configs": model.configs, "epsilon": model.epsilon, "scratch": work.scratch}
-    norm_linear(x, block.qkv, work.qkv, gain=block.norm_1, bias=block.qkv_bias, **attention.projection(i), **shared)
+    options = {**block.qkv.operands, **attention.projection(i), **shared}
+    norm_linear(x, block.qkv.weight, work.qkv, gain=block.norm_1, **options)
     if not attention.attend(i, work.qkv, work.attended):
         return
-    norm_linear(work.attended, block.proj, x, bias=block.proj_bias, residual=True, **shared)
-    norm_linear(
-        x, block.fc, work.inner, gain=block.norm_2, bias=block.fc_bias, activation=model.spec.block.mlp, **shared
-    )
-    norm_linear(work.inner, block.out, x, bias=block.out_bias, residual=True, **shared)
+    norm_linear(work.attended, block.proj.weight, x, residual=True, **block.proj.operands, **shared)
+    options = {**block.fc.operands, "activation": model.spec.block.mlp, **shared}
+    norm_linear(x, block.fc.weight, work.inner, gain=block.norm_2, **options)
+    norm_linear(work.inner, block.out.weight, x, residual=True, **block.out.operands, **shared)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from fastigpt.kernels import launch
 from fastigpt.kernels.canvases import Head
 from fastigpt.kernels.pairs import Turns, side_by_side
+from fastigpt.ops.kv_cache import quantize_kv_reference
 from fastigpt.spec import ROTARY, ModelSpec
 
 Arrange = Callable[[torch.Tensor], torch.Tensor]
@@ -18,27 +20,37 @@ _ALIGNED = 8  # elements of a head are padded to a multiple of it, with zeros: e
 
 
 @dataclass(frozen=True)
+class Linear:
+    """weight: [out, in], of the model's dtype, or int8 with a scale for each output. bias, scale: float32 [out]."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scale: torch.Tensor | None
+
+    @property
+    def operands(self) -> dict[str, Any]:
+        """What `norm_linear` takes besides the weight."""
+        return {"bias": self.bias, "weight_scale": self.scale}
+
+
+@dataclass(frozen=True)
 class BlockWeights:
-    """Gains and biases float32, linears [out, in]. What rotary positions turn, and gates and ups, stand in pairs side
-    by side (kernels/pairs.py); heads are padded."""
+    """Gains are float32. What rotary positions turn, and gates and ups, stand in pairs side by side (kernels/pairs.py);
+    heads are padded."""
 
     norm_1: torch.Tensor
-    qkv: torch.Tensor
-    qkv_bias: torch.Tensor | None
-    proj: torch.Tensor
-    proj_bias: torch.Tensor | None
+    qkv: Linear
+    proj: Linear
     norm_2: torch.Tensor
-    fc: torch.Tensor
-    fc_bias: torch.Tensor | None
-    out: torch.Tensor
-    out_bias: torch.Tensor | None
+    fc: Linear
+    out: Linear
 
 
 @dataclass(frozen=True)
 class Model:
-    """prefix_embedding, positions: [rows, width] as ModelSpec names them; turns: float32 [rows, head_dim / 2, 2], of
-    rotary positions; of these two there is one. configs: the launch configurations. head_dim: of the heads as they are
-    kept."""
+    """dtype: of activations, and of weights that are not int8. configs: the launch configurations. prefix_embedding,
+    positions: [rows, width] as ModelSpec names them; turns: float32 [rows, head_dim / 2, 2], of rotary positions; of
+    these two there is one. head_dim: of the heads as they are kept."""
 
     spec: ModelSpec
     device: torch.device
@@ -86,8 +98,10 @@ def load(
     dtype: torch.dtype,
     kv_dtype: torch.dtype,
     configs: launch.Table,
+    quantized: bool = False,
 ) -> Model:
-    """weights: named and shaped as spec.weight_shapes() and spec.bias_shapes() say."""
+    """weights: named and shaped as spec.weight_shapes() and spec.bias_shapes() say. quantized: those of the blocks'
+    linear layers are kept in int8."""
     block_spec, rotary = spec.block, spec.positions == "rotary"
     head_dim = -(-block_spec.head_dim // _ALIGNED) * _ALIGNED
 
@@ -97,9 +111,18 @@ def load(
     def as_they_are(x: torch.Tensor) -> torch.Tensor:
         return x
 
-    def linear(name: str, arranged: Arrange = as_they_are) -> tuple[torch.Tensor, torch.Tensor | None]:
-        bias = arranged(take(name + ".bias", torch.float32)) if name + ".bias" in weights else None
-        return arranged(take(name + ".weight")), bias
+    def bias(name: str) -> torch.Tensor | None:
+        return take(name + ".bias", torch.float32) if name + ".bias" in weights else None
+
+    def linear(name: str, rows: Arrange = as_they_are, columns: Arrange = as_they_are) -> Linear:
+        """rows, columns: how a weight's are arranged."""
+        weight = rows(take(name + ".weight", torch.float32 if quantized else dtype))
+        weight = columns(weight.T).T.contiguous()
+        scale = None
+        if quantized:
+            weight, scale = quantize_kv_reference(weight, torch.int8)
+        found = bias(name)
+        return Linear(weight, None if found is None else rows(found), scale)
 
     def heads(x: torch.Tensor, pairs: bool) -> torch.Tensor:
         """[n · head_dim, …], the heads padded, with pairs side by side."""
@@ -121,23 +144,21 @@ def load(
     def block(name: str) -> BlockWeights:
         return BlockWeights(
             take(name + ".norm_1", torch.float32),
-            *linear(name + ".qkv", qkv),
-            heads(take(name + ".proj.weight").T, False).T.contiguous(),
-            take(name + ".proj.bias", torch.float32) if name + ".proj.bias" in weights else None,
+            linear(name + ".qkv", qkv),
+            linear(name + ".proj", columns=lambda x: heads(x, False)),
             take(name + ".norm_2", torch.float32),
-            *linear(name + ".fc", gates_and_ups if block_spec.mlp == "gated_silu" else as_they_are),
-            *linear(name + ".out"),
+            linear(name + ".fc", gates_and_ups if block_spec.mlp == "gated_silu" else as_they_are),
+            linear(name + ".out"),
         )
 
     positions = None if rotary else take("positions")
     turns = F.pad(take(ROTARY, torch.float32), (0, 0, 0, (head_dim - block_spec.head_dim) // 2)) if rotary else None
-    head_weight, head_bias = linear("head")
-    inner_weight, inner_bias = (None, None) if spec.head_inner is None else linear("head.fc")
     head = Head(
-        take("norm", torch.float32), head_weight, take("token.embedding"),
+        take("norm", torch.float32), take("head.weight"), take("token.embedding"),
         # The last element of every prefix scores the first token; from its row on they are those of the canvas.
         None if positions is None else positions[spec.position_row(0, 1) :],
-        spec.block.norm_epsilon, head_bias, inner_weight, inner_bias,
+        spec.block.norm_epsilon, bias("head"), None if spec.head_inner is None else take("head.fc.weight"),
+        bias("head.fc"),
     )  # fmt: skip
     blocks = tuple(block(f"blocks.{i}") for i in range(spec.n_layer))
     return Model(
