@@ -33,7 +33,8 @@ def one(layer: str, width: int, rows: int, configs: launch.Table, config=None):
     calls = [
         partial(
             norm_linear, x, torch.randn(outside, inside, device="cuda").bfloat16() / inside**0.5, out,
-            configs=configs, gain=gain, gelu=layer == "fc", residual=layer == "out", scratch=scratch, config=config,
+            configs=configs, gain=gain, activation="quick_gelu" if layer == "fc" else None, residual=layer == "out",
+            scratch=scratch, config=config,
         )
         for _ in range(copies_needed(size, "cuda"))
     ]  # fmt: skip

@@ -21,7 +21,6 @@ from transformers import ImageGPTConfig as HfConfig
 from transformers import ImageGPTForCausalImageModeling
 
 from fastigpt.engine import Engine, Window, loop
-from fastigpt.engine.blocks import why_unsupported
 from fastigpt.engine.choose import BACKENDS, build, why_unavailable
 from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
@@ -196,13 +195,12 @@ def exact(backend: str, config: ImageGPTConfig = PROMPTED, seed: int = 31) -> En
 
 
 ENGINES = ["reference", *CACHED]
-RUN_LLAMA = [name for name in ENGINES if why_unsupported(name, LLAMA) is None]
 
 
-@pytest.fixture(params=[*ENGINES, *(f"{name}-llama" for name in RUN_LLAMA)])
+@pytest.fixture(params=[*ENGINES, *(f"{name}-llama" for name in ENGINES)])
 def tested(request: pytest.FixtureRequest) -> Engine:
-    """Every engine that runs on this machine's CPU, in float32, of the model that reads prompts, and where it has the
-    arithmetic of a model of Llama's blocks that reads the same."""
+    """Every engine that runs on this machine's CPU, in float32, of the model that reads prompts, and of a model of Llama's
+    blocks that reads the same."""
     backend, _, blocks = request.param.partition("-")
     return llama(backend, dtype="float32") if blocks else exact(backend)
 

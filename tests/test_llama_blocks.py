@@ -8,12 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from canvases import N, alone, finish, mixed_requests
-from conftest import RUN_LLAMA
+from conftest import CACHED
 from llama_blocks import LLAMA, llama, llama_weights
 from transformers import LlamaConfig, LlamaModel
 
-from fastigpt.engine.blocks import require, why_unsupported
-from fastigpt.engine.choose import BACKENDS, as_device, build, choose
+from fastigpt.engine.choose import build
 from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.spec import BlockSpec, ModelSpec
 
@@ -30,10 +29,7 @@ SHAPES = {
 }
 
 
-RUNNING = [name for name in RUN_LLAMA if name != "reference"]
-
-
-@pytest.fixture(params=RUNNING)
+@pytest.fixture(params=CACHED)
 def running(request: pytest.FixtureRequest) -> str:
     """Every engine with a cache that runs these blocks here."""
     return request.param
@@ -154,30 +150,6 @@ def test_a_smaller_model_of_the_same_canvas_drafts(running):
             assert torch.equal(found.tokens, expected)
             if draft is tested:  # it guesses what will be drawn
                 assert found.pass_starts.sum() <= len(wanted) * N / 3
-
-
-# --- who runs them -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if why_unsupported(name, LLAMA)])
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({}, "blocks with rotary positions"),
-        ({"positions": "learned"}, "blocks with gated MLPs"),
-        ({"positions": "learned", "block": BlockSpec(4, 2, 4, 20, 1e-5)}, "fewer heads of keys than of queries"),
-        ({"positions": "learned", "block": BlockSpec(4, 4, 5, 20, 1e-5)}, "heads whose widths do not add up"),
-        ({"positions": "learned", "block": BlockSpec(4, 4, 4, 20, 1e-5)}, "image heads with a hidden layer"),
-    ],
-)
-def test_engines_without_the_arithmetic_refuse_and_say_which_does(backend, change, what):
-    spec = replace(LLAMA, **change)
-    with pytest.raises(ValueError, match=f"the {backend} engine does not run {what}.* yet; backend='portable' does"):
-        require(backend, spec)
-
-
-def test_auto_chooses_one_that_can():
-    assert build(LLAMA, llama_weights(), device="cpu").name == "cpu" == choose(as_device("cpu"), LLAMA)
 
 
 # --- overflow ----------------------------------------------------------------------------------------------------

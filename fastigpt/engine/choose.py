@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from fastigpt.engine import Engine
-from fastigpt.engine.blocks import require, why_unsupported
 from fastigpt.kernels import launch
 from fastigpt.scalars import shown
 from fastigpt.spec import ModelSpec
@@ -66,13 +65,9 @@ def why_unavailable(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def choose(device: torch.device, spec: ModelSpec | None = None) -> str:
-    """What "auto" means: the first backend of BACKENDS that runs on this device, and there this model."""
-    return next(
-        name
-        for name in BACKENDS
-        if why_unavailable(name, device) is None and (spec is None or why_unsupported(name, spec) is None)
-    )
+def choose(device: torch.device) -> str:
+    """What "auto" means: the first backend of BACKENDS that runs on this device."""
+    return next(name for name in BACKENDS if why_unavailable(name, device) is None)
 
 
 def build(
@@ -92,13 +87,12 @@ def build(
     if not isinstance(backend, str):
         raise TypeError(f"backend must be a string, not {shown(backend)}")
     if backend == "auto":
-        backend = choose(place, spec)
+        backend = choose(place)
     elif backend not in BACKENDS:
         raise ValueError(f"backend must be auto, {', '.join(BACKENDS)}, not {shown(backend)}")
     reason = why_unavailable(backend, place)
     if reason is not None:
         raise ValueError(f"backend {backend!r} cannot run on {place}: {reason}")
-    require(backend, spec)
     # Imported where they are chosen: triton is not everywhere, and none of them is needed by the others.
     if backend == "triton":
         from fastigpt.engine.triton import TritonEngine

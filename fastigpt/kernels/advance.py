@@ -102,8 +102,8 @@ def _embed(
     WIDTH: tl.constexpr, W: tl.constexpr, BLOCK_W: tl.constexpr, CANVASES: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK_E: tl.constexpr, GUIDED: tl.constexpr,
 ):  # fmt: skip
-    # Token and position of every input; those past the last position take its own, and nobody reads what comes of
-    # them.
+    # Token and, unless wpe is None, position of every input; those past the last position take its own, and nobody
+    # reads what comes of them.
     b, j, ok = rows_of(tl.arange(0, BLOCK_R), block, n, W, BLOCK_W, CANVASES)
     start = tl.load(position + b, mask=ok, other=n_positions)
     ok = ok & (start < n_positions)
@@ -114,10 +114,11 @@ def _embed(
         e = e0 + tl.arange(0, BLOCK_E)
         mask = ok[:, None] & (e < WIDTH)[None, :]
         what = tl.load(wte + token[:, None] * WIDTH + e[None, :], mask=mask, other=0.0).to(tl.float32)
-        where = tl.load(wpe + at[:, None] * WIDTH + e[None, :], mask=mask, other=0.0).to(tl.float32)
-        tl.store(x + row[:, None] * WIDTH + e[None, :], what + where, mask=mask)
+        if wpe is not None:
+            what += tl.load(wpe + at[:, None] * WIDTH + e[None, :], mask=mask, other=0.0).to(tl.float32)
+        tl.store(x + row[:, None] * WIDTH + e[None, :], what, mask=mask)
         if GUIDED:
-            tl.store(x + (row + n * W)[:, None] * WIDTH + e[None, :], what + where, mask=mask)
+            tl.store(x + (row + n * W)[:, None] * WIDTH + e[None, :], what, mask=mask)
 
 
 @triton.jit

@@ -16,15 +16,20 @@ from fastigpt.sampling import Drawing, Drawings
 
 @dataclass(frozen=True)
 class Head:
-    """What the head needs of a model: gain [width], weight [tokens, width]; for the inputs of a canvas wte [tokens,
-    width] and wpe [n_positions, width], the row of the input that scores each position.
+    """What the head needs of a model: gain [width], weight [tokens, width or inner]; for the inputs of a canvas wte
+    [tokens, width] and, if positions are learned, wpe [n_positions, width], the row of the input that scores each
+    position. inner_weight, inner_bias: [inner, width] and [inner] of its hidden layer, whose activation is the exact
+    GELU, and bias: [tokens] behind it, if it has one.
     """
 
     gain: torch.Tensor
     weight: torch.Tensor
     wte: torch.Tensor
-    wpe: torch.Tensor
+    wpe: torch.Tensor | None
     epsilon: float
+    bias: torch.Tensor | None = None
+    inner_weight: torch.Tensor | None = None
+    inner_bias: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ without a mask. On sm_90 the products become wgmma. The plain twin is in fastigp
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ import triton
 import triton.language as tl
 
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, expect_contiguous, expect_memory, padded_head, settings
-from fastigpt.kernels.online_softmax import LOG2_E
+from fastigpt.kernels.online_softmax import score_scale
 
 
 @triton.jit
@@ -53,7 +52,7 @@ def _attend(
 @triton.jit
 def _causal_attention(
     q,  # [B, Tq, n_head, head_dim], heads contiguous
-    k,  # [B, Tk, n_head, head_dim]
+    k,  # [B, Tk, n_kv_head, head_dim]
     v,
     out,  # [B, Tq, n_head, head_dim], contiguous
     tq,
@@ -66,6 +65,7 @@ def _causal_attention(
     stride_v,
     scale,
     HEADS: tl.constexpr,
+    GROUP: tl.constexpr,  # heads of queries for one of keys
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -83,8 +83,8 @@ def _causal_attention(
     mask = (i < tq)[:, None] & (d < HEAD_DIM)[None, :]
     q_at = q + batch * batch_q + i.to(tl.int64)[:, None] * stride_q + head * HEAD_DIM + d[None, :]
     queries = tl.load(q_at, mask=mask, other=0.0)
-    keys = k + batch * batch_k + head * HEAD_DIM
-    values = v + batch * batch_v + head * HEAD_DIM
+    keys = k + batch * batch_k + head // GROUP * HEAD_DIM
+    values = v + batch * batch_v + head // GROUP * HEAD_DIM
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -110,18 +110,20 @@ def causal_attention(
     v: torch.Tensor,
     *,
     configs: Table,
+    scale: float | None = None,
     out: torch.Tensor | None = None,
     config: dict[str, Any] | None = None,
 ) -> torch.Tensor:
-    """q: [B, Tq, n_head, head_dim], k, v: [B, Tk, n_head, head_dim], Tk ≥ Tq ≥ 1 → [B, Tq, n_head, head_dim],
-    contiguous.
+    """q: [B, Tq, n_head, head_dim], k, v: [B, Tk, n_kv_head, head_dim], Tk ≥ Tq ≥ 1 → [B, Tq, n_head, head_dim],
+    contiguous. n_head / n_kv_head neighbouring heads of queries look at one of keys.
 
     float32, bfloat16 or float16, all of one dtype. Tokens may be any distance apart (parts of a fused qkv), the heads
-    of a token must be contiguous. Scores are scaled by 1/√head_dim.
+    of a token must be contiguous. Scores are multiplied by `scale`, None: 1/√head_dim.
     """
     batch, tq, n_head, head_dim = q.shape
-    tk = k.shape[1]
-    expect(k.shape == v.shape == (batch, tk, n_head, head_dim), f"k and v must be [{batch}, Tk, {n_head}, {head_dim}]")
+    tk, n_kv_head = k.shape[1:3]
+    fits = k.shape == v.shape == (batch, tk, n_kv_head, head_dim) and n_head % n_kv_head == 0
+    expect(fits, f"k and v must be [{batch}, Tk, {n_head} or a divisor of it, {head_dim}]")
     expect(tk >= tq >= 1, f"there must be at least as many keys as queries, not {tk} and {tq}")
     expect(
         q.dtype == k.dtype == v.dtype and q.dtype in PLAIN_TYPES,
@@ -130,7 +132,7 @@ def causal_attention(
     for name, x in (("q", q), ("k", k), ("v", v)):
         expect_memory(name, x)
         expect(
-            x.stride(3) == 1 and (n_head == 1 or x.stride(2) == head_dim),
+            x.stride(3) == 1 and (x.shape[2] == 1 or x.stride(2) == head_dim),
             f"the heads of a token of {name} must be contiguous",
         )
     if out is None:
@@ -140,7 +142,8 @@ def causal_attention(
     config = config or settings(configs, "causal_attention", head_dim, q.dtype)
     _causal_attention[(triton.cdiv(tq, config["block_m"]) * batch * n_head,)](
         q, k, v, out, tq, tk, q.stride(0), k.stride(0), v.stride(0), q.stride(1), k.stride(1), v.stride(1),
-        LOG2_E / math.sqrt(head_dim), HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim),
-        BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], STAGES=config["stages"], num_warps=config["warps"],
+        score_scale(head_dim, scale), HEADS=n_head, GROUP=n_head // n_kv_head, HEAD_DIM=head_dim,
+        BLOCK_D=padded_head(head_dim), BLOCK_M=config["block_m"], BLOCK_N=config["block_n"],
+        STAGES=config["stages"], num_warps=config["warps"],
     )  # fmt: skip
     return out

@@ -5,6 +5,9 @@ of its own, so the loop holds no reduction across warps, and the slots are merge
 scores are a matrix product. The keys of an image can be split over several programs; the last one to finish merges
 the parts, so there is no second launch, and with one split nothing is merged at all.
 
+Neighbouring heads of queries may share one of keys: a program then has the queries of as many of them as it has room
+for, as if they were more of a window.
+
 Images of one source may share a prefix. It is read once per head for all of them, as a matrix product over all their
 queries (kernels/prefix_attention.py), and the result is merged into each image's own by log-sum-exp.
 
@@ -13,7 +16,6 @@ The plain twin is in fastigpt/ops/decode_attention.py.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from fastigpt.kernels.launch import (
     row_stride,
     settings,
 )
-from fastigpt.kernels.online_softmax import LOG2_E, attend_block, finite, merge, part_scratch
+from fastigpt.kernels.online_softmax import attend_block, finite, merge, part_scratch, score_scale
 from fastigpt.kernels.overlap import begin, overlap
 from fastigpt.kernels.prefix_attention import Prefix, prefix_attention
 
@@ -48,9 +50,9 @@ def _load_part(part_m, part_l, part_acc, part, d, ok, HEAD_DIM: tl.constexpr):
 @triton.jit
 def _decode_attention(
     q,  # [lanes * W, n_head, head_dim], rows `q_stride` apart
-    k,  # [lanes, n_head, capacity, head_dim]
+    k,  # [lanes, n_kv_head, capacity, head_dim]
     v,
-    k_scale,  # float32 [lanes, n_head, capacity], used if SCALED
+    k_scale,  # float32 [lanes, n_kv_head, capacity], used if SCALED
     v_scale,
     slots,  # int32 [lanes]: slot of the window's first key; -1 = the image is finished
     out,  # [lanes * W, n_head, head_dim]
@@ -67,10 +69,12 @@ def _decode_attention(
     capacity,
     scale,
     HEADS: tl.constexpr,
+    GROUP: tl.constexpr,  # heads of queries for one of keys
+    SHARE: tl.constexpr,  # of them, those of a program
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     WINDOW: tl.constexpr,
-    BLOCK_W: tl.constexpr,
+    BLOCK_W: tl.constexpr,  # at least SHARE * WINDOW queries: the windows of SHARE heads, one after the other
     BLOCK_S: tl.constexpr,
     SPLITS: tl.constexpr,
     PREFIX_SPLITS: tl.constexpr,
@@ -79,13 +83,18 @@ def _decode_attention(
     OVERLAP: tl.constexpr,
 ):
     begin(OVERLAP)
-    lane, split = tl.program_id(0) // HEADS, tl.program_id(1)
-    head = tl.program_id(0) % HEADS
+    PARTS: tl.constexpr = HEADS // SHARE
+    lane, split = tl.program_id(0) // PARTS, tl.program_id(1)
+    head = tl.program_id(0) % PARTS * SHARE
+    kv_head = head // GROUP
     w = tl.arange(0, BLOCK_W)
+    in_window = w < WINDOW * SHARE
+    if SHARE > 1:
+        head += w // WINDOW
+        w = w % WINDOW
     d = tl.arange(0, BLOCK_D)
     s = tl.arange(0, BLOCK_S)
     in_head = d < HEAD_DIM
-    in_window = w < WINDOW
     row = lane.to(tl.int64) * WINDOW + w
 
     first = tl.load(slots + lane)
@@ -93,7 +102,7 @@ def _decode_attention(
     per_split = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_S) * BLOCK_S
     start = split * per_split
     end = tl.minimum(start + per_split, length)
-    base = (lane.to(tl.int64) * HEADS + head) * capacity
+    base = (lane.to(tl.int64) * (HEADS // GROUP) + kv_head) * capacity
 
     if BLOCK_W == 1:
         # [BLOCK_S] softmax states, one for each key slot of a block, merged after the loop.
@@ -127,7 +136,7 @@ def _decode_attention(
         l = tl.sum(l_s * weight, axis=0) + tl.zeros([1], tl.float32)
         acc = tl.sum(acc_s * weight[:, None], axis=0)[None, :]
     else:
-        q_at = row[:, None] * q_stride + head * HEAD_DIM + d[None, :]
+        q_at = (row * q_stride + head * HEAD_DIM)[:, None] + d[None, :]
         queries = tl.load(q + q_at, mask=in_window[:, None] & in_head[None, :], other=0.0)
         m = tl.full([BLOCK_W], float("-inf"), tl.float32)
         l = tl.zeros([BLOCK_W], tl.float32)
@@ -176,6 +185,21 @@ def _decode_attention(
             tl.store(arrivals + tl.program_id(0), 0)
 
 
+def heads_of_a_program(group: int, window: int) -> int:
+    """How many of the `group` heads that look at the same keys a program takes: as many as divide them and keep to 32
+    queries."""
+    return max(n for n in range(1, group + 1) if group % n == 0 and (n == 1 or n * window <= 32))
+
+
+def decode_settings(
+    configs: Table, lanes: int, window: int, n_head: int, n_kv_head: int, dtype: torch.dtype
+) -> dict[str, Any]:
+    """The launch configuration for queries [lanes, window, n_head]."""
+    share = heads_of_a_program(n_head // n_kv_head, window)
+    kernel = "decode_attention_1" if window * share == 1 else "decode_attention"
+    return settings(configs, kernel, lanes * n_head // share, dtype)
+
+
 def decode_attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,
@@ -186,21 +210,24 @@ def decode_attention(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     prefix: Prefix | None = None,
+    scale: float | None = None,
     out: torch.Tensor | None = None,
     scratch: tuple[torch.Tensor, ...] | None = None,
     config: dict[str, Any] | None = None,
 ) -> torch.Tensor:
     """q: [lanes, W, n_head, head_dim] (rows may be apart, as in a fused qkv) → the same shape, contiguous.
 
-    k_cache, v_cache: [lanes, n_head, capacity, head_dim], float32, bfloat16 or float16, or int8 or float8_e4m3 with
-    scales float32 [lanes, n_head, capacity]; query j of lane b looks at the prefix of b's source and at slots 0 …
-    slots[b] + j, whose keys are in the cache already. slots: int32 [lanes]; −1: finished, the output means nothing.
-    scratch: (part_m, part_l, part_acc, arrivals), so that a captured graph owns its memory; else allocated here.
+    k_cache, v_cache: [lanes, n_kv_head, capacity, head_dim], float32, bfloat16 or float16, or int8 or float8_e4m3 with
+    scales float32 [lanes, n_kv_head, capacity]; n_head / n_kv_head neighbouring heads look at one of keys. Query j of
+    lane b looks at the prefix of b's source and at slots 0 … slots[b] + j, whose keys are in the cache already. scale:
+    of scores; None: 1/√head_dim. slots: int32 [lanes]; −1: finished, the output means nothing. scratch: (part_m,
+    part_l, part_acc, arrivals), so that a captured graph owns its memory; else allocated here.
     """
     lanes, window, n_head, head_dim = q.shape
-    capacity = k_cache.shape[2]
+    n_kv_head, capacity = k_cache.shape[1:3]
     q_stride = row_stride("q", q)
-    shape = (lanes, n_head, capacity, head_dim)
+    expect(n_head % n_kv_head == 0, f"{n_head} heads of queries cannot share {n_kv_head} of keys")
+    shape = (lanes, n_kv_head, capacity, head_dim)
     expect(k_cache.shape == v_cache.shape == shape, f"k_cache and v_cache must be {shape}, not {tuple(k_cache.shape)}")
     expect(k_cache.dtype == v_cache.dtype, "k_cache and v_cache must have one dtype")
     expect(k_cache.dtype in PLAIN_TYPES or k_cache.dtype in SCALED_TYPES, f"a cache cannot be {k_cache.dtype}")
@@ -210,10 +237,10 @@ def decode_attention(
     expect_contiguous(k_cache=k_cache, v_cache=v_cache, slots=slots, k_scale=k_scale, v_scale=v_scale, out=out)
 
     rows = lanes * window
-    kernel = "decode_attention_1" if window == 1 else "decode_attention"
-    config = config or settings(configs, kernel, lanes * n_head, q.dtype)
-    splits = config["splits"]
-    block_w = 1 if window == 1 and not config.get("dot", False) else max(16, triton.next_power_of_2(window))
+    share = heads_of_a_program(n_head // n_kv_head, window)
+    config = config or decode_settings(configs, lanes, window, n_head, n_kv_head, q.dtype)
+    splits, queries = config["splits"], window * share
+    block_w = 1 if queries == 1 and not config.get("dot", False) else max(16, triton.next_power_of_2(queries))
     if out is None:
         out = torch.empty((lanes, window, n_head, head_dim), dtype=q.dtype, device=q.device)
     if splits == 1:
@@ -223,18 +250,17 @@ def decode_attention(
         arrivals = torch.zeros(lanes * n_head, dtype=torch.int32, device=q.device)
     else:
         part_m, part_l, part_acc, arrivals = scratch
-    scale = LOG2_E / math.sqrt(head_dim)
     block_d = padded_head(head_dim)
     if prefix is not None:
-        prefix_attention(q, q_stride, prefix, configs)
+        prefix_attention(q, q_stride, prefix, configs, scale)
     parts: tuple[torch.Tensor | None, ...] = (None, None, None, None)
     if prefix is not None:
         parts = prefix.part_m, prefix.part_l, prefix.part_acc, prefix.source
-    _decode_attention[(lanes * n_head, splits)](
+    _decode_attention[(lanes * n_head // share, splits)](
         q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, part_m, part_l, part_acc,
-        arrivals, *parts, rows, q_stride, capacity, scale,
-        HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window, BLOCK_W=block_w,
-        BLOCK_S=config["block_s"], SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
+        arrivals, *parts, rows, q_stride, capacity, score_scale(head_dim, scale),
+        HEADS=n_head, GROUP=n_head // n_kv_head, SHARE=share, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window,
+        BLOCK_W=block_w, BLOCK_S=config["block_s"], SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
         SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip
     return out

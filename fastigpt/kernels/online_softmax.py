@@ -5,6 +5,8 @@ Online softmax: Milakov and Gimelshein 2018, arXiv 1805.02867. A state is (maxim
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -76,6 +78,11 @@ def attend_block(
         p *= value_scale[None, :]
     acc = tl.dot(p.to(q.dtype), v, acc * alpha[:, None], input_precision="ieee")
     return m_new, l, acc
+
+
+def score_scale(head_dim: int, scale: float | None) -> float:
+    """What scores are multiplied by before a softmax in base 2; scale None: 1/√head_dim."""
+    return LOG2_E * (1 / math.sqrt(head_dim) if scale is None else scale)
 
 
 def part_scratch(splits: int, rows: int, n_head: int, head_dim: int, device: torch.device) -> tuple[torch.Tensor, ...]:

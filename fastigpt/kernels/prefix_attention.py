@@ -6,7 +6,6 @@ captured anew. What comes out is merged into each lane's own softmax by `decode_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,16 +14,16 @@ import triton
 import triton.language as tl
 
 from fastigpt.kernels.launch import SCALED_TYPES, Table, expect_contiguous, padded_head, settings
-from fastigpt.kernels.online_softmax import LOG2_E, attend_block, part_scratch
+from fastigpt.kernels.online_softmax import attend_block, part_scratch, score_scale
 from fastigpt.kernels.overlap import begin, overlap
 
 
 @triton.jit
 def _prefix_attention(
     q,  # [lanes * W, n_head, head_dim], rows `q_stride` apart
-    k,  # [sources, n_head, capacity, head_dim]
+    k,  # [sources, n_kv_head, capacity, head_dim]
     v,
-    k_scale,  # float32 [sources, n_head, capacity], used if SCALED
+    k_scale,  # float32 [sources, n_kv_head, capacity], used if SCALED
     v_scale,
     blocks,  # int32 [n_blocks, 3]: source, first row in `order`, number of rows (0: nothing to do)
     order,  # int32 [lanes]: lanes, those of one source side by side
@@ -38,6 +37,7 @@ def _prefix_attention(
     window,
     scale,
     HEADS: tl.constexpr,
+    GROUP: tl.constexpr,  # heads of queries for one of keys
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -66,7 +66,7 @@ def _prefix_attention(
     per_split = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_S) * BLOCK_S
     start = split * per_split
     end = tl.minimum(start + per_split, length)
-    base = (source.to(tl.int64) * HEADS + head) * capacity
+    base = (source.to(tl.int64) * (HEADS // GROUP) + head // GROUP) * capacity
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -103,7 +103,8 @@ def _prefix_attention(
 
 @dataclass(frozen=True)
 class Prefix:
-    """Keys and values that lanes of a source share: k, v [sources, n_head, P, head_dim] (scales [sources, n_head, P]).
+    """Keys and values that lanes of a source share: k, v [sources, n_kv_head, P, head_dim] (scales [sources, n_kv_head,
+    P]).
 
     lengths: int32 [sources], how much of P is used. source: int32 [lanes], −1: this lane reads none. blocks: int32
     [n_blocks, 3] and order: int32 [lanes], from `plan_prefix`. splits: programs that share the keys of a source and
@@ -166,10 +167,13 @@ def make_prefix(
     dtype: torch.dtype,
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
+    n_head: int | None = None,
 ) -> Prefix:
-    """The prefixes of lanes whose sources are `source` (−1: none), for windows of `window` queries of this dtype. There
-    is room for any other assignment of the same number of lanes and sources."""
-    sources, n_head, _, head_dim = k.shape
+    """The prefixes of lanes whose sources are `source` (−1: none), for windows of `window` queries of this dtype and
+    n_head heads (None: as many as of keys). There is room for any other assignment of the same number of lanes and
+    sources."""
+    sources, n_kv_head, _, head_dim = k.shape
+    n_head = n_kv_head if n_head is None else n_head
     expect_contiguous(prefix_k=k, prefix_v=v, prefix_k_scale=k_scale, prefix_v_scale=v_scale, lengths=lengths)
     lanes, rows, device = len(source), len(source) * window, k.device
     config = settings(configs, "prefix_attention", rows, dtype)
@@ -185,7 +189,7 @@ def make_prefix(
     return prefix
 
 
-def prefix_attention(q: torch.Tensor, q_stride: int, prefix: Prefix, configs: Table) -> None:
+def prefix_attention(q: torch.Tensor, q_stride: int, prefix: Prefix, configs: Table, scale: float | None) -> None:
     """q: [lanes, W, n_head, head_dim], rows `q_stride` apart → prefix.part_m, part_l, part_acc where a lane has one."""
     lanes, window, n_head, head_dim = q.shape
     rows, scaled = lanes * window, prefix.k.dtype in SCALED_TYPES
@@ -193,8 +197,8 @@ def prefix_attention(q: torch.Tensor, q_stride: int, prefix: Prefix, configs: Ta
     k_scale, v_scale = (prefix.k, prefix.v) if prefix.k_scale is None else (prefix.k_scale, prefix.v_scale)
     _prefix_attention[(len(prefix.blocks), n_head, prefix.splits)](
         q, prefix.k, prefix.v, k_scale, v_scale, prefix.blocks, prefix.order, prefix.lengths, prefix.part_m,
-        prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], window, LOG2_E / math.sqrt(head_dim),
-        HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim), BLOCK_M=prefix.block_m,
-        BLOCK_S=config["block_s"], SPLITS=prefix.splits, SCALED=scaled, STAGES=config["stages"],
-        num_warps=config["warps"], **overlap(configs),
+        prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], window, score_scale(head_dim, scale),
+        HEADS=n_head, GROUP=n_head // prefix.k.shape[1], HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim),
+        BLOCK_M=prefix.block_m, BLOCK_S=config["block_s"], SPLITS=prefix.splits, SCALED=scaled,
+        STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip

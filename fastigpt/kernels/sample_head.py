@@ -1,11 +1,11 @@
 """From the hidden states of a window to decided tokens and the next window's inputs.
 
 Final norm, head, guidance, temperature, top-k, top-p, noise, argmax, known tokens, which guesses were right, and the
-embeddings of the next inputs, each canvas in its own way. The tokens of the vocabulary are split over TILES programs
-for each block of canvases: each scores its own, with their noise, and leaves partial maxima; the last to finish
-chooses. Filters read the scores again, in blocks (kernels/filters.py): a vocabulary of more than one block is filtered
-in a second launch, by more programs. Positions, tokens and noise counters live on the device, so a captured graph can
-be replayed without the host.
+embeddings of the next inputs, each canvas in its own way. A hidden layer of the head is a launch of its own before. The
+tokens of the vocabulary are split over TILES programs for each block of canvases: each scores its own, with their
+noise, and leaves partial maxima; the last to finish chooses. Filters read the scores again, in blocks
+(kernels/filters.py): a vocabulary of more than one block is filtered in a second launch, by more programs. Positions,
+tokens and noise counters live on the device, so a captured graph can be replayed without the host.
 
 The window of canvas b scores positions position[b] … position[b] + W − 1. Its inputs are the token before and W − 1
 guesses. The draw at a position depends only on the tokens before it, so it stands if all guesses before it were equal
@@ -29,13 +29,15 @@ from fastigpt.kernels.canvases import Canvases, Head, Steps
 from fastigpt.kernels.choose_rows import choose_filtered, choose_rows, guess_filtered
 from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
 from fastigpt.kernels.noise import gumbel
+from fastigpt.kernels.norm_linear import norm_linear, uses_cublas
 from fastigpt.kernels.overlap import begin, overlap
 
 
 @triton.jit
 def _logits(
-    x, gain, weight, row, ok, token, epsilon,
+    x, gain, weight, bias, row, ok, token, epsilon,
     WIDTH: tl.constexpr, TOKENS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    NORM: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     # Final norm and head for BLOCK_R rows and BLOCK_C tokens; the norm's factor is applied to the products.
     acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
@@ -44,15 +46,20 @@ def _logits(
         k = k0 + tl.arange(0, BLOCK_K)
         inside = k < WIDTH
         h = tl.load(x + row[:, None] * WIDTH + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
-        g = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
         w = tl.load(
             weight + token.to(tl.int64)[:, None] * WIDTH + k[None, :],
             mask=(token < TOKENS)[:, None] & inside[None, :],
             other=0.0,
         )
-        squares += tl.sum(h * h, axis=1)
-        acc = tl.dot((h * g[None, :]).to(w.dtype), tl.trans(w), acc, input_precision="ieee")
-    return acc * tl.rsqrt(squares / WIDTH + epsilon)[:, None]
+        if NORM:
+            squares += tl.sum(h * h, axis=1)
+            h *= tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)[None, :]
+        acc = tl.dot(h.to(w.dtype), tl.trans(w), acc, input_precision="ieee")
+    if NORM:
+        acc *= tl.rsqrt(squares / WIDTH + epsilon)[:, None]
+    if BIAS:
+        acc += tl.load(bias + token, mask=token < TOKENS, other=0.0).to(tl.float32)[None, :]
+    return acc
 
 
 @triton.jit
@@ -85,10 +92,12 @@ def _best_of_row(row, part_score, part_token, TILES: tl.constexpr, BLOCK_T: tl.c
 @triton.jit
 def _sample_head(
     x,  # float32 [lanes * W, WIDTH]; lanes = n, or 2 n if GUIDED: with the prefix, then with the negative one
-    gain,  # [WIDTH]
-    weight,  # [TOKENS, WIDTH]
+    hidden,  # [lanes * W, INNER]: what weight multiplies, x itself if NORM
+    gain,  # [WIDTH], used if NORM
+    weight,  # [TOKENS, INNER]
+    bias,  # [TOKENS], used if BIAS
     wte,  # [TOKENS, WIDTH]
-    wpe,  # [n_positions, WIDTH]
+    wpe,  # [n_positions, WIDTH], or None
     canvas,  # int32 [n, n_positions], -1 = not decided yet
     pass_starts,  # int8 [n, n_positions]
     position,  # int32 [n]: first position of the window
@@ -122,6 +131,9 @@ def _sample_head(
     n_positions,
     epsilon,
     WIDTH: tl.constexpr,
+    INNER: tl.constexpr,
+    NORM: tl.constexpr,
+    BIAS: tl.constexpr,
     TOKENS: tl.constexpr,
     V: tl.constexpr,  # TOKENS, padded
     BLOCK_V: tl.constexpr,
@@ -152,10 +164,14 @@ def _sample_head(
     token = tile * BLOCK_C + tl.arange(0, BLOCK_C)
     real = (token < TOKENS)[None, :]
 
-    logits = _logits(x, gain, weight, b * W + j, ok, token, epsilon, WIDTH, TOKENS, BLOCK_R, BLOCK_C, BLOCK_K)
+    logits = _logits(
+        hidden, gain, weight, bias, b * W + j, ok, token, epsilon, INNER, TOKENS, BLOCK_R, BLOCK_C, BLOCK_K, NORM, BIAS
+    )
     if GUIDED:
         at = (b + n) * W + j
-        without = _logits(x, gain, weight, at, ok, token, epsilon, WIDTH, TOKENS, BLOCK_R, BLOCK_C, BLOCK_K)
+        without = _logits(
+            hidden, gain, weight, bias, at, ok, token, epsilon, INNER, TOKENS, BLOCK_R, BLOCK_C, BLOCK_K, NORM, BIAS
+        )
         mixed = without + tl.load(scale + b)[:, None] * (logits - without)
         logits = tl.where((tl.load(guided + b) != 0)[:, None], mixed, logits)
     finite = tl.abs(logits) < float("inf")
@@ -233,6 +249,8 @@ def _sample_head(
 class Scratch:
     """Memory of launches for one number of canvases, one window and one set of steps; None where it is not needed."""
 
+    hidden: torch.Tensor | None
+    product: torch.Tensor | None
     scores: torch.Tensor | None
     noise: torch.Tensor | None
     part_score: torch.Tensor | None
@@ -268,8 +286,14 @@ def make_scratch(n: int, window: int, head: Head, steps: Steps, configs: Table) 
     def memory(needed: bool, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
         return torch.empty(shape, dtype=dtype, device=device) if needed else None
 
+    rows_of_head = n * window * (2 if steps.guided else 1)
+    inner = 0 if head.inner_weight is None else len(head.inner_weight)
     filtered, ahead = steps.top_k or steps.top_p, 2 if window > 1 else 1
     return Scratch(
+        hidden=memory(inner > 0, rows_of_head, inner, dtype=dtype),
+        product=memory(
+            inner > 0 and uses_cublas(rows_of_head, configs), rows_of_head * (len(head.gain) + inner), dtype=dtype
+        ),
         scores=memory(filtered, total, padded),
         noise=memory(filtered, ahead, total, padded),
         part_score=memory(not filtered, ahead, total, tiles),
@@ -282,6 +306,17 @@ def make_scratch(n: int, window: int, head: Head, steps: Steps, configs: Table) 
         broken=torch.zeros((n, block_w), dtype=torch.int32, device=device),
         arrivals=torch.zeros(blocks, dtype=torch.int32, device=device),
     )
+
+
+def hidden_layer(
+    x: torch.Tensor, head: Head, out: torch.Tensor, configs: Table, scratch: torch.Tensor | None = None
+) -> torch.Tensor:
+    """x float32 [rows, width] → out [rows, inner]: final norm and the hidden layer of a head that has one."""
+    assert head.inner_weight is not None
+    return norm_linear(
+        x, head.inner_weight, out, configs=configs, gain=head.gain, bias=head.inner_bias, epsilon=head.epsilon,
+        activation="gelu", scratch=scratch,
+    )  # fmt: skip
 
 
 def sample_head(
@@ -302,7 +337,8 @@ def sample_head(
     advance=False only draws, into scratch.chosen[:, :W].
     """
     n, window = inputs.shape
-    n_tokens, width = head.weight.shape
+    n_tokens, inner = head.weight.shape
+    width = len(head.gain)
     n_positions = canvases.canvas.shape[1]
     lanes = n * (2 if steps.guided else 1)
     expect(
@@ -312,7 +348,7 @@ def sample_head(
     expect(len(canvases.canvas) == n, f"there must be {n} canvases")
     drawings = canvases.drawings
     expect_contiguous(
-        x=x, inputs=inputs, gain=head.gain, weight=head.weight, wte=head.wte, wpe=head.wpe,
+        x=x, inputs=inputs, gain=head.gain, weight=head.weight, bias=head.bias, wte=head.wte, wpe=head.wpe,
         **vars(drawings), **canvases.tensors(),
     )  # fmt: skip
     block_w, per_block, rows, blocks = _blocks(n, window)
@@ -331,13 +367,17 @@ def sample_head(
         "TOP_P": steps.top_p, "SCORE": steps.score, "ADVANCE": advance, "num_warps": config["warps"],
         **overlap(configs),
     }  # fmt: skip
+    hidden = x
+    if s.hidden is not None:
+        hidden = hidden_layer(x, head, s.hidden, configs, s.product)
     _sample_head[(blocks, padded // block_c)](
-        x, head.gain, head.weight, head.wte, head.wpe, c.canvas, c.pass_starts, c.position, c.end, inputs, c.slots,
-        c.offset, c.index, drawings.seed_low, drawings.seed_high, drawings.temperature, drawings.top_k, drawings.top_p,
-        drawings.guidance_scale, c.guided, c.scored, c.log_likelihood, c.failed, s.scores, s.noise, s.part_score,
-        s.part_token, s.part_max, s.part_sum, s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions,
-        head.epsilon, BLOCK_C=block_c, BLOCK_K=min(config["block_k"], max(16, triton.next_power_of_2(width))),
-        CHOOSE=not apart, **shared,
+        x, hidden, head.gain, head.weight, x if head.bias is None else head.bias, head.wte, head.wpe, c.canvas,
+        c.pass_starts, c.position, c.end, inputs, c.slots, c.offset, c.index, drawings.seed_low, drawings.seed_high,
+        drawings.temperature, drawings.top_k, drawings.top_p, drawings.guidance_scale, c.guided, c.scored,
+        c.log_likelihood, c.failed, s.scores, s.noise, s.part_score, s.part_token, s.part_max, s.part_sum,
+        s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions,
+        head.epsilon, INNER=inner, NORM=hidden is x, BIAS=head.bias is not None, BLOCK_C=block_c,
+        BLOCK_K=min(config["block_k"], max(16, triton.next_power_of_2(inner))), CHOOSE=not apart, **shared,
     )  # fmt: skip
     if apart:
         choose_rows[(blocks, rows // chunk)](

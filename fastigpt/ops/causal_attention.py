@@ -27,8 +27,10 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def causal_attention_reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The plain twin, float32 inside."""
-    queries, keys, values = (x.transpose(1, 2).float() for x in (q, k, v))  # [B, n_head, T, head_dim]
+    """The plain twin, float32 inside; there may be fewer heads of keys."""
+    queries = q.transpose(1, 2).float()  # [B, n_head, Tq, head_dim]
+    group = q.shape[2] // k.shape[2]
+    keys, values = (x.transpose(1, 2).float().repeat_interleave(group, 1) for x in (k, v))
     y = formulas.causal_attention(queries, keys, values, before=k.shape[1] - q.shape[1])
     return y.transpose(1, 2).to(q.dtype)
 

@@ -113,8 +113,8 @@ def decode_attention_reference(
 ) -> Tensor:
     """The plain twin behind the appending, with the kernel's arguments: float32 inside, an image at a time.
 
-    slots: int32 [n], of each image's first query; −1: its result is 0. source: of each image, the prefix it reads; −1:
-    none. Queries past the capacity see all of the cache.
+    There may be fewer heads of keys. slots: int32 [n], of each image's first query; −1: its result is 0. source: of
+    each image, the prefix it reads; −1: none. Queries past the capacity see all of the cache.
     """
     cache = Stored(k_cache, v_cache, k_scale, v_scale)
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
@@ -127,6 +127,7 @@ def decode_attention_reference(
             length = int(lengths[source[b]])
             prefix = Stored(prefix_k, prefix_v, prefix_k_scale, prefix_v_scale).read(source[b], length)
             before, k, v = before + length, torch.cat([prefix[0], k], 1), torch.cat([prefix[1], v], 1)
+        k, v = (x.repeat_interleave(q.shape[2] // len(x), 0) for x in (k, v))
         out[b] = formulas.causal_attention(q[b].transpose(0, 1).float(), k, v, before).transpose(0, 1).to(q.dtype)
     return out
 

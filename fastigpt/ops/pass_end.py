@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
+from fastigpt.formulas import rms_norm
 from fastigpt.kernels.canvases import Canvases, Head
-from fastigpt.ops.sample_head import head_logits
 from fastigpt.sampling import draw, guide
+
+
+def scores_reference(x: torch.Tensor, head: Head) -> torch.Tensor:
+    """Logits float32 [rows, tokens] from hidden states [rows, width]."""
+    h = rms_norm(x.float(), head.gain.float(), head.epsilon)
+    if head.inner_weight is not None:
+        h = F.gelu(_linear(h, head.inner_weight, head.inner_bias))
+    return _linear(h, head.weight, head.bias)
+
+
+def _linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return F.linear(x, weight.float(), None if bias is None else bias.float())
 
 
 def decisions_reference(x: torch.Tensor, head: Head, canvases: Canvases, window: int) -> tuple[torch.Tensor, ...]:
     """int64 [n, 2 W − 1]: the draw at each position of the windows and behind them, from the last row's logits; and the
     logits, float32 [n, W, tokens], guided where a canvas is. x: as the kernel takes it."""
     n, drawings = len(canvases.index), canvases.drawings
-    logits = head_logits(x, head.gain, head.weight, head.epsilon).view(-1, n, window, len(head.weight))
+    logits = scores_reference(x, head).view(-1, n, window, len(head.weight))
     mixed = logits[0]
     if len(logits) == 2:
         guided = guide(logits[0], logits[1], drawings.guidance_scale[:, None, None])
@@ -53,4 +66,7 @@ def pass_end_reference(x: torch.Tensor, inputs: torch.Tensor, head: Head, canvas
         if kept > 0 and after < n_positions:
             inputs[b] = follow[kept - 1 : kept - 1 + window].int()
             at = (after + torch.arange(window, device=x.device)).clamp(max=n_positions - 1)
-            x.view(-1, n, window, x.shape[-1])[:, b] = head.wte[inputs[b].long()].float() + head.wpe[at].float()
+            embedded = head.wte[inputs[b].long()].float()
+            if head.wpe is not None:
+                embedded = embedded + head.wpe[at].float()
+            x.view(-1, n, window, x.shape[-1])[:, b] = embedded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from conftest import random_weights
+from llama_blocks import llama_weights
 
 from fastigpt.engine import loop
 from fastigpt.engine.reference import ReferenceEngine
@@ -12,6 +13,7 @@ from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.job import Request
 from fastigpt.sampling import Drawing
+from fastigpt.spec import BlockSpec, ModelSpec
 
 SMALL = ImageGPTConfig(n_layer=1, n_head=2, n_embd=16, height=3, width=3, n_colors=7)
 PROMPTED = ImageGPTConfig(
@@ -19,10 +21,26 @@ PROMPTED = ImageGPTConfig(
 )
 
 
+LLAMA = ModelSpec(
+    n_layer=2, width=16, block=BlockSpec(3, 1, 6, 20, 1e-5, "gated_silu"), height=2, columns=3, n_tokens=5,
+    n_prefix_tokens=PROMPTED.n_words + 1, prefix_length=PROMPTED.prompt_length + 1, unconditional=(PROMPTED.n_words,),
+    positions="rotary", head_inner=24,
+)  # fmt: skip
+"""Of the canvas, tokens and prefixes of PROMPTED, so that the same requests go to both. Heads are padded, and share
+their keys."""
+BLOCKS = {"image gpt": PROMPTED, "llama": LLAMA}
+
+
+def weights_of(config, seed, biases=True):
+    """The spec and weights of an Image GPT's configuration, or of a spec."""
+    if isinstance(config, ModelSpec):
+        return config, llama_weights(config, seed, biases=biases)
+    return image_gpt.spec(config), image_gpt.canonical(config, random_weights(config, seed=seed, biases=biases))
+
+
 def both(config, device, seed, biases=True, **options):
-    """The reference and the triton engine with the same weights."""
-    spec = image_gpt.spec(config)
-    weights = image_gpt.canonical(config, random_weights(config, seed=seed, biases=biases))
+    """The reference and the triton engine with the same weights. config: of an Image GPT, or a spec."""
+    spec, weights = weights_of(config, seed, biases)
     options = {"dtype": torch.float32, **options}
     return ReferenceEngine(spec, weights), TritonEngine(spec, weights, device=device, **options)
 

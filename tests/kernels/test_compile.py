@@ -2,7 +2,7 @@
 
 For each: no register is spilled, shared memory stays within what a block may have, and the instructions that make it
 fast are there. Tables of registers, shared memory and spills stand below pytest's summary. Every row of every
-table is compiled for every target, for head dims 64, 96 and 128.
+table is compiled for every target, for head dims 64, 96, 104 and 128.
 """
 
 import re
@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import _causal_attention
 from fastigpt.kernels.choose_rows import choose_rows
-from fastigpt.kernels.decode_attention import _decode_attention
+from fastigpt.kernels.decode_attention import _decode_attention, heads_of_a_program
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
 from fastigpt.kernels.prefix_attention import _prefix_attention
@@ -42,7 +42,9 @@ TARGETS = {
 }
 # Integers that the launchers pass as multiples of 16: Triton specialises on it, as it does at run time.
 MULTIPLES = {"q_stride", "row_stride", "batch_q", "batch_k", "batch_v", "stride_q", "stride_k", "stride_v", "capacity"}
-HEADS = {64: 8, 96: 16, 128: 8}  # head_dim: n_head of small, large and medium
+# head_dim: n_head of Image GPT's small and large, of LlamaGen's 3B, whose heads of 100 the engine pads, and of medium.
+HEADS = {64: 8, 96: 16, 104: 32, 128: 8}
+SHARED = {64: (14, 2), 128: (32, 2)}  # head_dim: heads of queries and of keys, of SimpleAR 0.5B and GLM-Image
 WIDTH = 512
 
 
@@ -51,7 +53,7 @@ def argument_types(function, constants, half, cache):
     state = {"pass_starts": "*i8", "index": "*i64", "seed_low": "*i64", "seed_high": "*i64", "top_k": "*i64",
              "top_p": "*fp64", "log_likelihood": "*fp64"}  # fmt: skip
     int32 = {"canvas", "position", "end", "inputs", "slots", "offset", "chosen", "arrivals", "blocks", "lengths",
-             "order", "source", "lanes", "guided", "scored", "failed", "part_token", "broken"}  # fmt: skip
+             "order", "source", "lanes", "guided", "scored", "failed", "part_token", "broken", "starts"}  # fmt: skip
     float32 = {
         "part_m",
         "part_l",
@@ -70,6 +72,8 @@ def argument_types(function, constants, half, cache):
         "part_sum",
         "known_logit",
         "nats",
+        "turns",
+        "weight_scale",
     }
     types = {}
     for name in function.arg_names:
@@ -79,10 +83,16 @@ def argument_types(function, constants, half, cache):
             types[name] = state[name]
         elif name in int32:
             types[name] = "*i32"
+        elif name == "x" and function is _norm_linear and not constants["NORM"]:
+            types[name] = half
         elif name in {*float32, "x"} or (name == "out" and constants.get("RESIDUAL")):
             types[name] = "*fp32"
         elif name in {"k_cache", "v_cache"} or (name in {"k", "v"} and function is not _append_kv):
             types[name] = cache
+        elif name == "weight" and constants.get("SCALED"):
+            types[name] = "*i8"
+        elif name == "hidden":
+            types[name] = "*fp32" if constants["NORM"] else half
         elif name in {"q", "k", "v", "out", "weight", "bias", "wte", "wpe", "y"}:
             types[name] = half
         elif name == "scale" and "GUIDED" in constants:
@@ -118,7 +128,7 @@ def cases(configs, half):
 
     for head_dim, heads in HEADS.items():
         padded = triton.next_power_of_2(head_dim)
-        shape = {"HEADS": heads, "HEAD_DIM": head_dim, "BLOCK_D": padded}
+        shape = {"HEADS": heads, "GROUP": 1, "HEAD_DIM": head_dim, "BLOCK_D": padded}
         c = setting("causal_attention", head_dim)
         constants = {**shape, "BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "STAGES": c["stages"]}
         yield f"causal_attention {head_dim}", _causal_attention, constants, c["warps"], half
@@ -132,39 +142,57 @@ def cases(configs, half):
         windows += [(64, c, half) for c in rows("decode_attention")[-1:] if wide or head_dim == 64]
         if head_dim == 64:
             windows += [(1, c, t) for c in rows("decode_attention_1")[-1:] for t in ("*i8", "*fp8e4nv")]
-        for window, c, cache in windows:
-            block_w = 1 if window == 1 and not c.get("dot") else max(16, window)
-            constants = {**shape, "WINDOW": window, "BLOCK_W": block_w, "BLOCK_S": c["block_s"], "SPLITS": c["splits"],
-                         "PREFIX_SPLITS": 2 if window == 8 else 0, "SCALED": cache != half,
+        windows = [(window, c, cache, shape) for window, c, cache in windows]
+        if head_dim in SHARED:
+            heads, kv_heads = SHARED[head_dim]
+            fewer = {**shape, "HEADS": heads, "GROUP": heads // kv_heads}
+            windows += [(w, c, t, fewer) for c in rows("decode_attention") for w in (1, 4) for t in (half, "*i8")]
+        for window, c, cache, heads in windows:
+            share = heads_of_a_program(heads["GROUP"], window)
+            queries = window * share
+            block_w = 1 if queries == 1 and not c.get("dot") else max(16, triton.next_power_of_2(queries))
+            constants = {**heads, "SHARE": share, "WINDOW": window, "BLOCK_W": block_w, "BLOCK_S": c["block_s"],
+                         "SPLITS": c["splits"], "PREFIX_SPLITS": 2 if window == 8 else 0, "SCALED": cache != half,
                          "STAGES": c["stages"]}  # fmt: skip
             name = f"decode_attention {head_dim} W={window} splits={c['splits']} {cache[1:]}"
+            name += f" group={heads['GROUP']}" if share > 1 else ""
             yield name, _decode_attention, constants, c["warps"], cache
     heads, width = HEADS[64], WIDTH
-    nothing = {"NORM": False, "BIAS": False, "GELU": False, "RESIDUAL": False, "QKV": False}
+    nothing = {"NORM": False, "SCALED": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0}
     for c in rows("norm_linear"):
         block = {"BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "BLOCK_K": c["block_k"], "STAGES": c["stages"]}
         for name, k, n, steps in (
-            ("qkv", width, 3 * width, {"NORM": True, "QKV": True}),
-            ("fc", width, 4 * width, {"NORM": True, "GELU": True, "BIAS": True}),
+            ("qkv", width, 3 * width, {"NORM": True, "KV": width}),
+            ("fc", width, 4 * width, {"NORM": True, "ACTIVATION": "quick_gelu", "BIAS": True}),
             ("out", 4 * width, width, {"RESIDUAL": True}),
+            ("turned", 2048, 3072, {"NORM": True, "KV": 512, "TURNED": 2560}),
+            ("turned 100", 3200, 9600, {"NORM": True, "KV": 3200, "TURNED": 6400, "BIAS": True, "HEAD_DIM": 100}),
+            ("gated", 2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu"}),
+            ("gelu", 2048, 2048, {"NORM": True, "ACTIVATION": "gelu", "BIAS": True}),
+            ("int8", 2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu", "SCALED": True}),
+            ("int8 out", 5632, 2048, {"RESIDUAL": True, "SCALED": True}),
         ):
-            constants = {**nothing, **steps, "K": k, "N": n, "HEAD_DIM": 64, **block}
+            constants = {**nothing, "TURNED": 0, "HEAD_DIM": 64, **steps, "K": k, "N": n, **block}
             yield f"norm_linear {name} m={c['block_m']}", _norm_linear, constants, c["warps"], half
-    for tokens in (512, 16384):
-        for window, filters in ((1, False), (1, True), (16, True), (32, False)):
-            c = setting("sample_head", window)
-            apart = filters and tokens > c["block_v"]
-            ends = {"WIDTH": width, "TOKENS": tokens, "V": tokens, "BLOCK_V": min(tokens, c["block_v"]), "W": window,
-                    "BLOCK_W": window, "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window),
-                    "CHUNK": 4 if apart else 8 if filters else 16, "BLOCK_T": min(32, tokens // c["block_c"]),
-                    "BLOCK_E": 256, "GUIDED": filters, "TOP_K": filters, "TOP_P": filters, "SCORE": True,
-                    "ADVANCE": True}  # fmt: skip
-            constants = {**ends, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "CHOOSE": not apart}
-            name = f"{tokens} W={window}{' filters' if filters else ''}"
-            yield f"sample_head {name}", _sample_head, constants, c["warps"], half
-            if apart:
-                constants = {**ends, "TILES": tokens // c["block_c"]}
-                yield f"choose_rows {name}", choose_rows, constants, c["warps"], half
+    linear_head = {"WIDTH": width, "INNER": width, "NORM": True, "BIAS": False}
+    deep_head = {"WIDTH": 2048, "INNER": 2048, "NORM": False, "BIAS": True, "wpe": None}
+    windows = ((1, False), (1, True), (16, True), (32, False))
+    heads = [(tokens, linear_head, *window) for tokens in (512, 16384) for window in windows]
+    for tokens, head, window, filters in [*heads, *((16384, deep_head, *window) for window in windows[1:])]:
+        c = setting("sample_head", window)
+        apart = filters and tokens > c["block_v"]
+        ends = {"TOKENS": tokens, "V": tokens, "BLOCK_V": min(tokens, c["block_v"]), "W": window,
+                "BLOCK_W": window, "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window),
+                "CHUNK": 4 if apart else 8 if filters else 16, "BLOCK_T": min(32, tokens // c["block_c"]),
+                "BLOCK_E": 256, "GUIDED": filters, "TOP_K": filters, "TOP_P": filters, "SCORE": True,
+                "ADVANCE": True}  # fmt: skip
+        constants = {**ends, **head, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "CHOOSE": not apart}
+        name = f"{tokens} W={window}{' filters' if filters else ''}{'' if head['NORM'] else ' deep'}"
+        yield f"sample_head {name}", _sample_head, constants, c["warps"], half
+        if apart:
+            constants = {**ends, "TILES": tokens // c["block_c"]}
+            constants |= {name: head[name] for name in ("WIDTH", "wpe") if name in head}
+            yield f"choose_rows {name}", choose_rows, constants, c["warps"], half
     append = {
         "HEADS": heads,
         "HEAD_DIM": 64,
@@ -176,8 +204,14 @@ def cases(configs, half):
     }
     yield "append_kv fp8", _append_kv, append, 4, "*fp8e4nv"
     yield "rms_norm", _norm, {"K": width, "BLOCK_K": width, "NORM": True}, 4, half
-    finish = {"N": 2048, "BLOCK_N": 2048, "BIAS": True, "GELU": True, "RESIDUAL": False}
-    yield "finish", _finish, finish, 4, half
+    for name, steps in (
+        ("quick_gelu", {"ACTIVATION": "quick_gelu"}),
+        ("gated", {"N": 11264, "ACTIVATION": "gated_silu"}),
+        ("turned", {"N": 9600, "TURNED": 6400, "HEAD_DIM": 100}),
+    ):
+        finish = {"N": 2048, "HEAD_DIM": 2, "SCALED": True, "BIAS": True, "ACTIVATION": None, "RESIDUAL": False,
+                  "TURNED": 0, **steps}  # fmt: skip
+        yield f"finish {name}", _finish, {**finish, "BLOCK_N": 2048}, 4, half
 
 
 def resources(kernel, target, folder, name):

@@ -6,7 +6,7 @@ from either_way import device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
-from fastigpt.kernels.decode_attention import decode_attention
+from fastigpt.kernels.decode_attention import decode_attention, heads_of_a_program
 from fastigpt.kernels.launch import table
 from fastigpt.kernels.prefix_attention import make_prefix, plan_prefix
 from fastigpt.ops.decode_attention import decode_attention_reference
@@ -64,6 +64,74 @@ def test_window_is_causal_among_itself(generator, device, dtype, window, splits)
     used = (slots + window).tolist()
     got = decode_attention(q, poisoned(k, used), poisoned(v, used), slots, configs=config(splits=splits))
     close(got, decode_attention_reference(q, k, v, slots), dtype)
+
+
+@pytest.mark.parametrize("heads, kv_heads, head_dim", [(4, 2, 100), (7, 1, 16)])
+@pytest.mark.parametrize("window, splits", [(1, 1), (3, 2), (16, 1)])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.float16, torch.int8])
+def test_heads_that_share_their_keys(generator, device, heads, kv_heads, head_dim, window, splits, cache_dtype):
+    slots, capacity = [0, 20, 30, -1], 37
+    n, dtype = len(slots), torch.float16 if cache_dtype == torch.float16 else torch.float32
+    fused = draw(generator, device, n, window, heads + 2 * kv_heads, head_dim, dtype=dtype)
+    q = fused[:, :, :heads]  # rows are apart
+    k, v = (draw(generator, device, n, kv_heads, capacity, head_dim) for _ in range(2))
+    scales = {}
+    if cache_dtype == torch.int8:
+        (k, k_scale), (v, v_scale) = (quantize_kv_reference(x, cache_dtype) for x in (k, v))
+        scales = {"k_scale": k_scale, "v_scale": v_scale}
+    k, v = k.to(cache_dtype), v.to(cache_dtype)
+    used = [s + window if s >= 0 else 0 for s in slots]
+    hidden = {name: poisoned(x, used) for name, x in scales.items()} or {"k": poisoned(k, used), "v": poisoned(v, used)}
+    given_k, given_v = hidden.pop("k", k), hidden.pop("v", v)
+    out = torch.full((n, window, heads, head_dim), float("nan"), dtype=dtype, device=device)
+    slots = torch.tensor(slots, dtype=torch.int32, device=device)
+    got = decode_attention(q, given_k, given_v, slots, configs=config(splits=splits), out=out, **hidden)
+    expected = decode_attention_reference(q, k, v, slots, **scales)
+    torch.testing.assert_close(
+        got[:3].float(), expected[:3].float(), atol=3e-3 if dtype == torch.float16 else 1e-5, rtol=3e-3
+    )
+
+
+def test_a_program_takes_as_many_heads_as_it_has_room_for():
+    assert [heads_of_a_program(7, window) for window in (1, 4, 5, 32)] == [7, 7, 1, 1]
+    assert [heads_of_a_program(16, window) for window in (1, 2, 4, 8, 32, 64)] == [16, 16, 8, 4, 1, 1]
+    assert heads_of_a_program(1, 1) == 1
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_heads_that_share_their_keys_share_a_prefix(generator, device, window):
+    n, heads, kv_heads, head_dim, source = 4, 6, 2, 20, [1, 0, -1, 1]
+    q = draw(generator, device, n, window, heads, head_dim)
+    k, v = (draw(generator, device, n, kv_heads, 20, head_dim) for _ in range(2))
+    prefix_k, prefix_v = (draw(generator, device, 2, kv_heads, 40, head_dim) for _ in range(2))
+    lengths = torch.tensor([40, 17], dtype=torch.int32, device=device)
+    slots = torch.tensor([0, 5, 9, 2], dtype=torch.int32, device=device)
+    configs, used = config(splits=2, prefix_splits=2), lengths.tolist()
+    prefix = make_prefix(
+        poisoned(prefix_k, used), poisoned(prefix_v, used), lengths, source, window, configs, q.dtype, n_head=heads
+    )
+    for scratch in (prefix.part_m, prefix.part_l, prefix.part_acc):
+        scratch.fill_(float("nan"))
+    got = decode_attention(q, k, v, slots, configs=configs, prefix=prefix)
+    expected = decode_attention_reference(
+        q, k, v, slots, prefix_k=prefix_k, prefix_v=prefix_v, lengths=lengths, source=source
+    )
+    close(got, expected, torch.float32)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+def test_heads_may_be_padded(generator, device, window):
+    """With zeros, for wider loads: their scale is then not that of their width."""
+    q = draw(generator, device, 2, window, 2, 10)
+    k, v, prefix_k, prefix_v = (draw(generator, device, 2, 2, 20, 10) for _ in range(4))
+    slots = torch.tensor([3, 11], dtype=torch.int32, device=device)
+    lengths = torch.tensor([20, 4], dtype=torch.int32, device=device)
+    padded = [torch.nn.functional.pad(x, (0, 6)) for x in (q, k, v, prefix_k, prefix_v)]
+    prefix = make_prefix(*padded[3:], lengths, [0, 1], window, config(), q.dtype)
+    got = decode_attention(*padded[:3], slots, configs=config(), prefix=prefix, scale=10**-0.5)
+    shared = {"prefix_k": prefix_k, "prefix_v": prefix_v, "lengths": lengths, "source": [0, 1]}
+    close(got[..., :10], decode_attention_reference(q, k, v, slots, **shared), torch.float32)
+    assert not got[..., 10:].any()
 
 
 def test_window_past_the_end_of_the_cache_reads_nothing_there(generator, device):
@@ -208,6 +276,7 @@ def test_plan_covers_every_row_once():
     [
         ({"slots": torch.zeros(2, dtype=torch.int64)}, "int32"),
         ({"k_cache": torch.zeros(2, 2, 8, 32)}, "k_cache"),
+        ({"k_cache": torch.zeros(2, 3, 8, 64), "v_cache": torch.zeros(2, 3, 8, 64)}, "2 heads .* cannot share 3"),
         ({name: torch.zeros(2, 2, 8, 64, dtype=torch.int8) for name in ("k_cache", "v_cache")}, "scales"),
         ({"k_cache": torch.zeros(2, 2, 64, 8).transpose(2, 3)}, "contiguous"),
     ],

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import random_weights
+from llama_blocks import llama_weights
 
 pytest.importorskip("triton")
 
@@ -26,6 +27,7 @@ from fastigpt.job import Request
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import causal_attention
 from fastigpt.sampling import Drawing
+from fastigpt.spec import BlockSpec, ModelSpec
 
 if launch.interpreting():
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
@@ -76,19 +78,23 @@ def compiling(monkeypatch):
 
 
 def one_pass(config, n, window, known=0, drawing=None, score=False, **options):
-    """The launches of a session's start and of one pass of it: n canvases of which half share what they know."""
+    """The launches of a session's start and of one pass of it: n canvases of which half share what they know. config:
+    of an Image GPT, or a spec of Llama's blocks."""
     drawing = drawing or Drawing()
-    weights = image_gpt.canonical(config, random_weights(config))
-    model = TritonEngine(image_gpt.spec(config), weights, device="cpu", **options).model
-    tokens = torch.full((n, config.n_pixels), -1)
+    if isinstance(config, ModelSpec):
+        spec, weights = config, llama_weights(config, biases=False)
+    else:
+        spec, weights = image_gpt.spec(config), image_gpt.canonical(config, random_weights(config))
+    model = TritonEngine(spec, weights, device="cpu", **options).model
+    tokens = torch.full((n, spec.n_positions), -1)
     tokens[:, :known] = 1
     tokens[n // 2 :, :known] = torch.arange(n - n // 2)[:, None]
-    prefix = image_gpt.prefix(config)
+    prefix = spec.unconditional
     negative = None if drawing.guidance_scale is None else prefix
     asked = [Request(row, i, drawing, prefix, negative, score=score) for i, row in enumerate(tokens)]
     with launching(model.device):
         batch = Batch(model, n)
-        batch.place(range(n), asked, [config.n_pixels] * n)
+        batch.place(range(n), asked, [spec.n_positions] * n)
         batch.passes_of(window).enter(None, torch.ones(n, dtype=torch.bool))
         batch.passes_of(window).one_pass(batch.kind)
     return batch
@@ -112,6 +118,31 @@ def test_shared_prefixes_and_large_vocabularies_compile(compiling):
     drawing = Drawing(top_k=2000, top_p=0.9, guidance_scale=2.0)
     batch = one_pass(config, 4, 2, 100, drawing, score=True, dtype=torch.bfloat16, configs="sm90")
     assert batch.shared and {"_prefix_attention", "choose_rows"} <= set(fake.launched)
+
+
+def llama(head_dim, n_head, n_kv_head, head_inner=None, n_tokens=64):
+    return ModelSpec(
+        n_layer=1, width=512, block=BlockSpec(n_head, n_kv_head, head_dim, 1408, 1e-6, "gated_silu"), height=8,
+        columns=8, n_tokens=n_tokens, n_prefix_tokens=9, prefix_length=5, unconditional=(1, 2, 3), positions="rotary",
+        head_inner=head_inner,
+    )  # fmt: skip
+
+
+def test_llamas_blocks_compile(compiling):
+    """With heads that are padded and share their keys, and one canvas: what is 1 becomes a constant."""
+    fake = compiling(90)
+    one_pass(llama(100, 4, 2, head_inner=96), 1, 1, dtype=torch.bfloat16, configs="sm90")
+    assert fake.launched.count("_norm_linear") >= 5 + 4  # a block's and the hidden layer of the head; a prefill's
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, window, known", [(1, 8, 16), (64, 1, 0), (16, 32, 63)])
+@pytest.mark.parametrize("spec", [llama(128, 4, 4, 512, 16384), llama(64, 14, 2), llama(100, 4, 4)])
+@pytest.mark.parametrize("arch, configs, dtype", [(90, "sm90", torch.bfloat16), (86, "default", torch.float32)])
+def test_llamas_of_every_kind_compile(compiling, arch, configs, dtype, spec, n, window, known):
+    compiling(arch)
+    drawing = Drawing(guidance_scale=5.0, top_k=2000 if spec.n_tokens == 16384 else None)
+    one_pass(spec, n, window, known, drawing, dtype=dtype, configs=configs)
 
 
 def test_many_short_sequences_are_a_grid(compiling):

@@ -42,9 +42,10 @@ def make(generator, device, n, window, drawings, **options):
 
 
 def attempt(generator, device, n, window, drawings, n_tokens=37, width=24, n_positions=20, start=None, end=None,
-            scored=False, dtype=torch.float32):  # fmt: skip
-    """A head, canvases that are being drawn, and inputs of which some are right guesses. drawings: one for all, or one
-    for each."""
+            scored=False, dtype=torch.float32, inner=None):  # fmt: skip
+    """A head (with a hidden layer, biases and no positions if `inner` is its width), canvases that are being drawn,
+    and inputs of which some are right guesses.
+    drawings: one for all, or one for each."""
     drawings = [drawings] * n if isinstance(drawings, Drawing) else drawings
 
     def normal(*shape):
@@ -55,6 +56,11 @@ def attempt(generator, device, n, window, drawings, n_tokens=37, width=24, n_pos
 
     head = Head(normal(width).to(dtype), normal(n_tokens, width).to(dtype) / 2, normal(n_tokens, width).to(dtype),
                 normal(n_positions, width).to(dtype), 1e-5)  # fmt: skip
+    if inner is not None:
+        head = Head(
+            normal(width), normal(n_tokens, inner).to(dtype), normal(n_tokens, width).to(dtype), None, 1e-5,
+            normal(n_tokens), normal(inner, width).to(dtype) / width**0.5, normal(inner),
+        )  # fmt: skip
     guided = torch.tensor([drawing.guidance_scale is not None for drawing in drawings], device=device)
     position = integers(0, n_positions, n) if start is None else torch.tensor(start, device=device)
     ends = torch.full((n,), n_positions, device=device) if end is None else torch.tensor(end, device=device)
@@ -139,6 +145,16 @@ def test_canvases_drawn_in_different_ways_share_a_launch(generator, device, wind
     steps = Steps.of(DRAWINGS, 37)
     assert steps == Steps(guided=True, top_k=True, top_p=True)
     same(x, inputs, state, run_both(head, state, x, inputs, steps))
+
+
+@pytest.mark.parametrize("drawing", [DRAWINGS[0], DRAWINGS[5], DRAWINGS[4]], ids=str)
+@pytest.mark.parametrize("n, window, from_rows", [(3, 1, 10**9), (2, 4, 10**9), (2, 4, 1)])
+def test_heads_with_a_hidden_layer_equal_the_twin(generator, device, drawing, n, window, from_rows):
+    """Also where that layer's product is cuBLAS's; and without positions among the inputs."""
+    head, state, x, inputs = make(generator, device, n, window, drawing, inner=29, scored=True)
+    steps = dataclasses.replace(Steps.of([drawing], 37), score=True)
+    table = {**CONFIGS, "cublas": [{"from_rows": from_rows}]}
+    same(x, inputs, state, run_both(head, state, x, inputs, steps, table))
 
 
 @pytest.mark.parametrize("n_tokens, block_v", [(9, 512), (512, 512), (513, 512), (4096, 1024), (16384, 4096)])

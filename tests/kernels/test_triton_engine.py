@@ -2,24 +2,32 @@
 neighbours or the cache.
 """
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import random_tokens
-from drawn import PROMPTED, SMALL, both, empty, fill, requests
+from drawn import BLOCKS, LLAMA, PROMPTED, SMALL, both, empty, fill, requests, weights_of
 from either_way import GPU, device, pytestmark  # noqa: F401
+from llama_blocks import llama_weights
 
 pytest.importorskip("triton")
 
+from fastigpt.engine.reference import ReferenceEngine
+from fastigpt.engine.triton import TritonEngine
 from fastigpt.engine.triton.batch import bucket
 from fastigpt.errors import CheckpointError
 from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.ops.kv_cache import quantize_kv_reference
 from fastigpt.sampling import Drawing
+from fastigpt.spec import BlockSpec
 
 
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("biases", [False, True])
-def test_logits_and_hidden_states_equal_the_reference(device, biases):
-    reference, engine = both(PROMPTED, device, 1, biases)
+def test_logits_and_hidden_states_equal_the_reference(device, blocks, biases):
+    reference, engine = both(BLOCKS[blocks], device, 1, biases)
     tokens = random_tokens(PROMPTED, 3)
     start = PROMPTED.n_words
     for prefix in (None, [[1, 2, start], [0, 0, start], [3, 1, start]], [[1, start]] * 3):
@@ -69,15 +77,88 @@ def test_known_tokens_stay_and_equal_requests_share_their_prefix(device, window)
     assert not filled.pass_starts[:2, :4].any() and not filled.pass_starts[3].any()
 
 
+@pytest.mark.parametrize("blocks", BLOCKS)
 @pytest.mark.parametrize("scale, window", [(None, 3), (2.0, 1), (2.0, 3)])
-def test_prompts_and_guidance_equal_the_reference(device, scale, window):
-    reference, engine = both(PROMPTED, device, 7)
+def test_prompts_and_guidance_equal_the_reference(device, blocks, scale, window):
+    reference, engine = both(BLOCKS[blocks], device, 7)
     tokens = empty(PROMPTED, 3)
     tokens[2, :2] = 1
     asked = requests(PROMPTED, tokens, Drawing(seed=8, guidance_scale=scale), [[1, 2], [1, 2], [3, 0]])
     wanted = fill(reference, asked)
     filled = fill(engine, asked, window=window)
     assert torch.equal(filled.tokens, wanted.tokens)
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.int8])
+def test_greedy_tokens_of_prefixes_of_any_length_equal_the_reference(device, kv_dtype):
+    """Guided, each against a prefix of another length, with known tokens; an 8-bit cache may lose a little."""
+    reference, engine = both(LLAMA, device, 21, kv_dtype=kv_dtype)
+    tokens = empty(PROMPTED, 4)
+    tokens[1, :2], tokens[2, 3] = 1, 4
+    asked = requests(PROMPTED, tokens, Drawing(temperature=0.0, guidance_scale=1.5))
+    prefixes = [((4,), (2, 4)), ((1, 2, 4), (4,)), ((3, 4), (0, 1, 4)), ((2, 4), (2, 4))]
+    asked = [dataclasses.replace(each, prefix=own, negative=other) for each, (own, other) in zip(asked, prefixes)]
+    filled, wanted = fill(engine, asked, window=3).tokens, fill(reference, asked).tokens
+    if kv_dtype == torch.float32:
+        assert torch.equal(filled, wanted)
+    else:
+        assert (filled[:, 0] == wanted[:, 0]).all() and (filled == wanted).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_int8_weights_are_those_of_the_blocks_rounded(device, blocks):
+    spec, weights = weights_of(BLOCKS[blocks], 26)
+    engine = TritonEngine(spec, weights, device=device, dtype=torch.int8, configs="interpreter")
+    assert engine.dtype == torch.int8 and engine.kv_dtype == engine.model.dtype
+    for name, x in weights.items():
+        if name.startswith("blocks.") and name.endswith(".weight"):
+            stored, scale = quantize_kv_reference(x, torch.int8)
+            weights[name] = stored * scale[:, None]
+    reference, tokens = ReferenceEngine(spec, weights), random_tokens(PROMPTED, 2)
+    for some in (tokens, tokens.repeat(3, 1)):  # by the kernel, and by cuBLAS
+        found = engine.logits(some).cpu()
+        torch.testing.assert_close(found, reference.logits(some), atol=2e-2 if GPU else 1e-4, rtol=0)
+    asked = requests(PROMPTED, empty(PROMPTED, 2), Drawing(temperature=0.0, guidance_scale=1.5), [[1, 2], [3, 0]])
+    if not GPU:  # there activations are bfloat16
+        assert torch.equal(fill(engine, asked, window=2).tokens, fill(reference, asked).tokens)
+
+
+HEADS = {
+    "64": BlockSpec(2, 2, 64, 24, 1e-6, "gated_silu"),
+    "96": BlockSpec(1, 1, 96, 24, 1e-6, "gated_silu"),
+    "100": BlockSpec(2, 1, 100, 24, 1e-5, "gated_silu"),
+    "128": BlockSpec(1, 1, 128, 24, 1e-6, "quick_gelu"),
+}
+
+
+@pytest.mark.parametrize("head_dim", HEADS)
+def test_heads_of_every_width_equal_the_reference(device, head_dim):
+    """Also where they do not add up to the model's width, and with a linear head."""
+    spec = dataclasses.replace(LLAMA, n_layer=1, width=24, block=HEADS[head_dim], head_inner=None)
+    reference, engine = both(spec, device, 22, biases=False)
+    assert engine.model.head_dim == {"100": 104}.get(head_dim, int(head_dim))
+    tokens = random_tokens(PROMPTED, 2)
+    torch.testing.assert_close(engine.logits(tokens), reference.logits(tokens), atol=1e-4, rtol=0)
+    asked = requests(PROMPTED, empty(PROMPTED, 2), Drawing(seed=5, guidance_scale=2.0), [[1, 2], [1, 2]])
+    assert torch.equal(fill(engine, asked, window=2).tokens, fill(reference, asked).tokens)
+
+
+def test_conditions_whose_turns_are_zero_equal_the_reference(device):
+    """As LlamaGen's: their queries and keys are zero, so whoever looks finds all of them alike."""
+    weights = llama_weights(LLAMA, 23)
+    weights["rotary"][: LLAMA.prefix_length] = 0
+    reference = ReferenceEngine(LLAMA, weights)
+    engine = TritonEngine(LLAMA, weights, device=device, dtype=torch.float32)
+    tokens, prefix = random_tokens(PROMPTED, 2), torch.tensor([[1, 2, 4], [0, 3, 4]])
+    found = engine.logits(tokens, prefix).cpu()
+    torch.testing.assert_close(found, reference.logits(tokens, prefix), atol=1e-4, rtol=0)
+
+
+def test_a_draft_of_other_blocks_changes_no_token(device):
+    reference, engine = both(LLAMA, device, 24)
+    _, draft = both(PROMPTED, device, 25)
+    asked = requests(PROMPTED, empty(PROMPTED, 2), Drawing(seed=5, top_k=3), [[1, 2], [3, 0]])
+    assert torch.equal(fill(engine, asked, window=3, draft=draft).tokens, fill(reference, asked).tokens)
 
 
 def test_a_draft_that_is_the_model_itself_guesses_everything(device):

@@ -10,7 +10,7 @@ import weakref
 import pytest
 import torch
 from conftest import random_tokens, random_weights
-from drawn import PROMPTED, SMALL, both, empty, fill, requests
+from drawn import BLOCKS, PROMPTED, SMALL, both, empty, fill, requests
 from either_way import device, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
@@ -51,9 +51,9 @@ def finish(session, slots, seconds=0.0):
             return decided
 
 
-@pytest.mark.parametrize("window, count", [(1, 3), (3, 6)])
-def test_canvases_that_join_and_leave_at_any_time_equal_those_drawn_alone(device, window, count):
-    reference, engine = both(PROMPTED, device, 1)
+@pytest.mark.parametrize("blocks, window, count", [("image gpt", 1, 3), ("image gpt", 3, 6), ("llama", 3, 4)])
+def test_canvases_that_join_and_leave_at_any_time_equal_those_drawn_alone(device, blocks, window, count):
+    reference, engine = both(BLOCKS[blocks], device, 1)
     asked, chance = mixed()[:count], random.Random(window)
     wanted = fill(reference, asked).tokens
     session = engine.open(3, window=window)
@@ -86,9 +86,9 @@ def test_more_canvases_than_slots_are_refused_and_change_nothing(device):
     assert session.add(asked[2:3]) == [2]
 
 
-@pytest.mark.parametrize("drafted", [False, True])
-def test_forks_have_the_same_past_and_futures_of_their_own(device, drafted):
-    reference, engine = both(PROMPTED, device, 3)
+@pytest.mark.parametrize("blocks, drafted", [("image gpt", False), ("image gpt", True), ("llama", True)])
+def test_forks_have_the_same_past_and_futures_of_their_own(device, blocks, drafted):
+    reference, engine = both(BLOCKS[blocks], device, 3)
     asked = requests(PROMPTED, empty(PROMPTED, 1), Drawing(seed=7, guidance_scale=1.5), [[1, 2]], stop=2)
     found = []
     for each, options in ((reference, {}), (engine, {"window": 2, "draft": engine if drafted else None})):
@@ -141,11 +141,13 @@ def test_nothing_is_drawn_or_passed_behind_a_stop(device, window):
     assert window > 1 or found.pass_starts.sum(1).tolist() == [9, 4, 9]
 
 
-@pytest.mark.parametrize("window", [1, 3])
-@pytest.mark.parametrize("scale", [None, 1.5])
-def test_scores_equal_the_reference(device, window, scale):
+@pytest.mark.parametrize(
+    "blocks, window, scale",
+    [*(("image gpt", window, scale) for window in (1, 3) for scale in (None, 1.5)), ("llama", 3, 1.5)],
+)
+def test_scores_equal_the_reference(device, blocks, window, scale):
     """Also of known tokens after the last unknown one; where nobody asked there are none."""
-    reference, engine = both(PROMPTED, device, 5)
+    reference, engine = both(BLOCKS[blocks], device, 5)
     tokens = empty(PROMPTED, 3)
     tokens[:, 1::2], tokens[1, :3], tokens[1, 3], tokens[1, 4:] = 2, 1, -1, 3
     drawing = Drawing(seed=3, temperature=0.5, top_k=2, guidance_scale=scale)
@@ -172,8 +174,9 @@ def test_passes_that_were_launched_too_many_change_nothing(device, monkeypatch):
     assert (found.pass_starts == (torch.stack([request.tokens for request in asked]) < 0)).all(1)[[0, 1]].all()
 
 
-def test_what_equal_requests_share_is_read_and_stored_once(device, monkeypatch):
-    reference, engine = both(PROMPTED, device, 6)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_what_equal_requests_share_is_read_and_stored_once(device, blocks, monkeypatch):
+    reference, engine = both(BLOCKS[blocks], device, 6)
     read, original = [], batches.prefill
 
     def counted(model, cache, sequences):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from fastigpt.engine.triton.block import scratch_size
 from fastigpt.engine.triton.cache import Cache, PrefixStore, token_bytes
 from fastigpt.engine.triton.passes import Kind, Passes, Seats
 from fastigpt.engine.triton.sequence import Known, prefill
@@ -41,8 +42,16 @@ def _capacity(model: Model) -> int:
 def batch_bytes(model: Model, n: int, guided: bool, widths: Sequence[int]) -> float:
     """Memory of a batch of n slots and its passes of these widths."""
     spec, lanes = model.spec, (2 if guided else 1) * n
-    row = 4 * spec.width + (9 * spec.width + 3 * spec.block.n_inner) * model.dtype.itemsize + 12 * spec.n_tokens
-    return _SHARED_BYTES + (lanes + _places(n)) * _capacity(model) * token_bytes(model) + lanes * sum(widths) * row
+    linear = sum(model.sections) + model.sections[0] + spec.block.n_inner
+    head = 0 if spec.head_inner is None else spec.width + 2 * spec.head_inner
+    row = 4 * spec.width + (linear + head) * model.dtype.itemsize + 12 * spec.n_tokens
+    scratch = sum(scratch_size(model, lanes * width) for width in widths) * model.dtype.itemsize
+    return (
+        _SHARED_BYTES
+        + scratch
+        + (lanes + _places(n)) * _capacity(model) * token_bytes(model)
+        + lanes * sum(widths) * row
+    )
 
 
 class Batch:

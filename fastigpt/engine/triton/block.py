@@ -9,25 +9,27 @@ from typing import Any, Protocol
 import torch
 
 from fastigpt.engine.triton.weights import Model
-from fastigpt.kernels.norm_linear import norm_linear
+from fastigpt.kernels.norm_linear import norm_linear, uses_cublas
 
 
 class Attention(Protocol):
     """How the queries of block i meet keys and values."""
 
     def projection(self, i: int) -> dict[str, Any]:
-        """Options of the launch that makes q, k and v: where k and v go, if they go straight into a cache."""
+        """Options of the launch that makes q, k and v: by how much rotary positions turn them, and where k and v go, if
+        they go straight into a cache."""
         ...
 
     def attend(self, i: int, qkv: torch.Tensor, out: torch.Tensor) -> bool:
-        """qkv: what that launch made. out: [rows, width]. Returns whether anybody reads what the block makes of it."""
+        """qkv: what that launch made. out: [rows, n_head · head_dim]. Returns whether anybody reads what the block
+        makes of it."""
         ...
 
 
 @dataclass(frozen=True)
 class Work:
-    """Memory of a block's launches for some number of rows. qkv: [rows, 3 · width], or [rows, width] where k and v go
-    straight into a cache. attended: [rows, width]. inner: [rows, n_inner]. scratch: see `norm_linear`."""
+    """Memory of a block's launches for some number of rows. qkv: [rows, q + k + v], or [rows, q] where k and v go
+    straight into a cache. attended: [rows, q]. inner: [rows, n_inner]. scratch: see `norm_linear`."""
 
     qkv: torch.Tensor
     attended: torch.Tensor
@@ -36,26 +38,37 @@ class Work:
 
     @classmethod
     def empty(cls, model: Model, rows: int, *, straight: bool = False, scratch: bool = False) -> Work:
-        width, inner = model.spec.width, model.spec.block.n_inner
+        inner = model.spec.block.n_inner
 
         def memory(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=model.dtype, device=model.device)
 
         return cls(
-            memory(rows, width if straight else 3 * width),
-            memory(rows, width),
+            memory(rows, model.sections[0] if straight else sum(model.sections)),
+            memory(rows, model.sections[0]),
             memory(rows, inner),
-            memory(rows * (width + max(3 * width, inner) + inner)) if scratch else None,
+            memory(scratch_size(model, rows)) if scratch and uses_cublas(rows, model.configs) else None,
         )
+
+
+def scratch_size(model: Model, rows: int) -> int:
+    """Numbers that the linear layers of a block need on their way over cuBLAS, see `norm_linear`."""
+    block = model.blocks[0]
+    return max(
+        rows * sum(layer.weight.shape) + (0 if layer.scale is None else layer.weight.numel())
+        for layer in (block.qkv, block.proj, block.fc, block.out)
+    )
 
 
 def run_block(model: Model, i: int, x: torch.Tensor, work: Work, attention: Attention) -> None:
     """x: float32 [rows, width], the residual stream, in place."""
     block = model.blocks[i]
     shared: dict[str, Any] = {"configs": model.configs, "epsilon": model.epsilon, "scratch": work.scratch}
-    norm_linear(x, block.qkv, work.qkv, gain=block.norm_1, bias=block.qkv_bias, **attention.projection(i), **shared)
+    options = {**block.qkv.operands, **attention.projection(i), **shared}
+    norm_linear(x, block.qkv.weight, work.qkv, gain=block.norm_1, **options)
     if not attention.attend(i, work.qkv, work.attended):
         return
-    norm_linear(work.attended, block.proj, x, bias=block.proj_bias, residual=True, **shared)
-    norm_linear(x, block.fc, work.inner, gain=block.norm_2, bias=block.fc_bias, gelu=True, **shared)
-    norm_linear(work.inner, block.out, x, bias=block.out_bias, residual=True, **shared)
+    norm_linear(work.attended, block.proj.weight, x, residual=True, **block.proj.operands, **shared)
+    options = {**block.fc.operands, "activation": model.spec.block.mlp, **shared}
+    norm_linear(x, block.fc.weight, work.inner, gain=block.norm_2, **options)
+    norm_linear(work.inner, block.out.weight, x, residual=True, **block.out.operands, **shared)

@@ -11,14 +11,14 @@ from fastigpt.kernels.kv_cache import append_kv
 from fastigpt.kernels.launch import SCALED_TYPES
 
 Layer = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]
-"""k, v: [lanes, n_head, capacity, head_dim]; their scales [lanes, n_head, capacity] if they are 8-bit."""
+"""k, v: [lanes, n_kv_head, capacity, head_dim]; their scales [lanes, n_kv_head, capacity] if they are 8-bit."""
 
 
 def token_bytes(model: Model) -> int:
     """Of one token's keys and values in all layers."""
-    block = model.spec.block
     scale = 4 if model.kv_dtype in SCALED_TYPES else 0
-    return 2 * model.spec.n_layer * block.n_head * (block.head_dim * model.kv_dtype.itemsize + scale)
+    bytes_of_a_head = model.head_dim * model.kv_dtype.itemsize + scale
+    return 2 * model.spec.n_layer * model.spec.block.n_kv_head * bytes_of_a_head
 
 
 class Cache:
@@ -29,8 +29,8 @@ class Cache:
         self._layers = [self._layer(lanes) for _ in range(model.spec.n_layer)]
 
     def _layer(self, lanes: int) -> Layer:
-        model, block = self.model, self.model.spec.block
-        shape = (lanes, block.n_head, self.capacity, block.head_dim)
+        model = self.model
+        shape = (lanes, model.spec.block.n_kv_head, self.capacity, model.head_dim)
         k, v = (torch.empty(shape, dtype=model.kv_dtype, device=model.device) for _ in range(2))
         if model.kv_dtype not in SCALED_TYPES:
             return k, v, None, None
@@ -45,7 +45,7 @@ class Cache:
         return k[:lanes], v[:lanes], k_scale[:lanes], v_scale[:lanes]
 
     def append(self, i: int, k: torch.Tensor, v: torch.Tensor, lanes: torch.Tensor) -> None:
-        """k, v: [B, T, n_head, head_dim] of block i into slots 0 … of these lanes, int32 [B]."""
+        """k, v: [B, T, n_kv_head, head_dim] of block i into slots 0 … of these lanes, int32 [B]."""
         to_k, to_v, k_scale, v_scale = self._layers[i]
         append_kv(k, v, to_k, to_v, torch.zeros_like(lanes), k_scale, v_scale, lanes)
 

@@ -8,7 +8,6 @@ import torch
 
 from fastigpt.engine import Engine, Window, check_window
 from fastigpt.engine.arithmetic import checked_dtypes
-from fastigpt.engine.blocks import require
 from fastigpt.engine.memory import free_memory
 from fastigpt.engine.triton import sequence
 from fastigpt.engine.triton.batch import Batch, batch_bytes, bucket
@@ -19,13 +18,15 @@ from fastigpt.engine.triton.weights import Model, load
 from fastigpt.engine.window import WIDTHS
 from fastigpt.kernels import launch
 from fastigpt.kernels.norm_linear import norm_linear, rms_norm
+from fastigpt.kernels.sample_head import hidden_layer
 from fastigpt.spec import ModelSpec
 
 _WIDEST = WIDTHS[-1]  # wider windows keep no more tokens, and a program would hold more rows than its GPU has room for
 
 
 class TritonEngine:
-    """bfloat16 (the default), float16 or float32; kv_dtype: the same, or int8 or float8_e4m3fn with scales.
+    """bfloat16 (the default), float16 or float32, or int8: the blocks' linear layers with a scale for each output, all
+    else in the default. kv_dtype: the same (with int8 the default), or int8 or float8_e4m3fn with scales.
 
     configs: a table, or the name of a file in kernels/configs; None = the GPU's family. "fixed" has one configuration
     for all sizes, so that an image's tokens depend neither on the batch nor on the window, bit for bit.
@@ -44,21 +45,23 @@ class TritonEngine:
         kv_dtype: torch.dtype | None = None,
         configs: str | launch.Table | None = None,
     ) -> None:
-        require(self.name, spec)
         self.spec, self.device = spec, torch.device(device)
         reason = launch.why_unavailable(self.device)
         if reason is not None:
             raise ValueError(f"the triton engine cannot run: {reason}")
         best = torch.float32 if launch.interpreting() else torch.bfloat16
-        self.dtype, self.kv_dtype = checked_dtypes(
-            self.name, dtype or best, kv_dtype, launch.PLAIN_TYPES, launch.SCALED_TYPES
-        )
+        self.dtype, _ = checked_dtypes(self.name, dtype or best, None, (*launch.PLAIN_TYPES, torch.int8))
+        computed, self.kv_dtype = checked_dtypes(
+            self.name, best if self.dtype == torch.int8 else self.dtype, kv_dtype, launch.PLAIN_TYPES,
+            launch.SCALED_TYPES,
+        )  # fmt: skip
         if launch.interpreting() and self.dtype == torch.bfloat16:
             raise ValueError("Triton's interpreter computes bfloat16 wrongly: dtype must be float32 or float16 there")
         if self.kv_dtype == torch.float8_e4m3fn and not launch.stores_float8(self.device):
             raise ValueError("kv_dtype float8_e4m3fn needs an NVIDIA GPU of compute capability 8.9 or later")
         table = configs if isinstance(configs, dict) else launch.table(configs or launch.family(self.device))
-        self.model: Model = load(spec, weights, self.device, self.dtype, self.kv_dtype, table)
+        quantized = self.dtype == torch.int8
+        self.model: Model = load(spec, weights, self.device, computed, self.kv_dtype, table, quantized)
         self._pool = Pool(self.model)
 
     # --- whole sequences ---------------------------------------------------------------------------------------------
@@ -78,11 +81,16 @@ class TritonEngine:
 
     def logits(self, tokens: torch.Tensor, prefix: torch.Tensor | None = None) -> torch.Tensor:
         with launching(self.device):
-            x, head = self._score(tokens, prefix, self.spec.n_layer), self.model.head
+            x, head, configs = self._score(tokens, prefix, self.spec.n_layer), self.model.head, self.model.configs
             out = torch.empty((*x.shape[:2], self.spec.n_tokens), dtype=torch.float32, device=self.device)
+            rows = x.view(-1, x.shape[-1])
+            gain: torch.Tensor | None = head.gain
+            if head.inner_weight is not None:
+                hidden = torch.empty((len(rows), len(head.inner_weight)), dtype=self.model.dtype, device=self.device)
+                rows, gain = hidden_layer(rows, head, hidden, configs), None
             norm_linear(
-                x.view(-1, x.shape[-1]), head.weight, out.view(-1, self.spec.n_tokens), configs=self.model.configs,
-                gain=head.gain, epsilon=self.model.epsilon,
+                rows, head.weight, out.view(-1, self.spec.n_tokens), configs=configs, gain=gain, bias=head.bias,
+                epsilon=self.model.epsilon,
             )  # fmt: skip
             return out
 

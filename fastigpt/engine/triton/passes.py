@@ -13,9 +13,9 @@ from fastigpt.engine.triton.cache import Cache, PrefixStore
 from fastigpt.engine.triton.graphs import capture
 from fastigpt.engine.triton.weights import Model
 from fastigpt.kernels.canvases import Canvases, Steps
-from fastigpt.kernels.decode_attention import decode_attention
+from fastigpt.kernels.decode_attention import decode_attention, decode_settings
 from fastigpt.kernels.kv_cache import append_kv
-from fastigpt.kernels.launch import SCALED_TYPES, settings
+from fastigpt.kernels.launch import SCALED_TYPES
 from fastigpt.kernels.norm_linear import uses_cublas
 from fastigpt.kernels.online_softmax import part_scratch
 from fastigpt.kernels.prefix_attention import Prefix, make_prefix
@@ -64,16 +64,17 @@ class Passes:
         model, spec, width = self.model, self.model.spec, self.width
         n = len(self.seats.canvases.canvas)
         self.lanes = lanes = 2 * n if self.guided else n
-        rows, heads, head_dim = lanes * width, spec.block.n_head, spec.block.head_dim
+        rows, heads = lanes * width, spec.block.n_head
         # Keys and values go straight into the cache, except where scaling them needs a whole head or cuBLAS made them.
         self.straight = model.kv_dtype not in SCALED_TYPES and not uses_cublas(rows, model.configs)
         self.x = torch.zeros((rows, spec.width), dtype=torch.float32, device=model.device)
         self.inputs = torch.zeros((n, width), dtype=torch.int32, device=model.device)
         self.work = Work.empty(model, rows, straight=self.straight, scratch=True)
-        name = "decode_attention_1" if width == 1 else "decode_attention"
-        splits = settings(model.configs, name, lanes * heads, model.dtype)["splits"]
+        splits = decode_settings(model.configs, lanes, width, heads, spec.block.n_kv_head, model.dtype)["splits"]
         arrivals = torch.zeros(lanes * heads, dtype=torch.int32, device=model.device)
-        self.attention_scratch = (*part_scratch(splits, rows, heads, head_dim, model.device), arrivals)
+        self.attention_scratch = (*part_scratch(splits, rows, heads, model.head_dim, model.device), arrivals)
+        # Input j of a window stands where token j − 1 of it does; the last element of a prefix scores the first token.
+        self.turns = model.turns_at(spec.position_row(0, 1), self.seats.canvases.position, width)
         self.head_scratch: dict[Steps, Scratch] = {}
         self.prefixes: list[Prefix] = []  # of every layer, from when a prefix is shared first
         self.sources: list[int] | None = None  # what the prefixes were assigned last
@@ -104,13 +105,14 @@ class Passes:
         """The first hidden states of `inputs`, where they did not come out of the last pass."""
         canvases, model = self.seats.canvases, self.model
         position = canvases.position[:, None].long() + torch.arange(self.width, device=self.x.device)
-        where = model.head.wpe[position.clamp(max=model.spec.n_positions - 1)].float()
-        x = model.head.wte[self.inputs.long()].float() + where
+        x = model.head.wte[self.inputs.long()].float()
         first = model.prefix_embedding[self.seats.first_input[: self.lanes]].float().view(-1, len(x), x.shape[-1])
         out = self.x.view(-1, *x.shape)
         out.copy_(x)
         begins = (canvases.position == 0)[:, None]
-        out[:, :, 0] = torch.where(begins, first + where[:, 0], x[:, 0])
+        out[:, :, 0] = torch.where(begins, first, x[:, 0])
+        if model.head.wpe is not None:
+            out += model.head.wpe[position.clamp(max=model.spec.n_positions - 1)].float()
 
     def assign(self, sources: Sequence[int], shared: bool) -> None:
         """Lane b reads the shared prefix sources[b], −1: none. shared: whether passes look for any. Graphs stay as they
@@ -122,7 +124,10 @@ class Passes:
             self.prefixes[0].assign(mine, self.width)
         else:
             model, (k, v, k_scale, v_scale) = self.model, store.cache.layer(0)
-            first = make_prefix(k, v, store.lengths, mine, self.width, model.configs, model.dtype, k_scale, v_scale)
+            first = make_prefix(
+                k, v, store.lengths, mine, self.width, model.configs, model.dtype, k_scale, v_scale,
+                model.spec.block.n_head,
+            )  # fmt: skip
             self.prefixes = [first.of_layer(*store.cache.layer(i)) for i in range(model.spec.n_layer)]
         self.sources = mine
 
@@ -130,21 +135,22 @@ class Passes:
 
     def projection(self, i: int) -> dict[str, Any]:
         if not self.straight:
-            return {}
+            return {"turns": self.turns}
         k, v, _, _ = self.seats.cache.layer(i, self.lanes)
-        return {"kv_cache": (k, v), "slots": self.seats.canvases.slots[: self.lanes], "window": self.width}
+        slots = self.seats.canvases.slots[: self.lanes]
+        return {"turns": self.turns, "kv_cache": (k, v), "slots": slots, "window": self.width}
 
     def attend(self, i: int, qkv: torch.Tensor, out: torch.Tensor) -> bool:
-        block, slots = self.model.spec.block, self.seats.canvases.slots[: self.lanes]
-        shape = (self.lanes, self.width, block.n_head, block.head_dim)
+        model, slots = self.model, self.seats.canvases.slots[: self.lanes]
+        shape = (self.lanes, self.width, model.spec.block.n_head, model.head_dim)
         k, v, k_scale, v_scale = self.seats.cache.layer(i, self.lanes)
         if self.straight:
             q = qkv.view(shape)
         else:
-            q, new_k, new_v = qkv.view(*shape[:2], 3, *shape[2:]).unbind(2)
+            q, new_k, new_v = model.split(qkv, self.lanes)
             append_kv(new_k, new_v, k, v, slots, k_scale, v_scale)
         decode_attention(
-            q, k, v, slots, configs=self.model.configs, k_scale=k_scale, v_scale=v_scale,
+            q, k, v, slots, configs=model.configs, k_scale=k_scale, v_scale=v_scale, scale=model.scale,
             prefix=self.prefixes[i] if self.reads_shared else None, out=out.view(shape),
             scratch=self.attention_scratch,
         )  # fmt: skip

@@ -18,39 +18,52 @@ SEQUENCE_ROWS = 32768  # tokens that are scored or prefilled at once: bounds the
 
 
 class _Whole:
-    """Attention of sequences [batch, length] to themselves; if there is a cache, their keys and values go there."""
+    """Attention of sequences [batch, length] to themselves, whose first inputs stand in row `first` of the position
+    table; if there is a cache, their keys and values go there."""
 
-    def __init__(self, model: Model, batch: int, cache: Cache | None, lanes: torch.Tensor | None) -> None:
+    def __init__(
+        self, model: Model, batch: int, length: int, first: int, cache: Cache | None, lanes: torch.Tensor | None
+    ) -> None:
         self.model, self.batch, self.cache, self.lanes = model, batch, cache, lanes
+        begin = torch.zeros(1, dtype=torch.int32, device=model.device)
+        self.turns = model.turns_at(first, begin, length)
 
     def projection(self, i: int) -> dict[str, Any]:
-        return {}
+        return {"turns": self.turns}
 
     def attend(self, i: int, qkv: torch.Tensor, out: torch.Tensor) -> bool:
-        block = self.model.spec.block
-        q, k, v = qkv.view(self.batch, -1, 3, block.n_head, block.head_dim).unbind(2)
+        q, k, v = self.model.split(qkv, self.batch)
         if self.cache is not None:
             assert self.lanes is not None
             self.cache.append(i, k, v, self.lanes)
             if i == self.model.spec.n_layer - 1:
                 return False  # nobody reads what comes after the last keys
-        causal_attention(q, k, v, configs=self.model.configs, out=out.view(q.shape))
+        causal_attention(q, k, v, configs=self.model.configs, scale=self.model.scale, out=out.view(q.shape))
         return True
 
 
 def embed(model: Model, tokens: torch.Tensor, prefix: torch.Tensor) -> torch.Tensor:
     """float32 [B, L + T − 1, width]: the prefix, then x₀ … x_{T−2}. tokens: [B, T], prefix: [B, L], on the device."""
     x = torch.cat([model.prefix_embedding[prefix], model.head.wte[tokens[:, :-1]]], 1).float()
+    if model.positions is None:
+        return x
     first = model.spec.position_row(0, prefix.shape[1])
     return x + model.positions[first : first + x.shape[1]].float()
 
 
 def _run(
-    model: Model, x: torch.Tensor, n_layer: int, cache: Cache | None = None, lanes: torch.Tensor | None = None
+    model: Model,
+    x: torch.Tensor,
+    n_prefix: int,
+    n_layer: int,
+    cache: Cache | None = None,
+    lanes: torch.Tensor | None = None,
 ) -> None:
-    """x [B, T, width] through `n_layer` blocks, in place."""
+    """x [B, T, width], which begins with n_prefix elements of a prefix, through `n_layer` blocks, in place."""
     rows = x.view(-1, x.shape[-1])
-    work, attention = Work.empty(model, len(rows)), _Whole(model, len(x), cache, lanes)
+    first = model.spec.position_row(0, n_prefix)
+    work = Work.empty(model, len(rows))
+    attention = _Whole(model, len(x), x.shape[1], first, cache, lanes)
     for i in range(n_layer):
         run_block(model, i, rows, work, attention)
 
@@ -63,7 +76,7 @@ def score(model: Model, tokens: torch.Tensor, prefix: torch.Tensor, n_layer: int
     for first in range(0, len(tokens), at_once):
         some = slice(first, first + at_once)
         x = embed(model, tokens[some].to(model.device), prefix[some].to(model.device))
-        _run(model, x, n_layer)
+        _run(model, x, prefix.shape[1], n_layer)
         parts.append(x[:, x.shape[1] - length :])
     return torch.cat(parts).contiguous()
 
@@ -104,4 +117,4 @@ def prefill(model: Model, cache: Cache, sequences: Sequence[tuple[int, Known]]) 
             prefix = torch.tensor([known.prefix for _, known in some], device=model.device)
             x = embed(model, tokens.to(model.device), prefix)[:, :longest].contiguous()
             lanes = torch.tensor([lane for lane, _ in some], dtype=torch.int32, device=model.device)
-            _run(model, x, model.spec.n_layer, cache, lanes)
+            _run(model, x, n_prefix, model.spec.n_layer, cache, lanes)
