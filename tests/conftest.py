@@ -199,8 +199,8 @@ ENGINES = ["reference", *CACHED]
 
 @pytest.fixture(params=[*ENGINES, *(f"{name}-llama" for name in ENGINES)])
 def tested(request: pytest.FixtureRequest) -> Engine:
-    """Every engine that runs on this machine's CPU, in float32, of the model that reads prompts, and of a model of Llama's
-    blocks that reads the same."""
+    """Every engine that runs on this machine's CPU, in float32, of the model that reads prompts, and of a model of
+    Llama's blocks that reads the same."""
     backend, _, blocks = request.param.partition("-")
     return llama(backend, dtype="float32") if blocks else exact(backend)
 
