@@ -56,11 +56,11 @@ struct Given {
   }
 };
 
-// One panel of a layer whose weights are [rows, in].
-template <class Read>
+// One panel of a layer of `dtype` whose weights are [rows, in].
+template <DType dtype, class Read>
 void pack_panel(PackedLinear& p, const Read& weight, int panel) {
-  const DType dtype = p.view.dtype;
-  const int in = p.view.in, group = group_size(dtype), bytes = 4 / group;
+  constexpr int group = group_size(dtype), bytes = 4 / group;
+  const int in = p.view.in;
   const int columns = std::min(kPanel, p.view.out - panel * kPanel);
   uint8_t* to = p.data + panel * p.view.panel_bytes();
   size_t row[kPanel];
@@ -86,9 +86,9 @@ void pack_panel(PackedLinear& p, const Read& weight, int panel) {
       for (int i = first; i < std::min(first + kPiece, in); ++i) {
         const float w = weight(row[c] + i);
         uint8_t* at = to + (size_t(i / group) * kPanel + c) * 4 + (i % group) * bytes;
-        if (dtype == DType::f32) {
+        if constexpr (dtype == DType::f32) {
           std::memcpy(at, &w, 4);
-        } else if (dtype == DType::bf16) {
+        } else if constexpr (dtype == DType::bf16) {
           const uint16_t half = round_bf16(w);
           std::memcpy(at, &half, 2);
         } else {
@@ -113,8 +113,14 @@ void pack(PackedLinear& p, const Given& given, SpinningPool& pool) {
   given.read([&](const auto& weight) {
     pool.run([&](int thread) {
       const int threads = pool.size();
-      for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; ++panel)
-        pack_panel(p, weight, panel);
+      for (int panel = panels * thread / threads; panel < panels * (thread + 1) / threads; ++panel) {
+        if (p.view.dtype == DType::f32)
+          pack_panel<DType::f32>(p, weight, panel);
+        else if (p.view.dtype == DType::bf16)
+          pack_panel<DType::bf16>(p, weight, panel);
+        else
+          pack_panel<DType::i8>(p, weight, panel);
+      }
     });
   });
   p.loaded = true;
