@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.codecs.vq import VQCodec, VQConfig
 from fastigpt.errors import CheckpointError
 from fastigpt.families import generation_config, llama
-from fastigpt.families.chat import ChatReader
+from fastigpt.families.chat import WORDS, ChatReader
 from fastigpt.families.chat import read as read_tokenizer
 from fastigpt.families.generation_config import GENERATION
 from fastigpt.families.named_tensors import take, take_vq
@@ -34,11 +35,11 @@ from fastigpt.save import CheckpointFiles
 from fastigpt.scalars import integer, real
 from fastigpt.spec import ROTARY, ModelSpec
 from fastigpt.tensor_files import SAFETENSORS
-from fastigpt.untrusted import short
+from fastigpt.untrusted import exists, read_json, short
 
-TOKENIZER = "tokenizer.json"
-WANTED = (CONFIG, TOKENIZER, GENERATION, "model*.safetensors*", "pytorch_model*.bin*")
-BELONGS = frozenset({CONFIG, TOKENIZER, GENERATION, SAFETENSORS})
+TOKENIZER, PROCESSOR = "tokenizer.json", "processor_config.json"
+WANTED = (CONFIG, TOKENIZER, PROCESSOR, GENERATION, "model*.safetensors*", "pytorch_model*.bin*")
+BELONGS = frozenset({CONFIG, TOKENIZER, PROCESSOR, GENERATION, SAFETENSORS})
 DEFAULTS = {"guidance_scale": 5.0}
 """What DeepSeek's code draws with, at temperature 1 without filters."""
 
@@ -156,6 +157,7 @@ class Janus:
             data = {"model_type": "janus", "fastigpt": asdict(self.config)}
             (target / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
             (target / TOKENIZER).write_text(self.reader.tokenizer)
+            (target / PROCESSOR).write_text(json.dumps({"sft_format": self.reader.format}, indent=2) + "\n")
             generation_config.write(target / GENERATION, self.defaults)
             vq = {f"vqmodel.{_their_vq_name(name)}": tensor for name, tensor in self.vq_weights.items()}
             held = {f"model.{name}": tensor for name, tensor in {**self.weights, **vq}.items()}
@@ -239,9 +241,24 @@ def read(folder: Path, files: CheckpointFiles, data: Any) -> Janus:
     if vq.n_codes != config.n_codes:
         raise CheckpointError(f"{source}: the VQ has {vq.n_codes} codes, the language model draws {config.n_codes}")
     weights = take(named, config.tensor_shapes(), source)
-    reader = read_tokenizer(files.path(TOKENIZER), config.prompt_length, config.vocabulary)
+    chat = _chat_format(folder, files.path(PROCESSOR))
+    reader = read_tokenizer(files.path(TOKENIZER), config.prompt_length, config.vocabulary, chat)
     defaults = generation_config.read(files.path(GENERATION), DEFAULTS)
     return Janus(config, weights, vq, vq_weights, reader, defaults)
+
+
+def _chat_format(folder: Path, processor: Path) -> str:
+    """The words around a prompt: as the processor's file says, else Janus-Pro's, or for a directory or hub id that is
+    called Janus-1.3B those that it was trained with, which nothing else tells."""
+    told = read_json(processor) if exists(processor) else {}
+    if not isinstance(told, dict):
+        raise CheckpointError(f"{processor} must hold a JSON object, not {type(told).__name__}")
+    old = any(re.search(r"(^|-)janus-1\.3b$", part, re.IGNORECASE) for part in folder.absolute().parts)
+    found = "deepseek_old" if old else told.get("sft_format", "deepseek")
+    if not isinstance(found, str) or found not in WORDS:
+        known = ", ".join(WORDS)
+        raise CheckpointError(f"{processor}: sft_format is {short(found)}; the known ones are {known}")
+    return found
 
 
 def config_of(data: dict[str, Any], source: str) -> JanusConfig:

@@ -277,3 +277,36 @@ def test_impossible_configurations_are_refused(saved, tmp_path, part, change, to
 def test_a_part_that_is_missing_is_named(saved, tmp_path):
     with pytest.raises(CheckpointError, match="vq_config must be an object"):
         fastigpt.load(copied(saved, tmp_path, vq_config=None))
+
+
+# --- Janus-1.3B --------------------------------------------------------------------------------------------------
+
+
+def words_of(reader) -> list[str]:
+    names = {number: word for word, number in tokenizer().get_vocab().items()}
+    return [names[number] for number in reader.prefix("a red house")]
+
+
+@pytest.mark.parametrize("how", ["name", "hub", "file"])
+def test_the_forerunner_is_told_by_its_name_and_has_its_own_words(saved, tmp_path, how):
+    parts = {"name": "Janus-1.3B", "hub": "models--deepseek-ai--Janus-1.3B/snapshots/1", "file": "JanusFlow-1.3B-like"}
+    folder = tmp_path / parts[how]
+    folder.mkdir(parents=True)
+    copied(saved, folder)
+    if how == "file":
+        (folder / "processor_config.json").write_text('{"sft_format": "deepseek_old"}')
+    pro, old = (fastigpt.load(each, device="cpu") for each in (saved, folder))
+    assert pro.reader.format == "deepseek" and old.reader.format == "deepseek_old"
+    assert words_of(old.reader)[1:-1] == ["User", ":", "a", "red", "house", "Assistant", ":"]
+    assert words_of(pro.reader)[1:3] == ["<unk>", "User"]  # this tokenizer does not know "<|"
+    old.save_pretrained(tmp_path / "copy")
+    assert fastigpt.load(tmp_path / "copy", device="cpu").reader == old.reader
+    assert model_sha256(pro) != model_sha256(old)
+
+
+@pytest.mark.parametrize("told", ['{"sft_format": "llama"}', "[]", '{"sft_format": 3}'])
+def test_words_that_are_not_known_are_refused(saved, tmp_path, told):
+    folder = copied(saved, tmp_path)
+    (folder / "processor_config.json").write_text(told)
+    with pytest.raises(CheckpointError, match=r"processor_config\.json"):
+        fastigpt.load(folder)
