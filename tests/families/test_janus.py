@@ -17,7 +17,7 @@ from transformers import JanusForConditionalGeneration
 
 import fastigpt
 from fastigpt import CheckpointError
-from fastigpt.families import janus
+from fastigpt.families import janus, janus_names
 from fastigpt.families.chat import IMAGE
 from fastigpt.jobs.drawing import model_sha256
 from fastigpt.model import Model
@@ -166,12 +166,12 @@ def test_a_job_knows_a_model_by_its_tokenizer(saved):
 def deepseek_name(name: str) -> str:
     """As DeepSeek's checkpoint has it."""
     name = name.removeprefix("model.")
-    for theirs, ours in janus._DEEPSEEK.items():
+    for theirs, ours in janus_names._DEEPSEEK.items():
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)
             break
     if name.startswith("gen_vision_model."):
-        name = "gen_vision_model." + janus._vq_name(name.removeprefix("gen_vision_model."))
+        name = "gen_vision_model." + janus_names.vq_name(name.removeprefix("gen_vision_model."))
     return "language_model.lm_head.weight" if name == "lm_head.weight" else name
 
 
