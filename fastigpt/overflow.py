@@ -58,7 +58,8 @@ def cannot_overflow(spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> boo
             inner *= inner
         # Attention sees values of many positions, each at most that long; heads side by side are one such vector.
         x += linear(qkv * math.sqrt(spec.block.sections[0]), "proj") + linear(inner, "out")
-        largest = max(largest, (turned * qkv) ** 2, inner, x * x)
+        score = turned * qkv
+        largest = max(largest, score * score, inner, x * x)  # products, which end at infinity; powers raise
     logits = root * longest("norm")
     if spec.head_inner is not None:
         logits = logits * length("head.fc.weight") + length("head.fc.bias")

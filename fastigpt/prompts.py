@@ -132,7 +132,7 @@ class WordReader:
 
 @dataclass(frozen=True)
 class ClassReader:
-    """Reads the number of a class, 0 … n_classes − 1, or its name if they have names; n_classes is none of them."""
+    """Reads the number of a class, 0 … n_classes − 1, or its name where names are known; class n_classes is none."""
 
     n_classes: int
     names: ClassNames | None = None

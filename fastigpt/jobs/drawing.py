@@ -186,7 +186,7 @@ def model_sha256(model: Model) -> str:
     if isinstance(model.reader, WordReader):
         total.update(model.reader.vocabulary.to_json().encode())
     if isinstance(model.reader, ChatReader):
-        total.update(model.reader.tokenizer.encode())
+        total.update(f"{model.reader.format} {model.reader.tokenizer}".encode())
     return total.hexdigest()
 
 

@@ -17,7 +17,7 @@ from transformers import JanusForConditionalGeneration
 
 import fastigpt
 from fastigpt import CheckpointError
-from fastigpt.families import janus
+from fastigpt.families import janus, janus_names
 from fastigpt.families.chat import IMAGE
 from fastigpt.jobs.drawing import model_sha256
 from fastigpt.model import Model
@@ -166,12 +166,12 @@ def test_a_job_knows_a_model_by_its_tokenizer(saved):
 def deepseek_name(name: str) -> str:
     """As DeepSeek's checkpoint has it."""
     name = name.removeprefix("model.")
-    for theirs, ours in janus._DEEPSEEK.items():
+    for theirs, ours in janus_names._DEEPSEEK.items():
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)
             break
     if name.startswith("gen_vision_model."):
-        name = "gen_vision_model." + janus._vq_name(name.removeprefix("gen_vision_model."))
+        name = "gen_vision_model." + janus_names.vq_name(name.removeprefix("gen_vision_model."))
     return "language_model.lm_head.weight" if name == "lm_head.weight" else name
 
 
@@ -277,3 +277,36 @@ def test_impossible_configurations_are_refused(saved, tmp_path, part, change, to
 def test_a_part_that_is_missing_is_named(saved, tmp_path):
     with pytest.raises(CheckpointError, match="vq_config must be an object"):
         fastigpt.load(copied(saved, tmp_path, vq_config=None))
+
+
+# --- Janus-1.3B --------------------------------------------------------------------------------------------------
+
+
+def words_of(reader) -> list[str]:
+    names = {number: word for word, number in tokenizer().get_vocab().items()}
+    return [names[number] for number in reader.prefix("a red house")]
+
+
+@pytest.mark.parametrize("how", ["name", "hub", "file"])
+def test_the_forerunner_is_told_by_its_name_and_has_its_own_words(saved, tmp_path, how):
+    parts = {"name": "Janus-1.3B", "hub": "models--deepseek-ai--Janus-1.3B/snapshots/1", "file": "JanusFlow-1.3B-like"}
+    folder = tmp_path / parts[how]
+    folder.mkdir(parents=True)
+    copied(saved, folder)
+    if how == "file":
+        (folder / "processor_config.json").write_text('{"sft_format": "deepseek_old"}')
+    pro, old = (fastigpt.load(each, device="cpu") for each in (saved, folder))
+    assert pro.reader.format == "deepseek" and old.reader.format == "deepseek_old"
+    assert words_of(old.reader)[1:-1] == ["User", ":", "a", "red", "house", "Assistant", ":"]
+    assert words_of(pro.reader)[1:3] == ["<unk>", "User"]  # this tokenizer does not know "<|"
+    old.save_pretrained(tmp_path / "copy")
+    assert fastigpt.load(tmp_path / "copy", device="cpu").reader == old.reader
+    assert model_sha256(pro) != model_sha256(old)
+
+
+@pytest.mark.parametrize("told", ['{"sft_format": "llama"}', "[]", '{"sft_format": 3}'])
+def test_words_that_are_not_known_are_refused(saved, tmp_path, told):
+    folder = copied(saved, tmp_path)
+    (folder / "processor_config.json").write_text(told)
+    with pytest.raises(CheckpointError, match=r"processor_config\.json"):
+        fastigpt.load(folder)
