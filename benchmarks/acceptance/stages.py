@@ -15,7 +15,7 @@ from benchmarks.acceptance.building import ROOT
 from benchmarks.acceptance.dry import dry
 from benchmarks.acceptance.results import Rows
 
-LIMIT = 575.0  # seconds for a run: machines are lent for ten minutes
+LIMIT = 575.0  # seconds for a run: with starting and reporting less than ten minutes
 DRY_LIMIT = 3600.0  # of a dry run, and of each of its stages: the interpreter takes its time
 
 
