@@ -30,29 +30,7 @@ from fastigpt.kernels.choose_rows import choose_filtered, choose_rows, guess_fil
 from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
 from fastigpt.kernels.noise import gumbel
 from fastigpt.kernels.overlap import begin, overlap
-
-
-@triton.jit
-def _logits(
-    x, gain, weight, row, ok, token, epsilon,
-    WIDTH: tl.constexpr, TOKENS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    # Final norm and head for BLOCK_R rows and BLOCK_C tokens; the norm's factor is applied to the products.
-    acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    squares = tl.zeros([BLOCK_R], tl.float32)
-    for k0 in range(0, WIDTH, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        inside = k < WIDTH
-        h = tl.load(x + row[:, None] * WIDTH + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
-        g = tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
-        w = tl.load(
-            weight + token.to(tl.int64)[:, None] * WIDTH + k[None, :],
-            mask=(token < TOKENS)[:, None] & inside[None, :],
-            other=0.0,
-        )
-        squares += tl.sum(h * h, axis=1)
-        acc = tl.dot((h * g[None, :]).to(w.dtype), tl.trans(w), acc, input_precision="ieee")
-    return acc * tl.rsqrt(squares / WIDTH + epsilon)[:, None]
+from fastigpt.kernels.products import FIRST, SLICES, load_gain, load_weights, prefetch_weights, sum_products
 
 
 @triton.jit
@@ -140,22 +118,39 @@ def _sample_head(
     SCORE: tl.constexpr,
     CHOOSE: tl.constexpr,  # False: `choose_rows` does what follows the scores
     ADVANCE: tl.constexpr,  # False: leave the tokens in `chosen` and change nothing else
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    begin(OVERLAP)
     block, tile = tl.program_id(0), tl.program_id(1)
+    token = tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    real = (token < TOKENS)[None, :]
+    w_first, g_first = 0.0, 0.0
+    if EARLY:
+        w_first = load_weights(weight, token, token < TOKENS, 0, WIDTH, FIRST)
+    if OVERLAP:
+        if WIDTH > SLICES * FIRST:
+            mine = (token < TOKENS) & (block == 0)
+            prefetch_weights(weight, token, mine, FIRST if EARLY else 0, WIDTH, WIDTH // SLICES)
+    if EARLY:
+        g_first = load_gain(gain, 0, WIDTH, FIRST)
+    begin(OVERLAP)
     rows_total = tl.num_programs(0).to(tl.int64) * BLOCK_R
     TILES: tl.constexpr = V // BLOCK_C
     b, j, ok = rows_of(tl.arange(0, BLOCK_R), block, n, W, BLOCK_W, CANVASES)
     row = (block * BLOCK_R).to(tl.int64) + tl.arange(0, BLOCK_R)
     start = tl.load(position + b, mask=ok, other=0)
-    token = tile * BLOCK_C + tl.arange(0, BLOCK_C)
-    real = (token < TOKENS)[None, :]
 
-    logits = _logits(x, gain, weight, b * W + j, ok, token, epsilon, WIDTH, TOKENS, BLOCK_R, BLOCK_C, BLOCK_K)
+    logits, squares = sum_products(
+        x, gain, weight, b * W + j, ok, token, token < TOKENS, w_first, g_first, WIDTH, True, BLOCK_K, STAGES, EARLY
+    )
+    logits *= tl.rsqrt(squares / WIDTH + epsilon)[:, None]
     if GUIDED:
-        at = (b + n) * W + j
-        without = _logits(x, gain, weight, at, ok, token, epsilon, WIDTH, TOKENS, BLOCK_R, BLOCK_C, BLOCK_K)
+        without, squares = sum_products(
+            x, gain, weight, (b + n) * W + j, ok, token, token < TOKENS, w_first, g_first, WIDTH, True, BLOCK_K, STAGES,
+            EARLY,
+        )  # fmt: skip
+        without *= tl.rsqrt(squares / WIDTH + epsilon)[:, None]
         mixed = without + tl.load(scale + b)[:, None] * (logits - without)
         logits = tl.where((tl.load(guided + b) != 0)[:, None], mixed, logits)
     finite = tl.abs(logits) < float("inf")
@@ -253,6 +248,11 @@ def _blocks(n: int, window: int) -> tuple[int, int, int, int]:
     return block_w, canvases, max(16, canvases * block_w), triton.cdiv(n, canvases)
 
 
+def _settings(configs: Table, rows: int, head: Head) -> dict[str, int]:
+    n_tokens, width = head.weight.shape
+    return settings(configs, "sample_head", rows, head.weight.dtype, k=width, n=n_tokens)
+
+
 def _vocabulary(n_tokens: int, config: dict[str, int]) -> tuple[int, int, int]:
     # padded vocabulary, tokens that are filtered at once, tokens of a program
     block = min(config["block_v"], max(16, triton.next_power_of_2(n_tokens)))
@@ -260,9 +260,9 @@ def _vocabulary(n_tokens: int, config: dict[str, int]) -> tuple[int, int, int]:
 
 
 def make_scratch(n: int, window: int, head: Head, steps: Steps, configs: Table) -> Scratch:
-    n_tokens, dtype, device = len(head.weight), head.weight.dtype, head.weight.device
+    n_tokens, device = len(head.weight), head.weight.device
     block_w, _, rows, blocks = _blocks(n, window)
-    padded, _, block_c = _vocabulary(n_tokens, settings(configs, "sample_head", n * window, dtype))
+    padded, _, block_c = _vocabulary(n_tokens, _settings(configs, n * window, head))
     total, tiles = rows * blocks, padded // block_c
 
     def memory(needed: bool, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
@@ -316,7 +316,7 @@ def sample_head(
         **vars(drawings), **canvases.tensors(),
     )  # fmt: skip
     block_w, per_block, rows, blocks = _blocks(n, window)
-    config = settings(configs, "sample_head", n * window, head.weight.dtype)
+    config = _settings(configs, n * window, head)
     padded, block_v, block_c = _vocabulary(n_tokens, config)
     filtered = steps.top_k or steps.top_p
     apart = filtered and padded > block_v  # filtered in a launch of its own
@@ -336,7 +336,7 @@ def sample_head(
         c.offset, c.index, drawings.seed_low, drawings.seed_high, drawings.temperature, drawings.top_k, drawings.top_p,
         drawings.guidance_scale, c.guided, c.scored, c.log_likelihood, c.failed, s.scores, s.noise, s.part_score,
         s.part_token, s.part_max, s.part_sum, s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions,
-        head.epsilon, BLOCK_C=block_c, BLOCK_K=min(config["block_k"], max(16, triton.next_power_of_2(width))),
+        head.epsilon, BLOCK_C=block_c, BLOCK_K=config["block_k"], STAGES=config["stages"], EARLY=config["early"],
         CHOOSE=not apart, **shared,
     )  # fmt: skip
     if apart:

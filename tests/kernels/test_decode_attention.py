@@ -7,7 +7,6 @@ from either_way import device, generator, pytestmark  # noqa: F401
 pytest.importorskip("triton")
 
 from fastigpt.kernels.decode_attention import decode_attention
-from fastigpt.kernels.launch import table
 from fastigpt.kernels.prefix_attention import make_prefix, plan_prefix
 from fastigpt.ops.decode_attention import decode_attention_reference
 from fastigpt.ops.kv_cache import quantize_kv_reference
@@ -15,10 +14,10 @@ from fastigpt.ops.kv_cache import quantize_kv_reference
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-def config(block_s=16, splits=1, block_m=16, prefix_splits=1, dot=False):
-    row = {"block_s": block_s, "splits": splits, "stages": 1, "warps": 4, "dot": dot}
+def config(block_s=16, splits=1, block_m=16, prefix_splits=1):
+    row = {"block_s": block_s, "splits": splits, "stages": 1, "warps": 4}
     prefix = {"block_m": block_m, "block_s": block_s, "splits": prefix_splits, "stages": 1, "warps": 4}
-    return {"decode_attention_1": [row], "decode_attention": [row], "prefix_attention": [prefix]}
+    return {"decode_attention": [row], "prefix_attention": [prefix]}
 
 
 def draw(generator, device, *shape, dtype=torch.float32):
@@ -155,20 +154,17 @@ def test_scratch_is_left_ready_for_the_next_launch(generator, device):
 
 
 def test_result_of_an_image_does_not_depend_on_its_neighbours_or_the_window(generator, device):
-    """With one configuration for all sizes (and dot products for W = 1 too), bit for bit."""
+    """Nor on how many programs share its keys, bit for bit."""
     k, v = (draw(generator, device, 3, 2, 40, 64) for _ in range(2))
     q = draw(generator, device, 3, 4, 2, 64)
     slots = torch.tensor([3, 30, 11], dtype=torch.int32, device=device)
-    assert all(
-        row["splits"] == 1 for kind in ("", "_1") for row in table("fixed")[f"decode_attention{kind}"]
-    )  # else where the keys are split would depend on the window
-    fixed = config(splits=1, dot=True)
-    together = decode_attention(q, k, v, slots, configs=fixed)
-    alone = decode_attention(q[1:2], k[1:2], v[1:2], slots[1:2], configs=fixed)
-    assert torch.equal(together[1:2], alone)
-    for j in range(q.shape[1]):
-        one = decode_attention(q[:, j : j + 1].contiguous(), k, v, slots + j, configs=fixed)
-        assert torch.equal(one, together[:, j : j + 1])
+    together = decode_attention(q, k, v, slots, configs=config(splits=1))
+    for splits in (1, 2):
+        alone = decode_attention(q[1:2], k[1:2], v[1:2], slots[1:2], configs=config(splits=splits))
+        assert torch.equal(together[1:2], alone)
+        for j in range(q.shape[1]):
+            one = decode_attention(q[:, j : j + 1].contiguous(), k, v, slots + j, configs=config(splits=splits))
+            assert torch.equal(one, together[:, j : j + 1])
 
 
 @pytest.mark.parametrize("window", [1, 4])

@@ -13,8 +13,8 @@ from fastigpt.ops.norm_linear import norm_linear_reference
 
 FEW = {
     "norm_linear": [
-        {"upto": 1, "block_m": 1, "block_n": 4, "block_k": 32, "stages": 1, "warps": 4},
-        {"block_m": 16, "block_n": 32, "block_k": 32, "stages": 1, "warps": 4},
+        {"upto": 1, "block_m": 16, "block_n": 8, "block_k": 16, "stages": 1, "warps": 4, "early": True},
+        {"block_m": 16, "block_n": 32, "block_k": 32, "stages": 1, "warps": 4, "early": False},
     ],
     "cublas": [{"from_rows": 10**9}],
 }

@@ -27,15 +27,15 @@ class Attention(Protocol):
 @dataclass(frozen=True)
 class Work:
     """Memory of a block's launches for some number of rows. qkv: [rows, 3 · width], or [rows, width] where k and v go
-    straight into a cache. attended: [rows, width]. inner: [rows, n_inner]. scratch: see `norm_linear`."""
+    straight into a cache. attended: [rows, width]. inner: [rows, n_inner]. exact: see `norm_linear`."""
 
     qkv: torch.Tensor
     attended: torch.Tensor
     inner: torch.Tensor
-    scratch: torch.Tensor | None
+    exact: bool
 
     @classmethod
-    def empty(cls, model: Model, rows: int, *, straight: bool = False, scratch: bool = False) -> Work:
+    def empty(cls, model: Model, rows: int, *, straight: bool = False, exact: bool = False) -> Work:
         width, inner = model.spec.width, model.spec.block.n_inner
 
         def memory(*shape: int) -> torch.Tensor:
@@ -45,14 +45,14 @@ class Work:
             memory(rows, width if straight else 3 * width),
             memory(rows, width),
             memory(rows, inner),
-            memory(rows * (width + max(3 * width, inner) + inner)) if scratch else None,
+            exact,
         )
 
 
 def run_block(model: Model, i: int, x: torch.Tensor, work: Work, attention: Attention) -> None:
     """x: float32 [rows, width], the residual stream, in place."""
     block = model.blocks[i]
-    shared: dict[str, Any] = {"configs": model.configs, "epsilon": model.epsilon, "scratch": work.scratch}
+    shared: dict[str, Any] = {"configs": model.configs, "epsilon": model.epsilon, "exact": work.exact}
     norm_linear(x, block.qkv, work.qkv, gain=block.norm_1, bias=block.qkv_bias, **attention.projection(i), **shared)
     if not attention.attend(i, work.qkv, work.attended):
         return

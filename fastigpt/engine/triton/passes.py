@@ -13,11 +13,9 @@ from fastigpt.engine.triton.cache import Cache, PrefixStore
 from fastigpt.engine.triton.graphs import capture
 from fastigpt.engine.triton.weights import Model
 from fastigpt.kernels.canvases import Canvases, Steps
-from fastigpt.kernels.decode_attention import decode_attention
+from fastigpt.kernels.decode_attention import attention_scratch, decode_attention
 from fastigpt.kernels.kv_cache import append_kv
-from fastigpt.kernels.launch import SCALED_TYPES, settings
-from fastigpt.kernels.norm_linear import uses_cublas
-from fastigpt.kernels.online_softmax import part_scratch
+from fastigpt.kernels.launch import SCALED_TYPES
 from fastigpt.kernels.prefix_attention import Prefix, make_prefix
 from fastigpt.kernels.sample_head import Scratch, make_scratch, sample_head
 
@@ -65,15 +63,14 @@ class Passes:
         n = len(self.seats.canvases.canvas)
         self.lanes = lanes = 2 * n if self.guided else n
         rows, heads, head_dim = lanes * width, spec.block.n_head, spec.block.head_dim
-        # Keys and values go straight into the cache, except where scaling them needs a whole head or cuBLAS made them.
-        self.straight = model.kv_dtype not in SCALED_TYPES and not uses_cublas(rows, model.configs)
+        # Keys and values go straight into the cache, except where scaling them needs a whole head.
+        self.straight = model.kv_dtype not in SCALED_TYPES
         self.x = torch.zeros((rows, spec.width), dtype=torch.float32, device=model.device)
         self.inputs = torch.zeros((n, width), dtype=torch.int32, device=model.device)
-        self.work = Work.empty(model, rows, straight=self.straight, scratch=True)
-        name = "decode_attention_1" if width == 1 else "decode_attention"
-        splits = settings(model.configs, name, lanes * heads, model.dtype)["splits"]
-        arrivals = torch.zeros(lanes * heads, dtype=torch.int32, device=model.device)
-        self.attention_scratch = (*part_scratch(splits, rows, heads, head_dim, model.device), arrivals)
+        self.work = Work.empty(model, rows, straight=self.straight, exact=True)
+        self.attention_scratch = attention_scratch(
+            lanes, width, heads, head_dim, self.seats.cache.capacity, model.dtype, model.configs, model.device
+        )
         self.head_scratch: dict[Steps, Scratch] = {}
         self.prefixes: list[Prefix] = []  # of every layer, from when a prefix is shared first
         self.sources: list[int] | None = None  # what the prefixes were assigned last
@@ -142,7 +139,7 @@ class Passes:
             q = qkv.view(shape)
         else:
             q, new_k, new_v = qkv.view(*shape[:2], 3, *shape[2:]).unbind(2)
-            append_kv(new_k, new_v, k, v, slots, k_scale, v_scale)
+            append_kv(new_k, new_v, k, v, slots, k_scale, v_scale, configs=self.model.configs)
         decode_attention(
             q, k, v, slots, configs=self.model.configs, k_scale=k_scale, v_scale=v_scale,
             prefix=self.prefixes[i] if self.reads_shared else None, out=out.view(shape),

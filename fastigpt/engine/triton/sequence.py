@@ -50,7 +50,8 @@ def _run(
 ) -> None:
     """x [B, T, width] through `n_layer` blocks, in place."""
     rows = x.view(-1, x.shape[-1])
-    work, attention = Work.empty(model, len(rows)), _Whole(model, len(x), cache, lanes)
+    # What goes into a cache is what tokens are drawn from.
+    work, attention = Work.empty(model, len(rows), exact=cache is not None), _Whole(model, len(x), cache, lanes)
     for i in range(n_layer):
         run_block(model, i, rows, work, attention)
 
