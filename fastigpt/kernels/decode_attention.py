@@ -35,7 +35,6 @@ from fastigpt.kernels.overlap import begin, overlap
 from fastigpt.kernels.prefix_attention import Prefix, prefix_attention
 from fastigpt.kernels.products import prefetch
 
-
 WIDEST = 32  # queries of a program: with more their products would become other instructions
 
 
@@ -53,10 +52,10 @@ def _load_part(part_m, part_l, part_acc, part, d, ok, HEAD_DIM: tl.constexpr):
 def _merge_parts(
     m, l, acc, part_m, part_l, part_acc, part, distance, count, d, ok, HEAD_DIM: tl.constexpr, STAGES: tl.constexpr
 ):
-    # `count` states from memory, `distance` apart, one after the other into a state whose sum is [BLOCK_W, 1].
+    # `count` states from memory, `distance` apart, one after the other into a state.
     for i in tl.range(0, count, num_stages=STAGES):
         m_p, l_p, acc_p = _load_part(part_m, part_l, part_acc, part + i * distance, d, ok, HEAD_DIM)
-        m, l, acc = merge(m, l, acc, m_p, l_p, acc_p)
+        m, l, acc = merge(m, l, acc, m_p, tl.broadcast_to(l_p, l.shape), acc_p)
     return m, l, acc
 
 
@@ -194,9 +193,15 @@ def _decode_attention(
 def attention_scratch(
     lanes: int, window: int, n_head: int, head_dim: int, capacity: int, dtype: torch.dtype, configs: Table,
     device: torch.device,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """What launches of these sizes need: part_m, part_l, part_acc, arrivals."""
+) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+    """What launches of these sizes need: part_m, part_l, part_acc, arrivals; None for each where one program has all
+    keys."""
     return _scratch(lanes, window, n_head, head_dim, capacity, _settings(configs, lanes, n_head, dtype), device)
+
+
+def keys_of_a_state(configs: Table, dtype: torch.dtype) -> int:
+    """Keys that have a softmax state of their own, as many in every launch: part of what a result is."""
+    return _settings(configs, 0, 1, dtype)["block_s"]
 
 
 def _settings(configs: Table, lanes: int, n_head: int, dtype: torch.dtype) -> dict[str, Any]:
@@ -205,8 +210,10 @@ def _settings(configs: Table, lanes: int, n_head: int, dtype: torch.dtype) -> di
 
 def _scratch(
     lanes: int, window: int, n_head: int, head_dim: int, capacity: int, config: dict[str, Any], device: torch.device
-) -> tuple[torch.Tensor, ...]:
-    parts = triton.cdiv(capacity, config["block_s"]) if config["splits"] > 1 else 0
+) -> tuple[torch.Tensor | None, ...]:
+    if config["splits"] == 1:
+        return (None,) * 4
+    parts = triton.cdiv(capacity, config["block_s"])
     arrivals = torch.zeros(triton.cdiv(window, WIDEST) * lanes * n_head, dtype=torch.int32, device=device)
     return (*part_scratch(parts, lanes * window, n_head, head_dim, device), arrivals)
 
@@ -222,7 +229,7 @@ def decode_attention(
     v_scale: torch.Tensor | None = None,
     prefix: Prefix | None = None,
     out: torch.Tensor | None = None,
-    scratch: tuple[torch.Tensor, ...] | None = None,
+    scratch: tuple[torch.Tensor | None, ...] | None = None,
     config: dict[str, Any] | None = None,
 ) -> torch.Tensor:
     """q: [lanes, W, n_head, head_dim] (rows may be apart, as in a fused qkv) → the same shape, contiguous.
@@ -263,7 +270,8 @@ def decode_attention(
     _decode_attention[(lanes * n_head, splits, triton.cdiv(window, block_w))](
         q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, *scratch, *parts,
         rows, q_stride, capacity, scale, HEADS=n_head, HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim),
-        WINDOW=window, BLOCK_W=block_w, BLOCK_S=config["block_s"], SPLITS=splits, PREFIX=state, SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
+        WINDOW=window, BLOCK_W=block_w, BLOCK_S=config["block_s"], SPLITS=splits, PREFIX=state, SCALED=scaled,
+        STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip
     return out
 

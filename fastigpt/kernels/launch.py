@@ -90,10 +90,16 @@ def settings(
     """
     wide = f"{kernel}_float32"
     name = wide if dtype == torch.float32 and wide in configs else kernel
-    for row in configs[name]:
+    row = first_row(configs[name], size, k=k, n=n)
+    return {key: value for key, value in row.items() if key not in BOUNDS}
+
+
+def first_row(rows: list[dict[str, Any]], size: int, *, k: int = 0, n: int = 0) -> dict[str, Any]:
+    """The first row whose bounds hold, with them."""
+    for row in rows:
         if all(found <= row.get(bound, found) for bound, found in zip(BOUNDS, (size, k, n))):
-            return {key: value for key, value in row.items() if key not in BOUNDS}
-    raise KeyError(f"the last row of {name!r} must have no bounds")
+            return row
+    raise KeyError("the last row of a table must have no bounds")
 
 
 def expect(condition: bool, message: str) -> None:

@@ -117,9 +117,7 @@ def _norm_linear(
 
 
 @triton.jit
-def _norm(
-    x, gain, out, epsilon, K: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr
-):
+def _norm(x, gain, out, epsilon, K: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr):
     # One row: out = norm(x) · gain in out's dtype.
     at = tl.program_id(0).to(tl.int64) * K
     k = tl.arange(0, BLOCK_K)

@@ -30,8 +30,10 @@ def merge(m_a, l_a, acc_a, m_b, l_b, acc_b):
     m = tl.maximum(m_a, m_b)
     a = tl.exp2(m_a - finite(m))[:, None]
     b = tl.exp2(m_b - finite(m))[:, None]
-    return m, tl.fma(l_a, tl.broadcast_to(a, l_a.shape), l_b * b), tl.fma(
-        acc_a, tl.broadcast_to(a, acc_a.shape), acc_b * b
+    return (
+        m,
+        tl.fma(l_a, tl.broadcast_to(a, l_a.shape), l_b * b),
+        tl.fma(acc_a, tl.broadcast_to(a, acc_a.shape), acc_b * b),
     )
 
 

@@ -1,4 +1,4 @@
-"""Launches that overlap: a kernel's blocks are scheduled while the kernels before it still run, and wait there for them.
+"""Launches that overlap: a kernel's blocks are scheduled while those before it still run, and wait there for them.
 
 That hides the time between one small kernel and the next, and what a kernel reads before the wait: weights, which no
 kernel of a pass writes (programmatic dependent launch, NVIDIA from compute capability 9.0 on). Whether it pays is

@@ -71,7 +71,7 @@ def prefetch(at, inside):
 
 @triton.jit
 def prefetch_weights(weight, row, there, start, K: tl.constexpr, COLUMNS: tl.constexpr):
-    # Columns start … start + COLUMNS of every slice into the second level cache, one request for each line of 128 bytes.
+    # Columns start … start + COLUMNS of every slice into the second level cache, one request a line of 128 bytes.
     LINE: tl.constexpr = 128 // (weight.dtype.element_ty.primitive_bitwidth // 8)
     LINES: tl.constexpr = triton.next_power_of_2((COLUMNS + LINE - 1) // LINE)
     LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16

@@ -37,7 +37,7 @@ class Compiling:
     """As much of a Triton driver as a launch needs."""
 
     def __init__(self, arch: int) -> None:
-        self.target, self.launched = GPUTarget("cuda", arch, 32), []
+        self.target, self.launched, self.runs = GPUTarget("cuda", arch, 32), [], []
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": SHARED[arch]},
             load_binary=lambda *about: (1, 1, 0, 0, 1024),
@@ -57,6 +57,7 @@ class Compiling:
         self.launched.append(source.fn.__name__)
 
         def run(x, y, z, *arguments):
+            self.runs.append(source.fn.__name__)
             assert 0 < x < 2**31 and 0 < y < 2**16 and 0 < z < 2**16, f"CUDA has no grid {x, y, z}"
 
         return run
@@ -112,6 +113,16 @@ def test_shared_prefixes_and_large_vocabularies_compile(compiling):
     drawing = Drawing(top_k=2000, top_p=0.9, guidance_scale=2.0)
     batch = one_pass(config, 4, 2, 100, drawing, score=True, dtype=torch.bfloat16, configs="sm90")
     assert batch.shared and {"_prefix_attention", "choose_rows"} <= set(fake.launched)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n, window, kv_dtype, per_layer", [(1, 1, None, 5), (64, 8, None, 5), (1, 1, torch.int8, 6)])
+def test_a_pass_is_so_many_launches(compiling, n, window, kv_dtype, per_layer):
+    """However many rows there are: nothing that tokens are drawn from is left to cuBLAS. benchmarks/results/gpu.md."""
+    fake = compiling(90)
+    config = ImageGPTConfig(n_layer=2, n_head=1, n_embd=16, height=8, width=8)
+    one_pass(config, n, window, dtype=torch.bfloat16, kv_dtype=kv_dtype, configs="sm90")
+    assert len(fake.runs) == 2 * per_layer + 1
 
 
 def test_many_short_sequences_are_a_grid(compiling):

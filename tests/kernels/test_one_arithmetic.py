@@ -32,14 +32,18 @@ def arithmetic(made, tmp_path):
     path = tmp_path / "kernel.cubin"
     path.write_bytes(made.asm["cubin"])
     code = subprocess.run([TOOLS / "nvdisasm", path], capture_output=True, text=True, check=True).stdout
-    kinds = re.findall(r"\b((?:fma|mul|add|sub|div|rcp|rsqrt|sqrt|ex2|max|min|cvt)\.[\w.]*f(?:32|16)\b)", made.asm["ptx"])
+    kinds = re.findall(
+        r"\b((?:fma|mul|add|sub|div|rcp|rsqrt|sqrt|ex2|max|min|cvt)\.[\w.]*f(?:32|16)\b)", made.asm["ptx"]
+    )
     return {
         "instructions": set(re.findall(r"\b(?:[HIQ]MMA|HGMMA|UTC\w*MMA)\S*", code)),
         "layouts": {(version, tuple(shape.split(", "))[-2:]) for version, shape in layouts},
         "grouped": set(grouped),
         "operations": set(kinds),
         # A reduction's order would depend on how a block is spread over threads.
-        "summed across threads": sum("arith.addf" in body for body in re.findall(r"\"tt\.reduce\".*?\}\)", graph, re.S)),
+        "summed across threads": sum(
+            "arith.addf" in body for body in re.findall(r"\"tt\.reduce\".*?\}\)", graph, re.S)
+        ),
     }
 
 
@@ -134,7 +138,7 @@ def test_tables_leave_nothing_to_choose_that_changes_a_sum(file):
 
 
 def test_fixed_configurations_depend_on_no_size_of_a_job():
-    """Only on the head dim, which a model fixes; there whole sequences that are scored depend on no neighbour either."""
+    """Only on the head dim, which a model fixes; there scores of whole sequences depend on no neighbour either."""
     for kernel, rows in launch.table("fixed").items():
         assert kernel.startswith("causal_attention") or len(rows) == 1, kernel
     assert launch.table("fixed")["cublas"][0]["from_rows"] >= 10**9

@@ -32,16 +32,18 @@ def overlapping(kernel, name=""):
     """A kernel as it is launched where launches overlap, with the shipped configuration of a case of that name."""
     case = next(case for case in cases(launch.table("sm90"), "*bf16") if case[1] is kernel and name in case[0])
     _, _, constants, warps, cache = case
-    return compiled(
-        kernel, {**constants, "OVERLAP": True}, TARGETS["sm90"][0], warps, cache=cache, launch_pdl=True
-    ), [each for each in kernel.arg_names if each not in constants and each != "OVERLAP"]
+    return compiled(kernel, {**constants, "OVERLAP": True}, TARGETS["sm90"][0], warps, cache=cache, launch_pdl=True), [
+        each for each in kernel.arg_names if each not in constants and each != "OVERLAP"
+    ]
 
 
 def accesses(ptx, arguments):
     """Everything that reads memory, in order: (wait | load | prefetch, arguments that its address comes from)."""
     sources, found = {}, []
     for line in ptx.splitlines():
-        code = re.sub(r"^(@!?%p\d+\s+|\{.*@p )", "", line.strip())  # a predicate, or all that stands in our own assembler
+        code = re.sub(
+            r"^(@!?%p\d+\s+|\{.*@p )", "", line.strip()
+        )  # a predicate, or all that stands in our own assembler
         if code.startswith("griddepcontrol.wait"):
             found.append(("wait", frozenset()))
         parameter = re.match(r"ld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)", code)
