@@ -167,6 +167,22 @@ def test_result_of_an_image_does_not_depend_on_its_neighbours_or_the_window(gene
             assert torch.equal(one, together[:, j : j + 1])
 
 
+@pytest.mark.parametrize("splits, prefix_splits", [(1, 1), (2, 3)])
+def test_result_of_an_image_does_not_depend_on_whether_it_shares_its_prefix(generator, device, splits, prefix_splits):
+    """Of a prefix that ends where a block of keys does, bit for bit."""
+    n, heads, head_dim, length = 3, 2, 64, 32
+    q = draw(generator, device, n, 2, heads, head_dim)
+    prefix_k, prefix_v = (draw(generator, device, 1, heads, length, head_dim) for _ in range(2))
+    k, v = (draw(generator, device, n, heads, 40, head_dim) for _ in range(2))
+    slots = torch.tensor([0, 17, 30], dtype=torch.int32, device=device)
+    configs = config(splits=splits, prefix_splits=prefix_splits)
+    lengths = torch.tensor([length], dtype=torch.int32, device=device)
+    prefix = make_prefix(prefix_k, prefix_v, lengths, [0] * n, 2, configs, q.dtype)
+    shared = decode_attention(q, k, v, slots, configs=configs, prefix=prefix)
+    k, v = (torch.cat([x.expand(n, -1, -1, -1), y], 2) for x, y in ((prefix_k, k), (prefix_v, v)))
+    assert torch.equal(shared, decode_attention(q, k, v, slots + length, configs=configs))
+
+
 @pytest.mark.parametrize("window", [1, 4])
 def test_lanes_change_their_prefix_without_another_launch_plan(generator, device, window):
     """In any order, with lanes that read none; nothing that a captured graph holds on to is replaced."""

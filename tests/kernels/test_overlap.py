@@ -112,6 +112,27 @@ def test_small_operands_are_loaded_first(layer, operand):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("layer", ["fc", "out"])
+def test_all_weights_of_one_row_are_asked_for_in_one_round(layer):
+    """As many loads of 16 bytes by each thread as its program's weights are stand before the first product."""
+    name = f"norm_linear {layer} rows=1"
+    made, arguments = overlapping(_norm_linear, name)
+    constants = next(case[2] for case in cases(launch.table("sm90"), "*bf16") if case[0] == name)
+    found = accesses(made.asm["ptx"].split("mma.sync")[0], arguments)
+    loads = sum("weight" in names for kind, names in found if kind == "load")
+    assert loads * 16 * 32 * made.metadata.num_warps == 2 * constants["K"] * constants["BLOCK_N"]
+
+
+@pytest.mark.parametrize("rows", [1, 16, 32, 64])
+def test_no_layer_of_the_small_model_leaves_most_of_a_gpu_idle(rows):
+    configs = launch.table("sm90")
+    for k, n in ((512, 1536), (512, 512), (512, 2048), (2048, 512)):
+        c = launch.settings(configs, "norm_linear", rows, k=k, n=n)
+        assert -(-n // c["block_n"]) * -(-rows // c["block_m"]) >= 64
+    assert all(row["stages"] >= 3 for row in configs["decode_attention"])  # of two, one would wait for the other
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kernel, name, early",
     [

@@ -27,8 +27,9 @@ _WIDEST = WIDTHS[-1]  # wider windows keep no more tokens, and a program would h
 class TritonEngine:
     """bfloat16 (the default), float16 or float32; kv_dtype: the same, or int8 or float8_e4m3fn with scales.
 
-    configs: a table, or the name of a file in kernels/configs; None = the GPU's family. "fixed" has one configuration
-    for all sizes, so that an image's tokens depend neither on the batch nor on the window, bit for bit.
+    configs: a table, or the name of a file in kernels/configs; None = the GPU's family. With any of them an image's
+    tokens depend neither on the batch nor on the window, bit for bit; with "fixed", which has one configuration for all
+    sizes and leaves nothing to cuBLAS, the logits of whole sequences depend on no other sequence either.
     Weights as in ReferenceEngine. Raises ValueError if the device or a dtype cannot be used.
     """
 
