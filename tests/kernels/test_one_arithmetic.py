@@ -66,8 +66,8 @@ def unlike(configs, kernel, sizes, **shape):
 @pytest.mark.parametrize("target", FAMILIES)
 def test_products_are_one_arithmetic_for_every_number_of_rows(target, tmp_path):
     k, n = WIDTH, 4 * WIDTH
-    constants = {"NORM": True, "SCALED": False, "BIAS": True, "ACTIVATION": "quick_gelu", "RESIDUAL": False, "KV": 0, "TURNED": 0,
-                 "HEAD_DIM": 2, "K": k, "N": n}  # fmt: skip
+    constants = {"NORM": True, "SCALED": False, "BIAS": True, "ACTIVATION": "quick_gelu", "RESIDUAL": False, "KV": 0,
+                 "TURNED": 0, "HEAD_DIM": 2, "K": k, "N": n}  # fmt: skip
     todo = unlike(launch.table(FAMILIES[target]), "norm_linear", (1, 32, 64, 512), k=k, n=n)
     todo += unlike(launch.table("fixed"), "norm_linear", (1,), k=k, n=n)
     same([
@@ -105,8 +105,8 @@ def test_attention_is_one_arithmetic_for_every_window_and_number_of_programs(tar
 @pytest.mark.parametrize("rows", [16, 512])
 def test_shared_prefixes_are_attended_to_in_that_arithmetic(rows, tmp_path):
     c = launch.settings(launch.table("sm90"), "prefix_attention", rows)
-    constants = {"HEADS": 8, "GROUP": 1, "HEAD_DIM": 64, "BLOCK_D": 64, "BLOCK_M": c["block_m"], "BLOCK_S": c["block_s"],
-                 "SPLITS": c["splits"], "SCALED": False, "STAGES": c["stages"]}  # fmt: skip
+    constants = {"HEADS": 8, "GROUP": 1, "HEAD_DIM": 64, "BLOCK_D": 64, "BLOCK_M": c["block_m"],
+                 "BLOCK_S": c["block_s"], "SPLITS": c["splits"], "SCALED": False, "STAGES": c["stages"]}  # fmt: skip
     same([arithmetic(compiled(_prefix_attention, constants, TARGETS["sm90"][0], c["warps"]), tmp_path)])
 
 
@@ -116,7 +116,8 @@ def test_the_head_is_one_arithmetic_for_every_window(target, tmp_path):
     configs, found = launch.table(FAMILIES[target]), []
     for window in (1, 32):
         c = launch.settings(configs, "sample_head", window, k=WIDTH, n=512)
-        constants = {"WIDTH": WIDTH, "INNER": WIDTH, "NORM": True, "BIAS": False, "TOKENS": 512, "V": 512, "BLOCK_V": 512, "W": window, "BLOCK_W": window,
+        constants = {"WIDTH": WIDTH, "INNER": WIDTH, "NORM": True, "BIAS": False, "TOKENS": 512, "V": 512,
+                     "BLOCK_V": 512, "W": window, "BLOCK_W": window,
                      "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window), "CHUNK": 16, "BLOCK_T": 16,
                      "BLOCK_E": 256, "GUIDED": False, "TOP_K": False, "TOP_P": False, "SCORE": False, "ADVANCE": True,
                      "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "STAGES": c["stages"], "EARLY": c["early"],
