@@ -15,25 +15,28 @@ from fastigpt.bench.timing import copies_needed, graph_seconds
 from fastigpt.kernels import launch
 
 WIDTHS = {"small": 512, "medium": 1024, "large": 1536}
+LAYERS = {"qkv": (1, 3), "proj": (1, 1), "fc": (1, 4), "out": (4, 1)}  # inputs and outputs, in widths
 ROWS = (1, 8, 16, 32, 64, 128, 256, 512)
 FEW_ROWS = (1, 64)  # of the larger shapes
 
 
 def one(layer: str, width: int, rows: int, configs: launch.Table, config=None):
-    """Calls on cold weights, and the bytes of those. layer: "fc" (norm, quick-GELU) or "out" (residual)."""
+    """Calls on cold weights, and the bytes of those. layer: "qkv" or "fc", after a norm, the second before quick-GELU;
+    "proj" or "out", before the sum with the residual stream."""
     from fastigpt.kernels.norm_linear import norm_linear
 
-    inside, outside = (width, 4 * width) if layer == "fc" else (4 * width, width)
-    gain = torch.rand(width, device="cuda") if layer == "fc" else None
+    inside, outside = (width * times for times in LAYERS[layer])
+    normed = layer in ("qkv", "fc")
+    gain = torch.rand(width, device="cuda") if normed else None
     x = torch.randn(rows, inside, device="cuda")
-    x = x if layer == "fc" else x.bfloat16()
-    out = torch.zeros(rows, outside, device="cuda", dtype=torch.bfloat16 if layer == "fc" else torch.float32)
+    x = x if normed else x.bfloat16()
+    out = torch.zeros(rows, outside, device="cuda", dtype=torch.bfloat16 if normed else torch.float32)
     scratch = torch.empty(rows * (inside + outside), device="cuda", dtype=torch.bfloat16)
     size = 2 * inside * outside
     calls = [
         partial(
             norm_linear, x, torch.randn(outside, inside, device="cuda").bfloat16() / inside**0.5, out,
-            configs=configs, gain=gain, activation="quick_gelu" if layer == "fc" else None, residual=layer == "out",
+            configs=configs, gain=gain, activation="quick_gelu" if layer == "fc" else None, residual=not normed,
             scratch=scratch, config=config,
         )
         for _ in range(copies_needed(size, "cuda"))
@@ -44,13 +47,12 @@ def one(layer: str, width: int, rows: int, configs: launch.Table, config=None):
 def measure(bandwidth: float) -> list[dict[str, object]]:
     """Rows of name, microseconds with the kernel and with cuBLAS, share of the bandwidth for the weights."""
     table = launch.table(launch.family(torch.device("cuda")))
-    cublas = {**table, "cublas": [{"from_rows": 1}]}
+    kernel, cublas = ({**table, "cublas": [{"from_rows": rows}]} for rows in (10**9, 1))
     rows = []
     for name, width in WIDTHS.items():
         for count in ROWS if name == "small" else FEW_ROWS:
             for layer in ("fc", "out"):
-                config = launch.settings(table, "norm_linear", count)
-                calls, size = one(layer, width, count, table, config)
+                calls, size = one(layer, width, count, kernel)
                 seconds = graph_seconds(calls)
                 peer = graph_seconds(one(layer, width, count, cublas)[0])
                 rows.append(

@@ -37,9 +37,8 @@ from fastigpt.job import Request
 from fastigpt.kernels import launch
 from fastigpt.sampling import Drawing
 
-ROWS = (1, 16, 32, 64)  # of the rows of "norm_linear", in its order
 CROSSING = (16, 32, 64, 128, 256, 512)  # rows at which the kernel is compared with cuBLAS
-WIDTH = 512
+WIDTHS = (512, 1536)  # of the layers that rows of "norm_linear" are chosen by: small's and large's
 IMAGES = (1, 8, 64)  # of the rows of "decode_attention", in its order
 HEADS = ((8, 64), (16, 96))  # one row serves all head dims: small's and large's
 SEQUENCES = (16, 1024, 8)  # batch, length and heads of causal attention
@@ -49,6 +48,7 @@ TOLERANCE = 2e-2  # of the largest result: kernels and twins round at different 
 
 Row = dict[str, Any]
 Calls = list[Callable[[], object]]
+Layers = list[tuple[str, int]]  # name and width, as bench_norm_linear.one takes them
 
 
 @dataclass(frozen=True)
@@ -64,21 +64,28 @@ class Choice:
 
 def choices(table: launch.Table) -> Iterator[Choice]:
     """Every row that is tuned, on the shapes of the small preset unless it says otherwise."""
-    for i, rows in enumerate(ROWS):
+    for i, row in enumerate(table["norm_linear"]):
+        rows = row.get("upto", 256)
+        counts = (1, rows) if rows <= 16 else (rows,)
+        layers = served(table["norm_linear"], i, rows)
 
-        def linear(candidate: Row, rows: int = rows) -> list[Calls]:
-            return [bench_norm_linear.one(layer, WIDTH, rows, table, candidate)[0] for layer in ("fc", "out")]
+        def linear(candidate: Row, counts: tuple[int, ...] = counts, layers: Layers = layers) -> list[Calls]:
+            return [bench_norm_linear.one(*layer, rows, table, candidate)[0] for layer in layers for rows in counts]
 
-        yield Choice("norm_linear", i, linear_candidates(rows), linear)
-    for kernel, window in (("decode_attention_1", 1), ("decode_attention", 8)):
-        for i, (splits, n) in enumerate(zip(((8, 16), (2, 4), (1, 2)), IMAGES)):
+        if layers:
+            yield Choice("norm_linear", i, linear_candidates(rows), linear)
+    block_s = table["decode_attention"][0]["block_s"]  # what a result depends on is not for the tuner to choose
+    for i, (splits, n) in enumerate(zip(((8, 16), (2, 4, 8), (1, 2)), IMAGES)):
 
-            def decode(candidate: Row, n: int = n, window: int = window) -> list[Calls]:
-                return [bench_decode_attention.one(n, *s, window, torch.bfloat16, table, candidate)[0] for s in HEADS]
+        def decode(candidate: Row, n: int = n) -> list[Calls]:
+            return [
+                bench_decode_attention.one(n, *s, window, torch.bfloat16, table, candidate)[0]
+                for s in HEADS for window in (1, 8)
+            ]  # fmt: skip
 
-            candidates = [{"block_s": block, "splits": split, "stages": stages, "warps": 4}
-                          for split in splits for block, stages in ((64, 1), (64, 3), (128, 2))]  # fmt: skip
-            yield Choice(kernel, i, candidates, decode)
+        candidates = [{"block_s": block_s, "splits": split, "stages": stages, "warps": warps}
+                      for split in splits for stages, warps in ((2, 4), (3, 4), (4, 4), (3, 8))]  # fmt: skip
+        yield Choice("decode_attention", i, candidates, decode)
     for i, head_dim in enumerate((64, 128)):
 
         def causal(candidate: Row, head_dim: int = head_dim) -> list[Calls]:
@@ -89,14 +96,26 @@ def choices(table: launch.Table) -> Iterator[Choice]:
         yield Choice("causal_attention", i, [dict(zip(names, size)) for size in sizes], causal)
 
 
+def served(rows: list[Row], i: int, count: int) -> Layers:
+    """Layers of the small and the large preset that take row i for so many rows of activations."""
+    found = []
+    for width in WIDTHS:
+        for layer, (inside, outside) in bench_norm_linear.LAYERS.items():
+            if launch.first_row(rows, count, k=inside * width, n=outside * width) is rows[i]:
+                found.append((layer, width))
+    return found
+
+
 def linear_candidates(rows: int) -> list[Row]:
-    names = ("block_m", "block_n", "block_k", "stages", "warps")
-    if rows == 1:
-        sizes = ((1, 2, 512, 2, 2), (1, 4, 512, 1, 4), (1, 4, 512, 2, 4), (1, 8, 512, 1, 4), (1, 4, 1024, 1, 4))
-    else:
-        m = max(16, rows)
-        sizes = ((m, 16, 128, 3, 4), (m, 32, 64, 4, 4), (m, 32, 128, 3, 4), (16, 16, 128, 4, 4), (16, 32, 128, 4, 4))
-    return [dict(zip(names, size)) for size in sizes]
+    """What a result comes to is the same with all of them: see fastigpt/kernels/products.py."""
+    names = ("block_m", "block_n", "block_k", "stages", "warps", "early")
+    few = ((16, 8, 64, 2, 8, True), (16, 8, 64, 4, 8, True), (16, 8, 128, 2, 8, True), (16, 8, 64, 2, 4, True),
+           (16, 16, 64, 2, 8, True), (16, 16, 64, 3, 8, True), (16, 16, 64, 3, 8, False))  # fmt: skip
+    some = ((16, 8, 64, 3, 8, True), (32, 8, 32, 3, 8, True), (32, 8, 64, 2, 8, True), (32, 16, 32, 3, 8, True),
+            (32, 16, 64, 2, 8, False), (32, 32, 32, 3, 8, False))  # fmt: skip
+    many = ((32, 32, 32, 3, 8, False), (32, 64, 32, 3, 8, False), (64, 32, 32, 2, 8, False), (64, 32, 32, 3, 8, False),
+            (64, 64, 32, 2, 16, False))  # fmt: skip
+    return [dict(zip(names, size)) for size in (few if rows <= 16 else some if rows <= 64 else many)]
 
 
 def rehearse(share: int, shares: int) -> None:
@@ -145,7 +164,7 @@ def tune(seconds: float, keep: Callable[[launch.Table], None] = lambda table: No
         rows = table[choice.kernel]
         if choice.row >= len(rows):
             continue  # this family's table does not tell such sizes apart
-        print(choice.kernel, rows[choice.row].get("upto", ""), flush=True)
+        print(choice.kernel, rows[choice.row], flush=True)
         row = best(choice, deadline)
         if row is not None:
             rows[choice.row] = {**rows[choice.row], **row}  # what work the row is for stays
@@ -185,12 +204,11 @@ def step(table: launch.Table, overlap: bool) -> tuple[float, torch.Tensor]:
 
 def crossing(table: launch.Table) -> int:
     """The fewest rows from which on cuBLAS, norm and ending together are faster for both layers of the MLP."""
-    cublas = {**table, "cublas": [{"from_rows": 1}]}
+    kernel, cublas = ({**table, "cublas": [{"from_rows": rows}]} for rows in (10**9, 1))
     for rows in CROSSING:
-        config = launch.settings(table, "norm_linear", rows)
         work = [
-            [bench_norm_linear.one(layer, WIDTH, rows, t, c)[0] for layer in ("fc", "out")]
-            for t, c in ((table, config), (cublas, None))
+            [bench_norm_linear.one(layer, WIDTHS[0], rows, each)[0] for layer in ("fc", "out")]
+            for each in (kernel, cublas)
         ]
         wrong = max(difference(calls[0]) for calls in work[1])
         if not wrong <= TOLERANCE:

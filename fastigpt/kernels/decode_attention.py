@@ -1,9 +1,9 @@
 """Attention of a window of W ≥ 1 new queries per image, each image at its own position, against its cache.
 
-The cache is read once for all W queries. With W = 1 the work is a stream: every key slot of a block keeps a softmax
-of its own, so the loop holds no reduction across warps, and the slots are merged once at the end. With W > 1 the
-scores are a matrix product. The keys of an image can be split over several programs; the last one to finish merges
-the parts, so there is no second launch, and with one split nothing is merged at all.
+The cache is read once for up to 32 queries; their scores are a matrix product, also where there is one query only, so
+that a query's result depends neither on W nor on how many images there are. Every block of keys has a softmax state of
+its own, and states are merged in the order of the keys. The blocks of an image can be split over several programs,
+which leave their states in memory; the last one to finish merges them, so there is no second launch.
 
 Neighbouring heads of queries may share one of keys: a program then has the queries of as many of them as it has room
 for, as if they were more of a window.
@@ -32,9 +32,12 @@ from fastigpt.kernels.launch import (
     row_stride,
     settings,
 )
-from fastigpt.kernels.online_softmax import attend_block, finite, merge, part_scratch, score_scale
+from fastigpt.kernels.online_softmax import attend_block, merge, part_scratch, score_scale
 from fastigpt.kernels.overlap import begin, overlap
 from fastigpt.kernels.prefix_attention import Prefix, prefix_attention
+from fastigpt.kernels.products import prefetch
+
+WIDEST = 32  # queries of a program: with more their products would become other instructions
 
 
 @triton.jit
@@ -42,9 +45,36 @@ def _load_part(part_m, part_l, part_acc, part, d, ok, HEAD_DIM: tl.constexpr):
     # The softmax states of BLOCK_W queries from memory; past the L1 cache, for another program has just written them.
     inside = ok[:, None] & (d < HEAD_DIM)[None, :]
     m = tl.load(part_m + part, mask=ok, other=float("-inf"), cache_modifier=".cg")
-    l = tl.load(part_l + part, mask=ok, other=0.0, cache_modifier=".cg")
+    l = tl.load(part_l + part[:, None], mask=ok[:, None], other=0.0, cache_modifier=".cg")
     acc = tl.load(part_acc + part[:, None] * HEAD_DIM + d[None, :], mask=inside, other=0.0, cache_modifier=".cg")
     return m, l, acc
+
+
+@triton.jit
+def _merge_parts(
+    m, l, acc, part_m, part_l, part_acc, part, distance, count, d, ok, HEAD_DIM: tl.constexpr, STAGES: tl.constexpr
+):
+    # `count` states from memory, `distance` apart, one after the other into a state.
+    for i in tl.range(0, count, num_stages=STAGES):
+        m_p, l_p, acc_p = _load_part(part_m, part_l, part_acc, part + i * distance, d, ok, HEAD_DIM)
+        m, l, acc = merge(m, l, acc, m_p, tl.broadcast_to(l_p, l.shape), acc_p)
+    return m, l, acc
+
+
+@triton.jit
+def _store(out, at, l, acc, mask):
+    # l: [BLOCK_W, any], its columns equal
+    total = tl.max(l, axis=1)
+    tl.store(out + at, (acc / tl.where(total > 0, total, 1.0)[:, None]).to(out.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _prefetch(keys, first, length, HEAD_DIM: tl.constexpr, BLOCK_S: tl.constexpr):
+    # Keys (or values) first … of a head's [capacity, HEAD_DIM], up to BLOCK_S or length, into the second level cache.
+    BYTES: tl.constexpr = HEAD_DIM * keys.dtype.element_ty.primitive_bitwidth // 8
+    LINES: tl.constexpr = triton.next_power_of_2((BLOCK_S * BYTES + 127) // 128)
+    line = tl.arange(0, LINES) * (128 * 8 // keys.dtype.element_ty.primitive_bitwidth)
+    prefetch(keys + first.to(tl.int64) * HEAD_DIM + line, line < (tl.minimum(length - first, BLOCK_S)) * HEAD_DIM)
 
 
 @triton.jit
@@ -56,14 +86,15 @@ def _decode_attention(
     v_scale,
     slots,  # int32 [lanes]: slot of the window's first key; -1 = the image is finished
     out,  # [lanes * W, n_head, head_dim]
-    part_m,  # float32 [SPLITS, lanes * W, n_head], used if SPLITS > 1
+    part_m,  # float32 [blocks of keys, lanes * W, n_head], used if SPLITS > 1
     part_l,
-    part_acc,  # float32 [SPLITS, lanes * W, n_head, head_dim]
-    arrivals,  # int32 [lanes * n_head], zero before and after
-    prefix_m,  # the prefix's part_m, part_l, part_acc, used if PREFIX_SPLITS
+    part_acc,  # float32 [blocks of keys, lanes * W, n_head, head_dim]
+    arrivals,  # int32 [blocks of queries, lanes * n_head], zero before and after
+    prefix_m,  # the prefix's part_m, part_l, part_acc, used if PREFIX
     prefix_l,
     prefix_acc,
     source,  # int32 [lanes]: -1 = this lane reads no prefix
+    lengths,  # int32 [sources], of the prefixes, used if PREFIX > 1
     rows_total,
     q_stride,
     capacity,
@@ -77,17 +108,22 @@ def _decode_attention(
     BLOCK_W: tl.constexpr,  # at least SHARE * WINDOW queries: the windows of SHARE heads, one after the other
     BLOCK_S: tl.constexpr,
     SPLITS: tl.constexpr,
-    PREFIX_SPLITS: tl.constexpr,
+    PREFIX: tl.constexpr,  # keys of a state of the prefix; 0: there is none; 1: there is one state of all its keys
     SCALED: tl.constexpr,
     STAGES: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    begin(OVERLAP)
     PARTS: tl.constexpr = HEADS // SHARE
     lane, split = tl.program_id(0) // PARTS, tl.program_id(1)
     head = tl.program_id(0) % PARTS * SHARE
-    kv_head = head // GROUP
-    w = tl.arange(0, BLOCK_W)
+    base = (lane.to(tl.int64) * (HEADS // GROUP) + head // GROUP) * capacity
+    if OVERLAP:
+        # Where the image is may change until the wait is over: this is a guess, and nothing but a prefetch follows it.
+        guess = tl.minimum(tl.load(slots + lane, cache_modifier=".cg"), capacity)
+        _prefetch(k + base * HEAD_DIM, split * BLOCK_S, guess, HEAD_DIM, BLOCK_S)
+        _prefetch(v + base * HEAD_DIM, split * BLOCK_S, guess, HEAD_DIM, BLOCK_S)
+    begin(OVERLAP)
+    w = tl.program_id(2) * BLOCK_W + tl.arange(0, BLOCK_W)
     in_window = w < WINDOW * SHARE
     if SHARE > 1:
         head += w // WINDOW
@@ -96,108 +132,106 @@ def _decode_attention(
     s = tl.arange(0, BLOCK_S)
     in_head = d < HEAD_DIM
     row = lane.to(tl.int64) * WINDOW + w
-
-    first = tl.load(slots + lane)
-    length = tl.where(first < 0, 0, tl.minimum(first + WINDOW, capacity))
-    per_split = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_S) * BLOCK_S
-    start = split * per_split
-    end = tl.minimum(start + per_split, length)
-    base = (lane.to(tl.int64) * (HEADS // GROUP) + kv_head) * capacity
-
-    if BLOCK_W == 1:
-        # [BLOCK_S] softmax states, one for each key slot of a block, merged after the loop.
-        query = tl.load(q + lane.to(tl.int64) * q_stride + head * HEAD_DIM + d, mask=in_head, other=0.0)
-        query = query.to(tl.float32) * scale
-        m_s = tl.full([BLOCK_S], float("-inf"), tl.float32)
-        l_s = tl.zeros([BLOCK_S], tl.float32)
-        acc_s = tl.zeros([BLOCK_S, BLOCK_D], tl.float32)
-        for s0 in tl.range(start, end, BLOCK_S, num_stages=STAGES):
-            ok = s0 + s < end
-            at = base + s0 + s
-            at_d = at[:, None] * HEAD_DIM + d[None, :]
-            inside = ok[:, None] & in_head[None, :]
-            keys = tl.load(k + at_d, mask=inside, other=0.0).to(tl.float32)
-            values = tl.load(v + at_d, mask=inside, other=0.0).to(tl.float32)
-            scores = tl.sum(keys * query[None, :], axis=1)
-            if SCALED:
-                scores *= tl.load(k_scale + at, mask=ok, other=0.0)
-            scores = tl.where(ok, scores, float("-inf"))
-            m_new = tl.maximum(m_s, scores)
-            p = tl.exp2(scores - finite(m_new))
-            alpha = tl.exp2(m_s - finite(m_new))
-            l_s = l_s * alpha + p
-            if SCALED:
-                p *= tl.load(v_scale + at, mask=ok, other=0.0)
-            acc_s = acc_s * alpha[:, None] + p[:, None] * values
-            m_s = m_new
-        top = tl.max(m_s, axis=0)
-        weight = tl.exp2(m_s - finite(top))
-        m = top + tl.zeros([1], tl.float32)
-        l = tl.sum(l_s * weight, axis=0) + tl.zeros([1], tl.float32)
-        acc = tl.sum(acc_s * weight[:, None], axis=0)[None, :]
-    else:
-        q_at = (row * q_stride + head * HEAD_DIM)[:, None] + d[None, :]
-        queries = tl.load(q + q_at, mask=in_window[:, None] & in_head[None, :], other=0.0)
-        m = tl.full([BLOCK_W], float("-inf"), tl.float32)
-        l = tl.zeros([BLOCK_W], tl.float32)
-        acc = tl.zeros([BLOCK_W, BLOCK_D], tl.float32)
-        # Keys before the window every query may look at; then those that some may not.
-        before = tl.maximum(start, tl.minimum(end, (first + 1) // BLOCK_S * BLOCK_S))
-        for own in tl.static_range(2):
-            from_key = start if own == 0 else before
-            to_key = before if own == 0 else end
-            for s0 in tl.range(from_key, to_key, BLOCK_S, num_stages=STAGES):
-                ok = s0 + s < end
-                at = base + s0 + s
-                inside = ok[:, None] & in_head[None, :]
-                allowed = ok[None, :] & ((s0 + s)[None, :] <= (first + w)[:, None])
-                at_d = at[:, None] * HEAD_DIM + d[None, :]
-                m, l, acc = attend_block(
-                    queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, m, l, acc, scale,
-                    SCALED, own == 1,
-                )  # fmt: skip
-
     part = row * HEADS + head
-    if PREFIX_SPLITS > 0:
-        if (split == 0) & (tl.load(source + lane) >= 0):
-            for i in range(PREFIX_SPLITS):
-                at = part + i * rows_total * HEADS
-                m_p, l_p, acc_p = _load_part(prefix_m, prefix_l, prefix_acc, at, d, in_window, HEAD_DIM)
-                m, l, acc = merge(m, l, acc, m_p, l_p, acc_p)
-    out_at = part[:, None] * HEAD_DIM + d[None, :]
     mask = in_window[:, None] & in_head[None, :]
+    out_at = part[:, None] * HEAD_DIM + d[None, :]
+    distance = rows_total.to(tl.int64) * HEADS
+
+    first = tl.load(slots + lane, cache_modifier=".cg")
+    queries = tl.load(q + (row * q_stride + head * HEAD_DIM)[:, None] + d[None, :], mask=mask, other=0.0)
+    length = tl.where(first < 0, 0, tl.minimum(first + WINDOW, capacity))
+    blocks = tl.cdiv(length, BLOCK_S)
+    # Keys before the window every query may look at; then those that some may not. This program's are every SPLITS-th.
+    before = tl.minimum(blocks, (first + 1) // BLOCK_S)
+    own_start = split + tl.cdiv(tl.maximum(before - split, 0), SPLITS) * SPLITS
+    m = tl.full([BLOCK_W], float("-inf"), tl.float32)
+    l = tl.zeros([BLOCK_W, 8], tl.float32)
+    acc = tl.zeros([BLOCK_W, BLOCK_D], tl.float32)
+    prefixed = 0
+    if PREFIX > 0:
+        mine = tl.load(source + lane)
+        prefixed = tl.where(mine >= 0, 1, 0)
+        if PREFIX > 1:
+            prefixed = tl.cdiv(tl.load(lengths + mine, mask=mine >= 0, other=0), PREFIX)
+        if SPLITS == 1:
+            m, l, acc = _merge_parts(
+                m, l, acc, prefix_m, prefix_l, prefix_acc, part, distance, prefixed, d, in_window, HEAD_DIM, STAGES
+            )
+    for own in tl.static_range(2):
+        from_block = split if own == 0 else own_start
+        to_block = before if own == 0 else blocks
+        for block in tl.range(from_block, to_block, SPLITS, num_stages=STAGES):
+            key = block * BLOCK_S + s
+            ok = key < length
+            at = base + key
+            inside = ok[:, None] & in_head[None, :]
+            allowed = ok[None, :] & (key[None, :] <= (first + w)[:, None])
+            at_d = at[:, None] * HEAD_DIM + d[None, :]
+            m_b, l_b, acc_b = attend_block(
+                queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, scale, SCALED, own == 1
+            )
+            if SPLITS == 1:
+                m, l, acc = merge(m, l, acc, m_b, l_b, acc_b)
+            else:
+                place = part + block * distance
+                tl.store(part_m + place, m_b, mask=in_window)
+                tl.store(part_l + place, tl.max(l_b, axis=1), mask=in_window)
+                tl.store(part_acc + place[:, None] * HEAD_DIM + d[None, :], acc_b, mask=mask)
+
     if SPLITS == 1:
-        tl.store(out + out_at, (acc / tl.where(l > 0, l, 1.0)[:, None]).to(out.dtype.element_ty), mask=mask)
+        _store(out, out_at, l, acc, mask)
     else:
-        at = part + split * rows_total * HEADS
-        tl.store(part_m + at, m, mask=in_window)
-        tl.store(part_l + at, l, mask=in_window)
-        tl.store(part_acc + at[:, None] * HEAD_DIM + d[None, :], acc, mask=mask)
         tl.debug_barrier()  # every warp's stores before the one atomic that publishes them
-        arrived = tl.atomic_add(arrivals + tl.program_id(0), 1, sem="acq_rel")
+        counter = arrivals + tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+        arrived = tl.atomic_add(counter, 1, sem="acq_rel")
         if arrived == SPLITS - 1:
-            m, l, acc = _load_part(part_m, part_l, part_acc, part, d, in_window, HEAD_DIM)
-            for i in range(1, SPLITS):
-                at = part + i * rows_total * HEADS
-                m_p, l_p, acc_p = _load_part(part_m, part_l, part_acc, at, d, in_window, HEAD_DIM)
-                m, l, acc = merge(m, l, acc, m_p, l_p, acc_p)
-            tl.store(out + out_at, (acc / tl.where(l > 0, l, 1.0)[:, None]).to(out.dtype.element_ty), mask=mask)
-            tl.store(arrivals + tl.program_id(0), 0)
+            total = tl.zeros([BLOCK_W, 1], tl.float32)
+            if PREFIX > 0:
+                m, total, acc = _merge_parts(
+                    m, total, acc, prefix_m, prefix_l, prefix_acc, part, distance, prefixed, d, in_window, HEAD_DIM,
+                    STAGES,
+                )  # fmt: skip
+            m, total, acc = _merge_parts(
+                m, total, acc, part_m, part_l, part_acc, part, distance, blocks, d, in_window, HEAD_DIM, STAGES
+            )
+            _store(out, out_at, total, acc, mask)
+            tl.store(counter, 0)
 
 
 def heads_of_a_program(group: int, window: int) -> int:
-    """How many of the `group` heads that look at the same keys a program takes: as many as divide them and keep to 32
-    queries."""
-    return max(n for n in range(1, group + 1) if group % n == 0 and (n == 1 or n * window <= 32))
+    """How many of the `group` heads that look at the same keys a program takes: as many as divide them and keep to
+    WIDEST queries."""
+    return max(n for n in range(1, group + 1) if group % n == 0 and (n == 1 or n * window <= WIDEST))
 
 
-def decode_settings(
-    configs: Table, lanes: int, window: int, n_head: int, n_kv_head: int, dtype: torch.dtype
-) -> dict[str, Any]:
-    """The launch configuration for queries [lanes, window, n_head]."""
-    share = heads_of_a_program(n_head // n_kv_head, window)
-    kernel = "decode_attention_1" if window * share == 1 else "decode_attention"
-    return settings(configs, kernel, lanes * n_head // share, dtype)
+def attention_scratch(
+    lanes: int, window: int, n_head: int, n_kv_head: int, head_dim: int, capacity: int, dtype: torch.dtype,
+    configs: Table, device: torch.device,
+) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
+    """What launches of these sizes need: part_m, part_l, part_acc, arrivals; None for each where one program has all
+    keys."""
+    config = _settings(configs, lanes, n_head // heads_of_a_program(n_head // n_kv_head, window), dtype)
+    return _scratch(lanes, window, n_head, head_dim, capacity, config, device)
+
+
+def keys_of_a_state(configs: Table, dtype: torch.dtype) -> int:
+    """Keys that have a softmax state of their own, as many in every launch: part of what a result is."""
+    return _settings(configs, 0, 1, dtype)["block_s"]
+
+
+def _settings(configs: Table, lanes: int, programs: int, dtype: torch.dtype) -> dict[str, Any]:
+    # programs: of a lane
+    return settings(configs, "decode_attention", lanes * programs, dtype)
+
+
+def _scratch(
+    lanes: int, window: int, n_head: int, head_dim: int, capacity: int, config: dict[str, Any], device: torch.device
+) -> tuple[torch.Tensor | None, ...]:
+    if config["splits"] == 1:
+        return (None,) * 4
+    parts = triton.cdiv(capacity, config["block_s"])
+    arrivals = torch.zeros(triton.cdiv(window, WIDEST) * lanes * n_head, dtype=torch.int32, device=device)
+    return (*part_scratch(parts, lanes * window, n_head, head_dim, device), arrivals)
 
 
 def decode_attention(
@@ -212,7 +246,7 @@ def decode_attention(
     prefix: Prefix | None = None,
     scale: float | None = None,
     out: torch.Tensor | None = None,
-    scratch: tuple[torch.Tensor, ...] | None = None,
+    scratch: tuple[torch.Tensor | None, ...] | None = None,
     config: dict[str, Any] | None = None,
 ) -> torch.Tensor:
     """q: [lanes, W, n_head, head_dim] (rows may be apart, as in a fused qkv) → the same shape, contiguous.
@@ -220,8 +254,8 @@ def decode_attention(
     k_cache, v_cache: [lanes, n_kv_head, capacity, head_dim], float32, bfloat16 or float16, or int8 or float8_e4m3 with
     scales float32 [lanes, n_kv_head, capacity]; n_head / n_kv_head neighbouring heads look at one of keys. Query j of
     lane b looks at the prefix of b's source and at slots 0 … slots[b] + j, whose keys are in the cache already. scale:
-    of scores; None: 1/√head_dim. slots: int32 [lanes]; −1: finished, the output means nothing. scratch: (part_m,
-    part_l, part_acc, arrivals), so that a captured graph owns its memory; else allocated here.
+    of scores; None: 1/√head_dim. slots: int32 [lanes]; −1: finished, the output means nothing. scratch: from
+    `attention_scratch`, so that a captured graph owns its memory; else allocated here.
     """
     lanes, window, n_head, head_dim = q.shape
     n_kv_head, capacity = k_cache.shape[1:3]
@@ -238,30 +272,26 @@ def decode_attention(
 
     rows = lanes * window
     share = heads_of_a_program(n_head // n_kv_head, window)
-    config = config or decode_settings(configs, lanes, window, n_head, n_kv_head, q.dtype)
-    splits, queries = config["splits"], window * share
-    block_w = 1 if queries == 1 and not config.get("dot", False) else max(16, triton.next_power_of_2(queries))
+    config = config or _settings(configs, lanes, n_head // share, q.dtype)
+    splits = config["splits"]
+    block_w = min(WIDEST, max(16, triton.next_power_of_2(window * share)))
     if out is None:
         out = torch.empty((lanes, window, n_head, head_dim), dtype=q.dtype, device=q.device)
-    if splits == 1:
-        part_m = part_l = part_acc = arrivals = None
-    elif scratch is None:
-        part_m, part_l, part_acc = part_scratch(splits, rows, n_head, head_dim, q.device)
-        arrivals = torch.zeros(lanes * n_head, dtype=torch.int32, device=q.device)
-    else:
-        part_m, part_l, part_acc, arrivals = scratch
-    block_d = padded_head(head_dim)
+    if scratch is None:
+        scratch = _scratch(lanes, window, n_head, head_dim, capacity, config, q.device)
     if prefix is not None:
         prefix_attention(q, q_stride, prefix, configs, scale)
-    parts: tuple[torch.Tensor | None, ...] = (None, None, None, None)
+    parts: tuple[torch.Tensor | None, ...] = (None,) * 5
+    state = 0
     if prefix is not None:
-        parts = prefix.part_m, prefix.part_l, prefix.part_acc, prefix.source
-    _decode_attention[(lanes * n_head // share, splits)](
-        q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, part_m, part_l, part_acc,
-        arrivals, *parts, rows, q_stride, capacity, score_scale(head_dim, scale),
-        HEADS=n_head, GROUP=n_head // n_kv_head, SHARE=share, HEAD_DIM=head_dim, BLOCK_D=block_d, WINDOW=window,
-        BLOCK_W=block_w, BLOCK_S=config["block_s"], SPLITS=splits, PREFIX_SPLITS=0 if prefix is None else prefix.splits,
-        SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
+        parts = prefix.part_m, prefix.part_l, prefix.part_acc, prefix.source, prefix.lengths
+        state = 1 if prefix.splits == 1 else prefix.block_s
+    _decode_attention[(lanes * n_head // share, splits, triton.cdiv(window * share, block_w))](
+        q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, *scratch, *parts,
+        rows, q_stride, capacity, score_scale(head_dim, scale), HEADS=n_head, GROUP=n_head // n_kv_head, SHARE=share,
+        HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim), WINDOW=window, BLOCK_W=block_w, BLOCK_S=config["block_s"],
+        SPLITS=splits, PREFIX=state, SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"],
+        **overlap(configs),
     )  # fmt: skip
     return out
 

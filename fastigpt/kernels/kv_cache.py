@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES, expect, expect_contiguous, row_stride
+from fastigpt.kernels.launch import PLAIN_TYPES, SCALED_TYPES, Table, expect, expect_contiguous, row_stride
+from fastigpt.kernels.overlap import begin, overlap
 
 
 @triton.jit
@@ -48,7 +49,9 @@ def _append_kv(
     LIMIT: tl.constexpr,
     ROUND: tl.constexpr,
     PLACED: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
+    begin(OVERLAP)
     row = tl.program_id(0)
     image = row // WINDOW
     first = tl.load(slots + image)
@@ -76,11 +79,13 @@ def append_kv(
     k_scale: torch.Tensor | None = None,
     v_scale: torch.Tensor | None = None,
     lanes: torch.Tensor | None = None,
+    *,
+    configs: Table | None = None,
 ) -> None:
     """k, v: [n, W, n_head, head_dim] (rows may be apart, as in a fused qkv) → slots[b] … slots[b] + W − 1 of image b.
 
     slots: int32 [n]; −1 stores nothing, slots at or past the capacity are left out. lanes: int32 [n], where in a cache
-    of any number of images each one is; None: in this order.
+    of any number of images each one is; None: in this order. configs: say whether launches overlap; None: they do not.
     """
     n, window, n_head, head_dim = k.shape
     capacity = k_cache.shape[2]
@@ -102,5 +107,5 @@ def append_kv(
         slots if lanes is None else lanes, stride, capacity, window, HEADS=n_head, HEAD_DIM=head_dim,
         BLOCK_H=triton.next_power_of_2(n_head), BLOCK_D=triton.next_power_of_2(head_dim),
         LIMIT=SCALED_TYPES.get(k_cache.dtype, 0.0), ROUND=k_cache.dtype == torch.int8, PLACED=lanes is not None,
-        num_warps=4,
+        num_warps=4, **overlap(configs or {}),
     )  # fmt: skip

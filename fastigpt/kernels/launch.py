@@ -1,8 +1,9 @@
 """What all launchers share: the launch configurations, which are data, and the names of dtypes in them.
 
 configs/ holds one JSON file per GPU family, with default.json for the rest. A file maps a kernel's name to rows
-of settings in rising order of "upto"; the first row whose "upto" is at least the size of the work is taken (the last
-row has none). Whoever has the GPU writes these files by measurement: `python -m benchmarks.tune`.
+of settings; the first row is taken whose bounds hold: "upto", the size of the work, and for products "k_upto" and
+"n_upto", inputs and outputs of the layer (the last row has none). Whoever has the GPU writes these files by
+measurement: `python -m benchmarks.tune`.
 """
 
 from __future__ import annotations
@@ -75,18 +76,30 @@ def table(name: str) -> Table:
     return json.loads((path if path.exists() else FOLDER / "default.json").read_text())
 
 
-def settings(configs: Table, kernel: str, size: int, dtype: torch.dtype | None = None) -> dict[str, Any]:
-    """The settings of `kernel` for work of `size` (rows, keys …: see the kernel's launcher), without "upto".
+BOUNDS = ("upto", "k_upto", "n_upto")
+
+
+def settings(
+    configs: Table, kernel: str, size: int, dtype: torch.dtype | None = None, *, k: int = 0, n: int = 0
+) -> dict[str, Any]:
+    """The settings of `kernel` for work of `size` (rows, keys …: see the kernel's launcher), without their bounds. k,
+    n: inputs and outputs of a layer.
 
     Rows are for 16-bit types. Where a table has rows named "<kernel>_float32", float32 takes those: it has no tensor
     cores (TF32 would round), so blocks that the others hold easily would spill registers.
     """
     wide = f"{kernel}_float32"
     name = wide if dtype == torch.float32 and wide in configs else kernel
-    for row in configs[name]:
-        if size <= row.get("upto", size):
-            return {key: value for key, value in row.items() if key != "upto"}
-    raise KeyError(f"the last row of {name!r} must have no 'upto'")
+    row = first_row(configs[name], size, k=k, n=n)
+    return {key: value for key, value in row.items() if key not in BOUNDS}
+
+
+def first_row(rows: list[dict[str, Any]], size: int, *, k: int = 0, n: int = 0) -> dict[str, Any]:
+    """The first row whose bounds hold, with them."""
+    for row in rows:
+        if all(found <= row.get(bound, found) for bound, found in zip(BOUNDS, (size, k, n))):
+            return row
+    raise KeyError("the last row of a table must have no bounds")
 
 
 def expect(condition: bool, message: str) -> None:

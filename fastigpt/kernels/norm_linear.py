@@ -2,12 +2,13 @@
 
 y = norm(x) · gain @ weightᵀ + bias, then an activation, or added to a float32 residual stream, or split into q, k, v,
 which rotary positions turn, with k and v written straight into the cache. The norm's factor is one number per row, so
-it is applied to the products: one pass over x and the weights serves both. One row is a stream of multiply-adds, more
-are a matrix product.
+it is applied to the products: one pass over x and the weights serves both. What a row comes to depends on no other row
+and on no launch configuration: kernels/products.py. Weights are [out, in].
 
-With many rows the layer is bound by arithmetic and cuBLAS is better at it: from `cublas_from` rows of the measured
-configuration on, the product is cuBLAS's, between a kernel for the norm and one for what follows. Weights are [out,
-in], and may be int8 with a scale for each output, which is applied to the products as well.
+With many rows the layer is bound by arithmetic and cuBLAS is better at it: from as many rows on as the measured
+configuration says, the product is cuBLAS's, between a kernel for the norm and one for what follows. How that sums is
+its own affair, so nothing that tokens are drawn from goes there (`exact`). Weights may be int8 with a scale for each
+output, which is applied to the products as well.
 
 The plain twin is in fastigpt/ops/norm_linear.py.
 """
@@ -24,6 +25,7 @@ from fastigpt.kernels.activations import activate, turn
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, expect_contiguous, settings
 from fastigpt.kernels.overlap import begin, overlap
 from fastigpt.kernels.pairs import Activation, Turns
+from fastigpt.kernels.products import FIRST, SLICES, load_gain, load_weights, prefetch_weights, sum_products
 
 
 @triton.jit
@@ -56,93 +58,98 @@ def _norm_linear(
     RESIDUAL: tl.constexpr,
     KV: tl.constexpr,  # columns that are k, and after them v, if those go into a cache; else 0
     TURNED: tl.constexpr,  # columns that rotary positions turn
-    BLOCK_M: tl.constexpr,  # 1: multiply-adds; at least 16: matrix product
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,  # whether the first weights are loaded before the wait
     OVERLAP: tl.constexpr,
 ):
-    begin(OVERLAP)
+    # What no kernel of a pass writes comes before the wait; then the little that is needed at the end, then the rest.
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     has_row = row < rows
     has_column = column < N
-    at_row = row.to(tl.int64)[:, None] * K
-    at_column = column.to(tl.int64)[:, None] * K
-    if BLOCK_M == 1:
-        square = tl.zeros([BLOCK_K], tl.float32)
-        products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        for k0 in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            k = k0 + tl.arange(0, BLOCK_K)
-            inside = k < K
-            w = tl.load(weight + at_column + k[None, :], mask=has_column[:, None] & inside[None, :], other=0.0)
-            h = tl.load(x + tl.program_id(1).to(tl.int64) * K + k, mask=inside, other=0.0).to(tl.float32)
-            if NORM:
-                square += h * h
-                h *= tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
-            products += w.to(tl.float32) * h[None, :]
-        acc = tl.sum(products, axis=1)[None, :]
-        squares = tl.sum(square, axis=0) + tl.zeros([1], tl.float32)
-    else:
-        squares = tl.zeros([BLOCK_M], tl.float32)
-        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for k0 in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-            k = k0 + tl.arange(0, BLOCK_K)
-            inside = k < K
-            w = tl.load(weight + at_column + k[None, :], mask=has_column[:, None] & inside[None, :], other=0.0)
-            h = tl.load(x + at_row + k[None, :], mask=has_row[:, None] & inside[None, :], other=0.0)
-            if NORM:
-                h = h.to(tl.float32)
-                squares += tl.sum(h * h, axis=1)
-                h *= tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)[None, :]
-            if SCALED:  # to whichever of x and out is not the float32 residual stream
-                w = w.to(out.dtype.element_ty if NORM else x.dtype.element_ty)
-            acc = tl.dot(h.to(w.dtype), tl.trans(w), acc, input_precision="ieee")
+    w_first, g_first, shift, factor = 0.0, 0.0, 0.0, 0.0
+    if EARLY:
+        w_first = load_weights(weight, column, has_column, 0, K, FIRST)
+    if OVERLAP and K > SLICES * FIRST:
+        mine = has_column & (tl.program_id(1) == 0)
+        prefetch_weights(weight, column, mine, FIRST if EARLY else 0, K, K // SLICES)
+    if EARLY and NORM:
+        g_first = load_gain(gain, 0, K, FIRST)
+    if BIAS:
+        shift = tl.load(bias + column, mask=has_column, other=0.0).to(tl.float32)
+    if SCALED:
+        factor = tl.load(weight_scale + column, mask=has_column, other=0.0)
+    begin(OVERLAP)
+    OUT: tl.constexpr = N // 2 if ACTIVATION == "gated_silu" else N
+    BLOCK_OUT: tl.constexpr = BLOCK_N * OUT // N
+    output = tl.program_id(0) * BLOCK_OUT + tl.arange(0, BLOCK_OUT)
+    mask = has_row[:, None] & (output < OUT)[None, :]
+    at = row.to(tl.int64)[:, None] * OUT + output[None, :]
+    if KV > 0:
+        first = tl.load(slots + row // window, mask=has_row, other=-1)
+    if RESIDUAL:
+        before = tl.load(out + at, mask=mask, other=0.0)
+    acc, squares = sum_products(
+        x,
+        gain,
+        weight,
+        row,
+        has_row,
+        column,
+        has_column,
+        w_first,
+        g_first,
+        K,
+        NORM,
+        BLOCK_K,
+        STAGES,
+        EARLY,
+        # int8 becomes whichever of x and out is not the float32 residual stream.
+        (out if NORM else x).dtype.element_ty if SCALED else weight.dtype.element_ty,
+    )
     if NORM:
         acc *= tl.rsqrt(squares / K + epsilon)[:, None]
     if SCALED:
-        acc *= tl.load(weight_scale + column, mask=has_column, other=0.0)[None, :]
+        acc *= factor[None, :]
     if BIAS:
-        acc += tl.load(bias + column, mask=has_column, other=0.0).to(tl.float32)[None, :]
+        acc += shift[None, :]
     if TURNED > 0:
         first_column = tl.program_id(0) * BLOCK_N
         acc = turn(acc, row, has_row, first_column, turns, starts, positions, turn_window, turn_lanes, TURNED, HEAD_DIM)
     acc = activate(acc, ACTIVATION)
-    OUT: tl.constexpr = N // 2 if ACTIVATION == "gated_silu" else N
-    if OUT < N:
-        column = tl.program_id(0) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
-        has_column = column < OUT
-
-    mask = has_row[:, None] & has_column[None, :]
     if KV > 0:
         Q: tl.constexpr = N - 2 * KV
         place = (column + (KV - Q % KV) % KV) % KV  # within k or v
-        first = tl.load(slots + row // window, mask=has_row, other=-1)
         slot = first + row % window
         lane_head = (row // window).to(tl.int64)[:, None] * (KV // HEAD_DIM) + (place // HEAD_DIM)[None, :]
-        at = (lane_head * capacity + slot[:, None]) * HEAD_DIM + (place % HEAD_DIM)[None, :]
+        stored_at = (lane_head * capacity + slot[:, None]) * HEAD_DIM + (place % HEAD_DIM)[None, :]
         stored = mask & ((first >= 0) & (slot < capacity))[:, None]
         q_at = row.to(tl.int64)[:, None] * Q + column[None, :]
         is_k = (column >= Q) & (column < Q + KV)
         tl.store(out + q_at, acc.to(out.dtype.element_ty), mask=mask & (column < Q)[None, :])
-        tl.store(k_cache + at, acc.to(k_cache.dtype.element_ty), mask=stored & is_k[None, :])
-        tl.store(v_cache + at, acc.to(v_cache.dtype.element_ty), mask=stored & (column >= Q + KV)[None, :])
+        tl.store(k_cache + stored_at, acc.to(k_cache.dtype.element_ty), mask=stored & is_k[None, :])
+        tl.store(v_cache + stored_at, acc.to(v_cache.dtype.element_ty), mask=stored & (column >= Q + KV)[None, :])
     else:
-        at = row.to(tl.int64)[:, None] * OUT + column[None, :]
         if RESIDUAL:
-            acc += tl.load(out + at, mask=mask, other=0.0)
+            acc += before
         tl.store(out + at, acc.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _norm(x, gain, out, epsilon, K: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr):
+def _norm(x, gain, out, epsilon, K: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr, OVERLAP: tl.constexpr):
     # One row: out = norm(x) · gain in out's dtype.
     at = tl.program_id(0).to(tl.int64) * K
     k = tl.arange(0, BLOCK_K)
+    if NORM:
+        factor = tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+    begin(OVERLAP)
     h = tl.load(x + at + k, mask=k < K, other=0.0).to(tl.float32)
     if NORM:
         h *= tl.rsqrt(tl.sum(h * h, axis=0) / K + epsilon)
-        h *= tl.load(gain + k, mask=k < K, other=0.0).to(tl.float32)
+        h *= factor
     tl.store(out + at + k, h.to(out.dtype.element_ty), mask=k < K)
 
 
@@ -150,9 +157,10 @@ def _norm(x, gain, out, epsilon, K: tl.constexpr, BLOCK_K: tl.constexpr, NORM: t
 def _finish(
     y, weight_scale, bias, out, turns, starts, positions, turn_window, turn_lanes, N: tl.constexpr,
     HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, SCALED: tl.constexpr, BIAS: tl.constexpr, ACTIVATION: tl.constexpr,
-    RESIDUAL: tl.constexpr, TURNED: tl.constexpr,
+    RESIDUAL: tl.constexpr, TURNED: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     # One row of what follows the product y: scale, bias, turning or activation, sum with the residual stream.
+    begin(OVERLAP)
     row = tl.program_id(0) + tl.arange(0, 1)
     OUT: tl.constexpr = N // 2 if ACTIVATION == "gated_silu" else N
     BLOCK_OUT: tl.constexpr = BLOCK_N * OUT // N
@@ -173,8 +181,11 @@ def _finish(
         tl.store(out + at, h.to(out.dtype.element_ty), mask=n < OUT)
 
 
-def rms_norm(x: torch.Tensor, gain: torch.Tensor | None, out: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """norm(x) · gain for x [rows, K], in out's dtype; gain None: only the conversion."""
+def rms_norm(
+    x: torch.Tensor, gain: torch.Tensor | None, out: torch.Tensor, epsilon: float, *, configs: Table | None = None
+) -> torch.Tensor:
+    """norm(x) · gain for x [rows, K], in out's dtype; gain None: only the conversion. configs: say whether launches
+    overlap; None: they do not."""
     expect(x.shape == out.shape and (gain is None or gain.shape == x.shape[1:]), "x, gain and out must fit each other")
     expect_contiguous(x=x, gain=gain, out=out)
     width = x.shape[1]
@@ -182,6 +193,7 @@ def rms_norm(x: torch.Tensor, gain: torch.Tensor | None, out: torch.Tensor, epsi
     _norm[(len(x),)](
         x, x if gain is None else gain, out, epsilon,
         K=width, BLOCK_K=block, NORM=gain is not None, num_warps=4 if block <= 2048 else 8,
+        **overlap(configs or {}),
     )  # fmt: skip
     return out
 
@@ -195,6 +207,7 @@ def finish(
     turns: Turns | None = None,
     activation: Activation | None = None,
     residual: bool = False,
+    configs: Table | None = None,
 ) -> torch.Tensor:
     """What follows a product y [rows, N]: scale, bias, turns, activation, and a store to out or, if `residual`, a sum
     with it."""
@@ -205,7 +218,7 @@ def finish(
         y, _or(weight_scale, y), _or(bias, y), out, *_turning(turns, y), N=width,
         HEAD_DIM=2 if turns is None else turns.head_dim, BLOCK_N=min(2048, triton.next_power_of_2(width)),
         SCALED=weight_scale is not None, BIAS=bias is not None, ACTIVATION=activation, RESIDUAL=residual,
-        TURNED=0 if turns is None else turns.columns, num_warps=4,
+        TURNED=0 if turns is None else turns.columns, num_warps=4, **overlap(configs or {}),
     )  # fmt: skip
     return out
 
@@ -250,6 +263,7 @@ def norm_linear(
     slots: torch.Tensor | None = None,
     window: int = 1,
     scratch: torch.Tensor | None = None,
+    exact: bool = False,
     config: dict[str, Any] | None = None,
 ) -> torch.Tensor:
     """x [rows, K] → out [rows, N], or [rows, N / 2] for "gated_silu", or with kv_cache the queries alone.
@@ -260,8 +274,9 @@ def norm_linear(
     added to. kv_cache: (k, v), each [rows / window, n_kv_head, capacity, head_dim], for the fused projection of q, k
     and v; row r is written to slot slots[r // window] + r % window, unless that is −1 or past the capacity. That always
     takes the kernel, and an 8-bit cache cannot be written from here, for its scale needs a whole head: for either, use
-    `append_kv`. scratch: at least rows · (K + N) of weight's dtype for the way over cuBLAS, so that a captured graph
-    owns its memory; N · K more for an int8 weight, and of the dtype in which products are made.
+    `append_kv`. exact: always the kernel, for what a row comes to there depends on no other. scratch: at least rows ·
+    (K + N) of weight's dtype for the way over cuBLAS, so that a captured graph owns its memory; N · K more for an int8
+    weight, and of the dtype in which products are made.
     """
     rows, width = x.shape
     n = weight.shape[0]
@@ -286,22 +301,20 @@ def norm_linear(
         turns.check(n)
         expect(kv_cache is None or kv_cache[0].shape[3] == turns.head_dim, "turns and cache must have one head_dim")
     head_dim = kv_cache[0].shape[3] if kv_cache else 2 if turns is None else turns.head_dim
-    if config is None and kv_cache is None and uses_cublas(rows, configs):
+    if config is None and not exact and kv_cache is None and uses_cublas(rows, configs):
         return _many_rows(
-            x, weight, out, dtype, gain, weight_scale, bias, epsilon, turns, activation, residual, scratch
+            x, weight, out, dtype, gain, weight_scale, bias, epsilon, turns, activation, residual, scratch, configs
         )
 
     k_cache, v_cache = kv_cache or (out, out)
-    config = config or settings(configs, "norm_linear", rows, dtype)
-    block_m = config["block_m"]
-    block_k = min(config["block_k"], max(16, triton.next_power_of_2(width)))
-    _norm_linear[(triton.cdiv(n, config["block_n"]), triton.cdiv(rows, block_m))](
+    config = config or settings(configs, "norm_linear", rows, dtype, k=width, n=n)
+    _norm_linear[(triton.cdiv(n, config["block_n"]), triton.cdiv(rows, config["block_m"]))](
         x, _or(gain, x), weight, _or(weight_scale, x), _or(bias, x), out, k_cache, v_cache,
         _or(slots, x), *_turning(turns, x), rows, window, k_cache.shape[2] if kv_cache else 0, epsilon,
         K=width, N=n, HEAD_DIM=head_dim, NORM=gain is not None, SCALED=scaled, BIAS=bias is not None,
-        ACTIVATION=activation, RESIDUAL=residual, KV=kv, TURNED=0 if turns is None else turns.columns, BLOCK_M=block_m,
-        BLOCK_N=config["block_n"], BLOCK_K=block_k, STAGES=config["stages"], num_warps=config["warps"],
-        **overlap(configs),
+        ACTIVATION=activation, RESIDUAL=residual, KV=kv, TURNED=0 if turns is None else turns.columns,
+        BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], BLOCK_K=config["block_k"], STAGES=config["stages"],
+        EARLY=config["early"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip
     return out
 
@@ -319,6 +332,7 @@ def _many_rows(
     activation: Activation | None,
     residual: bool,
     scratch: torch.Tensor | None,
+    configs: Table,
 ) -> torch.Tensor:
     rows, width = x.shape
     n = len(weight)
@@ -329,9 +343,10 @@ def _many_rows(
     if weight_scale is not None:  # bfloat16 holds every int8
         weight = scratch[needed : needed + n * width].view(n, width).copy_(weight)
     if gain is not None or x.dtype != dtype:
-        x = rms_norm(x, gain, scratch[: rows * width].view(rows, width), epsilon)
+        x = rms_norm(x, gain, scratch[: rows * width].view(rows, width), epsilon, configs=configs)
     plain = weight_scale is None and bias is None and turns is None and activation is None and not residual
     if plain and out.dtype == dtype:
         return torch.mm(x, weight.T, out=out)
     y = torch.mm(x, weight.T, out=scratch[rows * width : needed].view(rows, n))
-    return finish(y, out, weight_scale=weight_scale, bias=bias, turns=turns, activation=activation, residual=residual)
+    ending: dict[str, Any] = {"turns": turns, "activation": activation, "residual": residual, "configs": configs}
+    return finish(y, out, weight_scale=weight_scale, bias=bias, **ending)

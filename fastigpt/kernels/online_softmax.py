@@ -1,6 +1,8 @@
 """The softmax over keys as it is met block by block, and how the states of two halves become one.
 
 Online softmax: Milakov and Gimelshein 2018, arXiv 1805.02867. A state is (maximum, sum, weighted values), in base 2.
+Every block of keys has one of its own, and these are merged in the order of the keys, whoever made them: what comes out
+depends neither on how many programs share the keys nor on how many queries are beside a query.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import math
 import torch
 import triton
 import triton.language as tl
+
+from fastigpt.kernels.products import dot
 
 LOG2_E = 1.4426950408889634
 
@@ -22,11 +26,17 @@ def finite(m):
 
 @triton.jit
 def merge(m_a, l_a, acc_a, m_b, l_b, acc_b):
-    # Two softmax states over different keys (maximum, sum, weighted values) → the state over both.
+    # Two softmax states over different keys (maximum [W], sum [W, any], weighted values [W, D]) → the state over both.
+    # A state over nothing changes no bit of the other, and which product is fused is said, so that the result depends
+    # on the states alone.
     m = tl.maximum(m_a, m_b)
-    a = tl.exp2(m_a - finite(m))
-    b = tl.exp2(m_b - finite(m))
-    return m, l_a * a + l_b * b, acc_a * a[:, None] + acc_b * b[:, None]
+    a = tl.exp2(m_a - finite(m))[:, None]
+    b = tl.exp2(m_b - finite(m))[:, None]
+    return (
+        m,
+        tl.fma(l_a, tl.broadcast_to(a, l_a.shape), l_b * b),
+        tl.fma(acc_a, tl.broadcast_to(a, acc_a.shape), acc_b * b),
+    )
 
 
 @triton.jit
@@ -47,17 +57,15 @@ def attend_block(
     inside,  # [BLOCK_S, BLOCK_D]: what may be loaded
     allowed,  # [BLOCK_W, BLOCK_S]: which query may look at which key
     ok,  # [BLOCK_S]
-    m,
-    l,
-    acc,
     scale,
     SCALED: tl.constexpr,
     GUARDED: tl.constexpr,  # whether there may be keys that some queries may not look at
 ):
-    # One block of keys and values into the running softmax of BLOCK_W queries.
+    # The softmax state of BLOCK_W queries over one block of keys: [BLOCK_W], [BLOCK_W, 8] (equal columns), [BLOCK_W,
+    # BLOCK_D]. Weights are summed by a product, too: kernels/products.py says why.
     k = tl.load(keys, mask=inside, other=0.0).to(q.dtype)
     v = tl.load(values, mask=inside, other=0.0).to(q.dtype)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = dot(q, tl.trans(k), tl.zeros([q.shape[0], k.shape[0]], tl.float32)) * scale
     if SCALED:
         scores *= tl.load(key_scales, mask=ok, other=0.0)[None, :]
     scores = tl.where(allowed, scores, float("-inf"))
@@ -70,14 +78,13 @@ def attend_block(
     if GUARDED:
         v, broken = guard(v)
         scores = tl.where(allowed & broken[None, :], float("nan"), scores)
-    m_new = tl.maximum(m, tl.max(scores, axis=1))
-    p = tl.exp2(scores - finite(m_new)[:, None])
-    alpha = tl.exp2(m - finite(m_new))
-    l = l * alpha + tl.sum(p, axis=1)
+    m = tl.max(scores, axis=1)
+    p = tl.exp2(scores - finite(m)[:, None])
+    l = dot(p.to(q.dtype), tl.full([k.shape[0], 8], 1.0, q.dtype), tl.zeros([q.shape[0], 8], tl.float32))
     if SCALED:
         p *= value_scale[None, :]
-    acc = tl.dot(p.to(q.dtype), v, acc * alpha[:, None], input_precision="ieee")
-    return m_new, l, acc
+    acc = dot(p.to(q.dtype), v, tl.zeros([q.shape[0], v.shape[1]], tl.float32))
+    return m, l, acc
 
 
 def score_scale(head_dim: int, scale: float | None) -> float:
@@ -85,8 +92,8 @@ def score_scale(head_dim: int, scale: float | None) -> float:
     return LOG2_E * (1 / math.sqrt(head_dim) if scale is None else scale)
 
 
-def part_scratch(splits: int, rows: int, n_head: int, head_dim: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """part_m, part_l, part_acc for `splits` programs per row and head."""
-    shape = (splits, rows, n_head)
+def part_scratch(parts: int, rows: int, n_head: int, head_dim: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """part_m, part_l, part_acc for `parts` softmax states per row and head."""
+    shape = (parts, rows, n_head)
     m, l = (torch.empty(shape, dtype=torch.float32, device=device) for _ in range(2))
     return m, l, torch.empty((*shape, head_dim), dtype=torch.float32, device=device)

@@ -1,7 +1,8 @@
 """Attention of the windows of many lanes to the prefixes they share, each read once for all lanes of its source.
 
 Which lane reads which prefix is data on the device, so that canvases come and go without a launch being compiled or
-captured anew. What comes out is merged into each lane's own softmax by `decode_attention`, whose twin covers both.
+captured anew. What comes out is what each lane's own softmax begins with in `decode_attention`, whose twin covers both:
+one state for each block of keys if several programs share them, else one for all, merged in the same order.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 
 from fastigpt.kernels.launch import SCALED_TYPES, Table, expect_contiguous, padded_head, settings
-from fastigpt.kernels.online_softmax import attend_block, part_scratch, score_scale
+from fastigpt.kernels.online_softmax import attend_block, merge, part_scratch, score_scale
 from fastigpt.kernels.overlap import begin, overlap
 
 
@@ -28,9 +29,9 @@ def _prefix_attention(
     blocks,  # int32 [n_blocks, 3]: source, first row in `order`, number of rows (0: nothing to do)
     order,  # int32 [lanes]: lanes, those of one source side by side
     lengths,  # int32 [sources]
-    part_m,  # float32 [SPLITS, lanes * W, n_head]
+    part_m,  # float32 [blocks of keys, or 1 if SPLITS = 1, lanes * W, n_head]
     part_l,
-    part_acc,  # float32 [SPLITS, lanes * W, n_head, head_dim]
+    part_acc,  # float32 [the same, lanes * W, n_head, head_dim]
     rows_total,
     q_stride,
     capacity,
@@ -63,42 +64,36 @@ def _prefix_attention(
     queries = tl.load(q + q_at, mask=stored[:, None] & in_head[None, :], other=0.0)
 
     length = tl.where(count > 0, tl.load(lengths + source), 0)
-    per_split = tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_S) * BLOCK_S
-    start = split * per_split
-    end = tl.minimum(start + per_split, length)
     base = (source.to(tl.int64) * (HEADS // GROUP) + head // GROUP) * capacity
+    part = row * HEADS + head
+    distance = rows_total.to(tl.int64) * HEADS
+    kept = stored[:, None] & in_head[None, :]
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    l = tl.zeros([BLOCK_M, 8], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for s0 in tl.range(start, end, BLOCK_S, num_stages=STAGES):
-        ok = s0 + s < end
+    for s0 in tl.range(split * BLOCK_S, length, SPLITS * BLOCK_S, num_stages=STAGES):
+        ok = s0 + s < length
         at = base + s0 + s
         inside = ok[:, None] & in_head[None, :]
         allowed = ok[None, :] & stored[:, None]
         at_d = at[:, None] * HEAD_DIM + d[None, :]
-        m, l, acc = attend_block(
-            queries,
-            k + at_d,
-            v + at_d,
-            k_scale + at,
-            v_scale + at,
-            inside,
-            allowed,
-            ok,
-            m,
-            l,
-            acc,
-            scale,
-            SCALED,
-            False,
+        m_b, l_b, acc_b = attend_block(
+            queries, k + at_d, v + at_d, k_scale + at, v_scale + at, inside, allowed, ok, scale, SCALED, False
         )
-    # Read again, past the cache, so that no register holds it during the loop.
-    lane = tl.load(order + (first + r) // window, mask=stored, other=0, cache_modifier=".cg")
-    row = lane.to(tl.int64) * window + (first + r) % window
-    part = (split.to(tl.int64) * rows_total + row) * HEADS + head
-    tl.store(part_m + part, m, mask=stored)
-    tl.store(part_l + part, l, mask=stored)
-    tl.store(part_acc + part[:, None] * HEAD_DIM + d[None, :], acc, mask=stored[:, None] & in_head[None, :])
+        if SPLITS == 1:
+            m, l, acc = merge(m, l, acc, m_b, l_b, acc_b)
+        else:
+            place = part + s0 // BLOCK_S * distance
+            tl.store(part_m + place, m_b, mask=stored)
+            tl.store(part_l + place, tl.max(l_b, axis=1), mask=stored)
+            tl.store(part_acc + place[:, None] * HEAD_DIM + d[None, :], acc_b, mask=kept)
+    if SPLITS == 1:
+        # Read again, past the cache, so that no register holds it during the loop.
+        lane = tl.load(order + (first + r) // window, mask=stored, other=0, cache_modifier=".cg")
+        part = (lane.to(tl.int64) * window + (first + r) % window) * HEADS + head
+        tl.store(part_m + part, m, mask=stored)
+        tl.store(part_l + part, tl.max(l, axis=1), mask=stored)
+        tl.store(part_acc + part[:, None] * HEAD_DIM + d[None, :], acc, mask=kept)
 
 
 @dataclass(frozen=True)
@@ -108,7 +103,7 @@ class Prefix:
 
     lengths: int32 [sources], how much of P is used. source: int32 [lanes], −1: this lane reads none. blocks: int32
     [n_blocks, 3] and order: int32 [lanes], from `plan_prefix`. splits: programs that share the keys of a source and
-    head. part_m, part_l, part_acc: scratch, from `part_scratch`.
+    head; block_s: keys of a softmax state. part_m, part_l, part_acc: scratch, from `part_scratch`.
     """
 
     k: torch.Tensor
@@ -120,6 +115,7 @@ class Prefix:
     blocks: torch.Tensor
     order: torch.Tensor
     block_m: int
+    block_s: int
     splits: int
     part_m: torch.Tensor
     part_l: torch.Tensor
@@ -179,11 +175,12 @@ def make_prefix(
     config = settings(configs, "prefix_attention", rows, dtype)
     # Every source may end in a block that is not full.
     n_blocks = min(sources, lanes) + rows // config["block_m"]
+    parts = 1 if config["splits"] == 1 else triton.cdiv(k.shape[2], config["block_s"])
     prefix = Prefix(
         k, v, k_scale, v_scale, lengths, torch.empty(lanes, dtype=torch.int32, device=device),
         torch.empty((n_blocks, 3), dtype=torch.int32, device=device),
-        torch.zeros(lanes, dtype=torch.int32, device=device), config["block_m"], config["splits"],
-        *part_scratch(config["splits"], rows, n_head, head_dim, device),
+        torch.zeros(lanes, dtype=torch.int32, device=device), config["block_m"], config["block_s"],
+        config["splits"], *part_scratch(parts, rows, n_head, head_dim, device),
     )  # fmt: skip
     prefix.assign(source, window)
     return prefix
@@ -199,6 +196,6 @@ def prefix_attention(q: torch.Tensor, q_stride: int, prefix: Prefix, configs: Ta
         q, prefix.k, prefix.v, k_scale, v_scale, prefix.blocks, prefix.order, prefix.lengths, prefix.part_m,
         prefix.part_l, prefix.part_acc, rows, q_stride, prefix.k.shape[2], window, score_scale(head_dim, scale),
         HEADS=n_head, GROUP=n_head // prefix.k.shape[1], HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim),
-        BLOCK_M=prefix.block_m, BLOCK_S=config["block_s"], SPLITS=prefix.splits, SCALED=scaled,
+        BLOCK_M=prefix.block_m, BLOCK_S=prefix.block_s, SPLITS=prefix.splits, SCALED=scaled,
         STAGES=config["stages"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip

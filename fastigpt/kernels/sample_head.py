@@ -29,37 +29,27 @@ from fastigpt.kernels.canvases import Canvases, Head, Steps
 from fastigpt.kernels.choose_rows import choose_filtered, choose_rows, guess_filtered
 from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
 from fastigpt.kernels.noise import gumbel
-from fastigpt.kernels.norm_linear import norm_linear, uses_cublas
+from fastigpt.kernels.norm_linear import norm_linear
 from fastigpt.kernels.overlap import begin, overlap
+from fastigpt.kernels.products import FIRST, SLICES, load_gain, load_weights, prefetch_weights, sum_products
 
 
 @triton.jit
 def _logits(
-    x, gain, weight, bias, row, ok, token, epsilon,
-    WIDTH: tl.constexpr, TOKENS: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, gain, weight, shift, row, ok, token, w_first, g_first, epsilon,
+    WIDTH: tl.constexpr, TOKENS: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, EARLY: tl.constexpr,
     NORM: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    # Final norm and head for BLOCK_R rows and BLOCK_C tokens; the norm's factor is applied to the products.
-    acc = tl.zeros([BLOCK_R, BLOCK_C], tl.float32)
-    squares = tl.zeros([BLOCK_R], tl.float32)
-    for k0 in range(0, WIDTH, BLOCK_K):
-        k = k0 + tl.arange(0, BLOCK_K)
-        inside = k < WIDTH
-        h = tl.load(x + row[:, None] * WIDTH + k[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
-        w = tl.load(
-            weight + token.to(tl.int64)[:, None] * WIDTH + k[None, :],
-            mask=(token < TOKENS)[:, None] & inside[None, :],
-            other=0.0,
-        )
-        if NORM:
-            squares += tl.sum(h * h, axis=1)
-            h *= tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)[None, :]
-        acc = tl.dot(h.to(w.dtype), tl.trans(w), acc, input_precision="ieee")
+    # Final norm and head for some rows and tokens; the norm's factor is applied to the products.
+    logits, squares = sum_products(
+        x, gain, weight, row, ok, token, token < TOKENS, w_first, g_first, WIDTH, NORM, BLOCK_K, STAGES, EARLY,
+        weight.dtype.element_ty,
+    )  # fmt: skip
     if NORM:
-        acc *= tl.rsqrt(squares / WIDTH + epsilon)[:, None]
+        logits *= tl.rsqrt(squares / WIDTH + epsilon)[:, None]
     if BIAS:
-        acc += tl.load(bias + token, mask=token < TOKENS, other=0.0).to(tl.float32)[None, :]
-    return acc
+        logits += shift[None, :]
+    return logits
 
 
 @triton.jit
@@ -152,26 +142,40 @@ def _sample_head(
     SCORE: tl.constexpr,
     CHOOSE: tl.constexpr,  # False: `choose_rows` does what follows the scores
     ADVANCE: tl.constexpr,  # False: leave the tokens in `chosen` and change nothing else
+    STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    begin(OVERLAP)
     block, tile = tl.program_id(0), tl.program_id(1)
+    token = tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    real = (token < TOKENS)[None, :]
+    w_first, g_first, shift = 0.0, 0.0, 0.0
+    if EARLY:
+        w_first = load_weights(weight, token, token < TOKENS, 0, INNER, FIRST)
+    if OVERLAP:
+        if INNER > SLICES * FIRST:
+            mine = (token < TOKENS) & (block == 0)
+            prefetch_weights(weight, token, mine, FIRST if EARLY else 0, INNER, INNER // SLICES)
+    if EARLY and NORM:
+        g_first = load_gain(gain, 0, INNER, FIRST)
+    if BIAS:
+        shift = tl.load(bias + token, mask=token < TOKENS, other=0.0).to(tl.float32)
+    begin(OVERLAP)
     rows_total = tl.num_programs(0).to(tl.int64) * BLOCK_R
     TILES: tl.constexpr = V // BLOCK_C
     b, j, ok = rows_of(tl.arange(0, BLOCK_R), block, n, W, BLOCK_W, CANVASES)
     row = (block * BLOCK_R).to(tl.int64) + tl.arange(0, BLOCK_R)
     start = tl.load(position + b, mask=ok, other=0)
-    token = tile * BLOCK_C + tl.arange(0, BLOCK_C)
-    real = (token < TOKENS)[None, :]
 
     logits = _logits(
-        hidden, gain, weight, bias, b * W + j, ok, token, epsilon, INNER, TOKENS, BLOCK_R, BLOCK_C, BLOCK_K, NORM, BIAS
-    )
+        hidden, gain, weight, shift, b * W + j, ok, token, w_first, g_first, epsilon, INNER, TOKENS, BLOCK_K, STAGES,
+        EARLY, NORM, BIAS,
+    )  # fmt: skip
     if GUIDED:
-        at = (b + n) * W + j
         without = _logits(
-            hidden, gain, weight, bias, at, ok, token, epsilon, INNER, TOKENS, BLOCK_R, BLOCK_C, BLOCK_K, NORM, BIAS
-        )
+            hidden, gain, weight, shift, (b + n) * W + j, ok, token, w_first, g_first, epsilon, INNER, TOKENS, BLOCK_K,
+            STAGES, EARLY, NORM, BIAS,
+        )  # fmt: skip
         mixed = without + tl.load(scale + b)[:, None] * (logits - without)
         logits = tl.where((tl.load(guided + b) != 0)[:, None], mixed, logits)
     finite = tl.abs(logits) < float("inf")
@@ -250,7 +254,6 @@ class Scratch:
     """Memory of launches for one number of canvases, one window and one set of steps; None where it is not needed."""
 
     hidden: torch.Tensor | None
-    product: torch.Tensor | None
     scores: torch.Tensor | None
     noise: torch.Tensor | None
     part_score: torch.Tensor | None
@@ -271,6 +274,11 @@ def _blocks(n: int, window: int) -> tuple[int, int, int, int]:
     return block_w, canvases, max(16, canvases * block_w), triton.cdiv(n, canvases)
 
 
+def _settings(configs: Table, rows: int, head: Head) -> dict[str, int]:
+    n_tokens, width = head.weight.shape
+    return settings(configs, "sample_head", rows, head.weight.dtype, k=width, n=n_tokens)
+
+
 def _vocabulary(n_tokens: int, config: dict[str, int]) -> tuple[int, int, int]:
     # padded vocabulary, tokens that are filtered at once, tokens of a program
     block = min(config["block_v"], max(16, triton.next_power_of_2(n_tokens)))
@@ -278,9 +286,9 @@ def _vocabulary(n_tokens: int, config: dict[str, int]) -> tuple[int, int, int]:
 
 
 def make_scratch(n: int, window: int, head: Head, steps: Steps, configs: Table) -> Scratch:
-    n_tokens, dtype, device = len(head.weight), head.weight.dtype, head.weight.device
+    n_tokens, device = len(head.weight), head.weight.device
     block_w, _, rows, blocks = _blocks(n, window)
-    padded, _, block_c = _vocabulary(n_tokens, settings(configs, "sample_head", n * window, dtype))
+    padded, _, block_c = _vocabulary(n_tokens, _settings(configs, n * window, head))
     total, tiles = rows * blocks, padded // block_c
 
     def memory(needed: bool, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
@@ -290,10 +298,7 @@ def make_scratch(n: int, window: int, head: Head, steps: Steps, configs: Table) 
     inner = 0 if head.inner_weight is None else len(head.inner_weight)
     filtered, ahead = steps.top_k or steps.top_p, 2 if window > 1 else 1
     return Scratch(
-        hidden=memory(inner > 0, rows_of_head, inner, dtype=dtype),
-        product=memory(
-            inner > 0 and uses_cublas(rows_of_head, configs), rows_of_head * (len(head.gain) + inner), dtype=dtype
-        ),
+        hidden=memory(inner > 0, rows_of_head, inner, dtype=head.weight.dtype),
         scores=memory(filtered, total, padded),
         noise=memory(filtered, ahead, total, padded),
         part_score=memory(not filtered, ahead, total, tiles),
@@ -309,13 +314,14 @@ def make_scratch(n: int, window: int, head: Head, steps: Steps, configs: Table) 
 
 
 def hidden_layer(
-    x: torch.Tensor, head: Head, out: torch.Tensor, configs: Table, scratch: torch.Tensor | None = None
+    x: torch.Tensor, head: Head, out: torch.Tensor, configs: Table, *, exact: bool = False
 ) -> torch.Tensor:
-    """x float32 [rows, width] → out [rows, inner]: final norm and the hidden layer of a head that has one."""
+    """x float32 [rows, width] → out [rows, inner]: final norm and the hidden layer of a head that has one. exact: see
+    `norm_linear`."""
     assert head.inner_weight is not None
     return norm_linear(
         x, head.inner_weight, out, configs=configs, gain=head.gain, bias=head.inner_bias, epsilon=head.epsilon,
-        activation="gelu", scratch=scratch,
+        activation="gelu", exact=exact,
     )  # fmt: skip
 
 
@@ -352,7 +358,7 @@ def sample_head(
         **vars(drawings), **canvases.tensors(),
     )  # fmt: skip
     block_w, per_block, rows, blocks = _blocks(n, window)
-    config = settings(configs, "sample_head", n * window, head.weight.dtype)
+    config = _settings(configs, n * window, head)
     padded, block_v, block_c = _vocabulary(n_tokens, config)
     filtered = steps.top_k or steps.top_p
     apart = filtered and padded > block_v  # filtered in a launch of its own
@@ -369,15 +375,15 @@ def sample_head(
     }  # fmt: skip
     hidden = x
     if s.hidden is not None:
-        hidden = hidden_layer(x, head, s.hidden, configs, s.product)
+        hidden = hidden_layer(x, head, s.hidden, configs, exact=True)
     _sample_head[(blocks, padded // block_c)](
         x, hidden, head.gain, head.weight, x if head.bias is None else head.bias, head.wte, head.wpe, c.canvas,
         c.pass_starts, c.position, c.end, inputs, c.slots, c.offset, c.index, drawings.seed_low, drawings.seed_high,
         drawings.temperature, drawings.top_k, drawings.top_p, drawings.guidance_scale, c.guided, c.scored,
         c.log_likelihood, c.failed, s.scores, s.noise, s.part_score, s.part_token, s.part_max, s.part_sum,
-        s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions,
-        head.epsilon, INNER=inner, NORM=hidden is x, BIAS=head.bias is not None, BLOCK_C=block_c,
-        BLOCK_K=min(config["block_k"], max(16, triton.next_power_of_2(inner))), CHOOSE=not apart, **shared,
+        s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions, head.epsilon, INNER=inner,
+        NORM=hidden is x, BIAS=head.bias is not None, BLOCK_C=block_c, BLOCK_K=config["block_k"],
+        STAGES=config["stages"], EARLY=config["early"], CHOOSE=not apart, **shared,
     )  # fmt: skip
     if apart:
         choose_rows[(blocks, rows // chunk)](

@@ -12,11 +12,12 @@ def by_triton(x: torch.Tensor) -> bool:
 
 
 def launch_configs(x: torch.Tensor) -> launch.Table:
-    """RuntimeError where kernels cannot run."""
+    """RuntimeError where kernels cannot run. Launches of operators are kept apart: what one reads before it waits for
+    the launch before it may be what that writes, where the caller is not our engine."""
     reason = launch.why_unavailable(x.device)
     if reason is not None:
         raise RuntimeError(f"fastigpt's operators cannot run on {x.device}: {reason}")
-    return launch.table(launch.family(x.device))
+    return {**launch.table(launch.family(x.device)), "overlap": [{"launches": False}]}
 
 
 def dtype_name(x: torch.Tensor) -> str:

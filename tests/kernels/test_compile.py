@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import _causal_attention
 from fastigpt.kernels.choose_rows import choose_rows
-from fastigpt.kernels.decode_attention import _decode_attention, heads_of_a_program
+from fastigpt.kernels.decode_attention import WIDEST, _decode_attention, heads_of_a_program
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
 from fastigpt.kernels.prefix_attention import _prefix_attention
@@ -118,13 +118,13 @@ def compiled(function, constants, target, warps, half="*bf16", cache="*bf16", **
 def cases(configs, half):
     """(name, kernel, constants, warps, cache dtype) for every row of a table, with each head dim, computing in `half`:
     "*bf16", or "*fp32"."""
-    wide = half == "*fp32"
+    wide, dtype = half == "*fp32", torch.float32 if half == "*fp32" else torch.bfloat16
 
     def rows(kernel):
         return configs[f"{kernel}_float32" if wide and f"{kernel}_float32" in configs else kernel]
 
     def setting(kernel, size):
-        return launch.settings(configs, kernel, size, torch.float32 if wide else torch.bfloat16)
+        return launch.settings(configs, kernel, size, dtype)
 
     for head_dim, heads in HEADS.items():
         padded = triton.next_power_of_2(head_dim)
@@ -137,11 +137,11 @@ def cases(configs, half):
                          "SCALED": False, "STAGES": c["stages"]}  # fmt: skip
             name = f"prefix_attention {head_dim} m={c['block_m']} splits={c['splits']}"
             yield name, _prefix_attention, constants, c["warps"], half
-        windows = [(1, c, half) for c in rows("decode_attention_1")]
+        windows = [(1, c, half) for c in rows("decode_attention")]
         windows += [(8, c, half) for c in rows("decode_attention")[:1]]
-        windows += [(64, c, half) for c in rows("decode_attention")[-1:] if wide or head_dim == 64]
+        windows += [(64, c, half) for c in rows("decode_attention")[-1:]]
         if head_dim == 64:
-            windows += [(1, c, t) for c in rows("decode_attention_1")[-1:] for t in ("*i8", "*fp8e4nv")]
+            windows += [(1, c, t) for c in rows("decode_attention")[-1:] for t in ("*i8", "*fp8e4nv")]
         windows = [(window, c, cache, shape) for window, c, cache in windows]
         if head_dim in SHARED:
             heads, kv_heads = SHARED[head_dim]
@@ -149,44 +149,49 @@ def cases(configs, half):
             windows += [(w, c, t, fewer) for c in rows("decode_attention") for w in (1, 4) for t in (half, "*i8")]
         for window, c, cache, heads in windows:
             share = heads_of_a_program(heads["GROUP"], window)
-            queries = window * share
-            block_w = 1 if queries == 1 and not c.get("dot") else max(16, triton.next_power_of_2(queries))
+            block_w = min(WIDEST, max(16, triton.next_power_of_2(window * share)))
             constants = {**heads, "SHARE": share, "WINDOW": window, "BLOCK_W": block_w, "BLOCK_S": c["block_s"],
-                         "SPLITS": c["splits"], "PREFIX_SPLITS": 2 if window == 8 else 0, "SCALED": cache != half,
+                         "SPLITS": c["splits"], "PREFIX": c["block_s"] if window == 8 else 0, "SCALED": cache != half,
                          "STAGES": c["stages"]}  # fmt: skip
             name = f"decode_attention {head_dim} W={window} splits={c['splits']} {cache[1:]}"
             name += f" group={heads['GROUP']}" if share > 1 else ""
             yield name, _decode_attention, constants, c["warps"], cache
     heads, width = HEADS[64], WIDTH
     nothing = {"NORM": False, "SCALED": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0}
-    for c in rows("norm_linear"):
-        block = {"BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "BLOCK_K": c["block_k"], "STAGES": c["stages"]}
-        for name, k, n, steps in (
-            ("qkv", width, 3 * width, {"NORM": True, "KV": width}),
-            ("fc", width, 4 * width, {"NORM": True, "ACTIVATION": "quick_gelu", "BIAS": True}),
-            ("out", 4 * width, width, {"RESIDUAL": True}),
-            ("turned", 2048, 3072, {"NORM": True, "KV": 512, "TURNED": 2560}),
-            ("turned 100", 3200, 9600, {"NORM": True, "KV": 3200, "TURNED": 6400, "BIAS": True, "HEAD_DIM": 100}),
-            ("gated", 2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu"}),
-            ("gelu", 2048, 2048, {"NORM": True, "ACTIVATION": "gelu", "BIAS": True}),
-            ("int8", 2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu", "SCALED": True}),
-            ("int8 out", 5632, 2048, {"RESIDUAL": True, "SCALED": True}),
-        ):
+    layers = {
+        "qkv": (width, 3 * width, {"NORM": True, "KV": width}),
+        "fc": (width, 4 * width, {"NORM": True, "ACTIVATION": "quick_gelu", "BIAS": True}),
+        "proj": (width, width, {"RESIDUAL": True}),
+        "out": (4 * width, width, {"RESIDUAL": True}),
+        "large out": (6144, 1536, {"RESIDUAL": True}),
+        "turned": (2048, 3072, {"NORM": True, "KV": 512, "TURNED": 2560}),
+        "turned 104": (3200, 9984, {"NORM": True, "KV": 3328, "TURNED": 6656, "BIAS": True, "HEAD_DIM": 104}),
+        "gated": (2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu"}),
+        "gelu": (2048, 2048, {"NORM": True, "ACTIVATION": "gelu", "BIAS": True}),
+        "int8": (2048, 11264, {"NORM": True, "ACTIVATION": "gated_silu", "SCALED": True}),
+        "int8 out": (5632, 2048, {"RESIDUAL": True, "SCALED": True}),
+    }
+    for name, (k, n, steps) in layers.items():
+        for count in (1, 32, 64, 512) if name in ("qkv", "fc", "proj", "out", "large out") else (1, 512):
+            c = launch.settings(configs, "norm_linear", count, dtype, k=k, n=n)
+            block = {"BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "BLOCK_K": c["block_k"], "STAGES": c["stages"],
+                     "EARLY": c["early"]}  # fmt: skip
             constants = {**nothing, "TURNED": 0, "HEAD_DIM": 64, **steps, "K": k, "N": n, **block}
-            yield f"norm_linear {name} m={c['block_m']}", _norm_linear, constants, c["warps"], half
+            yield f"norm_linear {name} rows={count}", _norm_linear, constants, c["warps"], half
     linear_head = {"WIDTH": width, "INNER": width, "NORM": True, "BIAS": False}
     deep_head = {"WIDTH": 2048, "INNER": 2048, "NORM": False, "BIAS": True, "wpe": None}
     windows = ((1, False), (1, True), (16, True), (32, False))
     heads = [(tokens, linear_head, *window) for tokens in (512, 16384) for window in windows]
     for tokens, head, window, filters in [*heads, *((16384, deep_head, *window) for window in windows[1:])]:
-        c = setting("sample_head", window)
+        c = launch.settings(configs, "sample_head", window, dtype, k=head["INNER"], n=tokens)
         apart = filters and tokens > c["block_v"]
         ends = {"TOKENS": tokens, "V": tokens, "BLOCK_V": min(tokens, c["block_v"]), "W": window,
                 "BLOCK_W": window, "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window),
                 "CHUNK": 4 if apart else 8 if filters else 16, "BLOCK_T": min(32, tokens // c["block_c"]),
                 "BLOCK_E": 256, "GUIDED": filters, "TOP_K": filters, "TOP_P": filters, "SCORE": True,
                 "ADVANCE": True}  # fmt: skip
-        constants = {**ends, **head, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "CHOOSE": not apart}
+        constants = {**ends, **head, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "STAGES": c["stages"],
+                     "EARLY": c["early"], "CHOOSE": not apart}  # fmt: skip
         name = f"{tokens} W={window}{' filters' if filters else ''}{'' if head['NORM'] else ' deep'}"
         yield f"sample_head {name}", _sample_head, constants, c["warps"], half
         if apart:
@@ -237,9 +242,6 @@ def expected_instructions(name, target, half):
         if half == "*fp32":
             return r"\bFFMA"
         return {80: r"\bHMMA", 90: r"\bHGMMA", 100: r"UTCHMMA"}[target.arch]
-    if half == "*fp32" and re.match(r"decode_attention 64 W=(8|64)", name):
-        # Sixteen warps, so that nothing spills at W=64, share blocks of sixteen such keys: eight bytes for each thread.
-        return r"\bLDG(STS)?\.E\S*\.64"
     if name.startswith(("decode_attention", "norm_linear")):
         return r"\b(LDG\.E\.128|LDGSTS\.E\.BYPASS\.128|LDG\.E\.LTC\S*\.128)"
     return None
@@ -272,21 +274,10 @@ def test_every_configuration_compiles_without_spills(family, half, tmp_path, sho
         assert pattern is None or re.search(pattern, code), f"{name} lacks {pattern}"
 
 
-@pytest.mark.parametrize("kernel", [_norm_linear, _decode_attention, _sample_head])
-def test_launches_that_overlap_wait_first(kernel):
-    """Nothing is read before the wait: it stands before the first load of the machine's code."""
-    target, _ = TARGETS["sm90"]
-    todo = [case for case in cases(launch.table("sm90"), "*bf16") if case[1] is kernel]
-    _, _, constants, warps, cache = todo[0]
-    ptx = compiled(kernel, {**constants, "OVERLAP": True}, target, warps, cache=cache, launch_pdl=True).asm["ptx"]
-    waits, launches = ptx.index("griddepcontrol.wait"), ptx.index("griddepcontrol.launch_dependents")
-    assert waits < launches and "ld.global" not in ptx[:waits] and "cp.async" not in ptx[:waits]
-
-
 def test_every_configuration_file_is_complete():
     files = sorted(path.stem for path in launch.FOLDER.glob("*.json"))
     assert {"default", "fixed", "interpreter", "sm90"} <= set(files)
-    wanted = {name: set(rows[0]) - {"upto", "dot"} for name, rows in launch.table("default").items()}
+    wanted = {name: set(rows[0]) - set(launch.BOUNDS) for name, rows in launch.table("default").items()}
     for file in files:
         configs = launch.table(file)
         # float32 linear layers need rows of their own where those for 16 bits spill; the interpreter spills nothing.
@@ -294,15 +285,10 @@ def test_every_configuration_file_is_complete():
         optional = optional if file == "interpreter" else {"norm_linear_float32"}
         assert set(configs) | optional == set(wanted), file
         for kernel, rows in configs.items():
-            sizes = [row["upto"] for row in rows[:-1]]
-            assert sizes == sorted(sizes) and "upto" not in rows[-1], f"{file}: {kernel}"
-            assert all(set(row) - {"upto", "dot"} == wanted[kernel] for row in rows), f"{file}: {kernel}"
-
-
-def test_fixed_configurations_depend_on_no_size_of_a_job():
-    """Only on the head dim, which a model fixes: a row's result is then the same in every batch and window."""
-    for kernel, rows in launch.table("fixed").items():
-        assert kernel.startswith("causal_attention") or len(rows) == 1, kernel
+            sizes = [row.get("upto", float("inf")) for row in rows]
+            assert sizes == sorted(sizes) and not set(rows[-1]) & set(launch.BOUNDS), f"{file}: {kernel}"
+            assert all(set(row) & set(launch.BOUNDS) for row in rows[:-1]), f"{file}: {kernel}"
+            assert all(set(row) - set(launch.BOUNDS) == wanted[kernel] for row in rows), f"{file}: {kernel}"
 
 
 def test_stores_float8_is_what_the_compiler_accepts():

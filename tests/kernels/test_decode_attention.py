@@ -7,7 +7,6 @@ from either_way import device, generator, pytestmark  # noqa: F401
 pytest.importorskip("triton")
 
 from fastigpt.kernels.decode_attention import decode_attention, heads_of_a_program
-from fastigpt.kernels.launch import table
 from fastigpt.kernels.prefix_attention import make_prefix, plan_prefix
 from fastigpt.ops.decode_attention import decode_attention_reference
 from fastigpt.ops.kv_cache import quantize_kv_reference
@@ -15,10 +14,10 @@ from fastigpt.ops.kv_cache import quantize_kv_reference
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
-def config(block_s=16, splits=1, block_m=16, prefix_splits=1, dot=False):
-    row = {"block_s": block_s, "splits": splits, "stages": 1, "warps": 4, "dot": dot}
+def config(block_s=16, splits=1, block_m=16, prefix_splits=1):
+    row = {"block_s": block_s, "splits": splits, "stages": 1, "warps": 4}
     prefix = {"block_m": block_m, "block_s": block_s, "splits": prefix_splits, "stages": 1, "warps": 4}
-    return {"decode_attention_1": [row], "decode_attention": [row], "prefix_attention": [prefix]}
+    return {"decode_attention": [row], "prefix_attention": [prefix]}
 
 
 def draw(generator, device, *shape, dtype=torch.float32):
@@ -223,20 +222,33 @@ def test_scratch_is_left_ready_for_the_next_launch(generator, device):
 
 
 def test_result_of_an_image_does_not_depend_on_its_neighbours_or_the_window(generator, device):
-    """With one configuration for all sizes (and dot products for W = 1 too), bit for bit."""
+    """Nor on how many programs share its keys, bit for bit."""
     k, v = (draw(generator, device, 3, 2, 40, 64) for _ in range(2))
     q = draw(generator, device, 3, 4, 2, 64)
     slots = torch.tensor([3, 30, 11], dtype=torch.int32, device=device)
-    assert all(
-        row["splits"] == 1 for kind in ("", "_1") for row in table("fixed")[f"decode_attention{kind}"]
-    )  # else where the keys are split would depend on the window
-    fixed = config(splits=1, dot=True)
-    together = decode_attention(q, k, v, slots, configs=fixed)
-    alone = decode_attention(q[1:2], k[1:2], v[1:2], slots[1:2], configs=fixed)
-    assert torch.equal(together[1:2], alone)
-    for j in range(q.shape[1]):
-        one = decode_attention(q[:, j : j + 1].contiguous(), k, v, slots + j, configs=fixed)
-        assert torch.equal(one, together[:, j : j + 1])
+    together = decode_attention(q, k, v, slots, configs=config(splits=1))
+    for splits in (1, 2):
+        alone = decode_attention(q[1:2], k[1:2], v[1:2], slots[1:2], configs=config(splits=splits))
+        assert torch.equal(together[1:2], alone)
+        for j in range(q.shape[1]):
+            one = decode_attention(q[:, j : j + 1].contiguous(), k, v, slots + j, configs=config(splits=splits))
+            assert torch.equal(one, together[:, j : j + 1])
+
+
+@pytest.mark.parametrize("splits, prefix_splits", [(1, 1), (2, 3)])
+def test_result_of_an_image_does_not_depend_on_whether_it_shares_its_prefix(generator, device, splits, prefix_splits):
+    """Of a prefix that ends where a block of keys does, bit for bit."""
+    n, heads, head_dim, length = 3, 2, 64, 32
+    q = draw(generator, device, n, 2, heads, head_dim)
+    prefix_k, prefix_v = (draw(generator, device, 1, heads, length, head_dim) for _ in range(2))
+    k, v = (draw(generator, device, n, heads, 40, head_dim) for _ in range(2))
+    slots = torch.tensor([0, 17, 30], dtype=torch.int32, device=device)
+    configs = config(splits=splits, prefix_splits=prefix_splits)
+    lengths = torch.tensor([length], dtype=torch.int32, device=device)
+    prefix = make_prefix(prefix_k, prefix_v, lengths, [0] * n, 2, configs, q.dtype)
+    shared = decode_attention(q, k, v, slots, configs=configs, prefix=prefix)
+    k, v = (torch.cat([x.expand(n, -1, -1, -1), y], 2) for x, y in ((prefix_k, k), (prefix_v, v)))
+    assert torch.equal(shared, decode_attention(q, k, v, slots + length, configs=configs))
 
 
 @pytest.mark.parametrize("window", [1, 4])

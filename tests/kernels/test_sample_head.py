@@ -21,7 +21,7 @@ from fastigpt.sampling import Drawing, Drawings, draw, gumbel_noise
 
 
 def configs(block_c=16, block_v=512):
-    row = {"block_c": block_c, "block_v": block_v, "block_k": 16, "warps": 4}
+    row = {"block_c": block_c, "block_v": block_v, "block_k": 16, "stages": 1, "warps": 4, "early": block_c == 16}
     return {**table("default"), "sample_head": [row], "sample_head_float32": [row]}
 
 

@@ -111,7 +111,7 @@ def test_launches_overlap_only_if_the_tokens_are_the_same(monkeypatch, same):
 
 def test_every_kernel_that_is_tuned_is_compared_with_its_twin(gpu, monkeypatch):
     """One candidate of every row, on small shapes; each is a kernel that the comparison knows."""
-    small = {"WIDTH": 32, "ROWS": (1, 2, 3, 4), "IMAGES": (1, 1, 2), "HEADS": ((1, 16),), "SEQUENCES": (1, 20, 1)}
+    small = {"WIDTHS": (32,), "IMAGES": (1, 1, 2), "HEADS": ((1, 16),), "SEQUENCES": (1, 20, 1)}
     for name, value in small.items():
         monkeypatch.setattr(tune, name, value)
     monkeypatch.setattr(tune.bench_decode_attention, "KEYS", 32)

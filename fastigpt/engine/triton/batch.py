@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import torch
 
-from fastigpt.engine.triton.block import scratch_size
 from fastigpt.engine.triton.cache import Cache, PrefixStore, token_bytes
 from fastigpt.engine.triton.passes import Kind, Passes, Seats
 from fastigpt.engine.triton.sequence import Known, prefill
 from fastigpt.engine.triton.weights import Model
 from fastigpt.job import Request
 from fastigpt.kernels.canvases import Canvases, Steps
+from fastigpt.kernels.decode_attention import keys_of_a_state
 from fastigpt.sampling import Drawings
 
 _SHARED_BYTES = 256e6  # scoring and prefill, and what cuBLAS and the captured graphs keep
@@ -43,15 +43,9 @@ def batch_bytes(model: Model, n: int, guided: bool, widths: Sequence[int]) -> fl
     """Memory of a batch of n slots and its passes of these widths."""
     spec, lanes = model.spec, (2 if guided else 1) * n
     linear = sum(model.sections) + model.sections[0] + spec.block.n_inner
-    head = 0 if spec.head_inner is None else spec.width + 2 * spec.head_inner
+    head = 0 if spec.head_inner is None else spec.head_inner
     row = 4 * spec.width + (linear + head) * model.dtype.itemsize + 12 * spec.n_tokens
-    scratch = sum(scratch_size(model, lanes * width) for width in widths) * model.dtype.itemsize
-    return (
-        _SHARED_BYTES
-        + scratch
-        + (lanes + _places(n)) * _capacity(model) * token_bytes(model)
-        + lanes * sum(widths) * row
-    )
+    return _SHARED_BYTES + (lanes + _places(n)) * _capacity(model) * token_bytes(model) + lanes * sum(widths) * row
 
 
 class Batch:
@@ -131,27 +125,33 @@ class Batch:
 
     def _read(self, known: dict[int, Known]) -> None:
         """Prefills lanes. What several lanes know alike is read once; if it is long, and there is a place for it, it is
-        stored once, else copied."""
+        stored once, else copied. Stored once are whole blocks of keys, and the rest is copied: then what a lane's
+        attention comes to does not depend on whether it shares."""
         store = self.seats.store
         at_least = self.model.configs["shared_prefix"][0]["from_slots"]
+        block = keys_of_a_state(self.model.configs, self.model.dtype)
         alike: dict[object, list[int]] = {}
         for lane, what in known.items():
             alike.setdefault(what.key, []).append(lane)
         own: list[tuple[int, Known]] = []
         common: list[tuple[int, Known]] = []
         copies: list[tuple[int, list[int], int]] = []
+        rests: list[tuple[int, list[int], int, int]] = []
         for key, lanes in alike.items():
             what = known[lanes[0]]
+            shared = what.slots // block * block
             place = store.find(key) if store is not None else None
-            if place is None and store is not None and len(lanes) > 1 and what.slots >= max(1, at_least):
-                place = store.take(key, what.slots)
+            if place is None and store is not None and len(lanes) > 1 and shared >= max(1, at_least):
+                place = store.take(key, shared)
                 common += [] if place is None else [(place, what)]
             for lane in lanes:
                 self._sources[lane] = -1 if place is None else place
                 # The input that scores position p is input p + L − 1, counted from the first of the prefix.
-                self._offset[lane] = 1 - len(what.prefix) if place is None else len(what.tokens)
+                self._offset[lane] = 1 - len(what.prefix) + (0 if place is None else shared)
                 if place is not None and store is not None:
                     store.read(place)
+            if place is not None and shared < what.slots:
+                rests.append((place, lanes, shared, what.slots))
             if place is None and what.slots > 0:
                 own.append((lanes[0], what))
                 copies.append((lanes[0], lanes[1:], what.slots))
@@ -165,6 +165,9 @@ class Batch:
             raise
         for lane, others, slots in copies:
             self.seats.cache.copy(lane, others, slots)
+        if store is not None:
+            for place, lanes, first, end in rests:
+                self.seats.cache.take(store.cache, place, first, end, lanes)
         self.shared |= max(self._sources) >= 0
         lanes = list(known)
         at = self._device(lanes)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from fastigpt.engine.triton.weights import Model
-from fastigpt.kernels.norm_linear import norm_linear, uses_cublas
+from fastigpt.kernels.norm_linear import norm_linear
 
 
 class Attention(Protocol):
@@ -29,15 +29,15 @@ class Attention(Protocol):
 @dataclass(frozen=True)
 class Work:
     """Memory of a block's launches for some number of rows. qkv: [rows, q + k + v], or [rows, q] where k and v go
-    straight into a cache. attended: [rows, q]. inner: [rows, n_inner]. scratch: see `norm_linear`."""
+    straight into a cache. attended: [rows, q]. inner: [rows, n_inner]. exact: see `norm_linear`."""
 
     qkv: torch.Tensor
     attended: torch.Tensor
     inner: torch.Tensor
-    scratch: torch.Tensor | None
+    exact: bool
 
     @classmethod
-    def empty(cls, model: Model, rows: int, *, straight: bool = False, scratch: bool = False) -> Work:
+    def empty(cls, model: Model, rows: int, *, straight: bool = False, exact: bool = False) -> Work:
         inner = model.spec.block.n_inner
 
         def memory(*shape: int) -> torch.Tensor:
@@ -47,23 +47,14 @@ class Work:
             memory(rows, model.sections[0] if straight else sum(model.sections)),
             memory(rows, model.sections[0]),
             memory(rows, inner),
-            memory(scratch_size(model, rows)) if scratch and uses_cublas(rows, model.configs) else None,
+            exact,
         )
-
-
-def scratch_size(model: Model, rows: int) -> int:
-    """Numbers that the linear layers of a block need on their way over cuBLAS, see `norm_linear`."""
-    block = model.blocks[0]
-    return max(
-        rows * sum(layer.weight.shape) + (0 if layer.scale is None else layer.weight.numel())
-        for layer in (block.qkv, block.proj, block.fc, block.out)
-    )
 
 
 def run_block(model: Model, i: int, x: torch.Tensor, work: Work, attention: Attention) -> None:
     """x: float32 [rows, width], the residual stream, in place."""
     block = model.blocks[i]
-    shared: dict[str, Any] = {"configs": model.configs, "epsilon": model.epsilon, "scratch": work.scratch}
+    shared: dict[str, Any] = {"configs": model.configs, "epsilon": model.epsilon, "exact": work.exact}
     options = {**block.qkv.operands, **attention.projection(i), **shared}
     norm_linear(x, block.qkv.weight, work.qkv, gain=block.norm_1, **options)
     if not attention.attend(i, work.qkv, work.attended):

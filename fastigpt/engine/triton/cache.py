@@ -51,14 +51,18 @@ class Cache:
 
     def copy(self, lane: int, others: Sequence[int], slots: int) -> None:
         """The first `slots` slots of a lane into those of others."""
-        if not others or slots <= 0:
-            return
-        to = torch.tensor(others, device=self.model.device)
-        for layer in self._layers:
-            for x in layer:
-                if x is not None:
-                    bytes_or_more = x.view(torch.uint8) if x.dtype.itemsize == 1 else x  # torch indexes no float8
-                    bytes_or_more[to, :, :slots] = bytes_or_more[lane, :, :slots].clone()
+        if others and slots > 0:
+            self.take(self, lane, 0, slots, others)
+
+    def take(self, cache: Cache, lane: int, first: int, end: int, lanes: Sequence[int]) -> None:
+        """Slots first … end − 1 of a lane of `cache`, of the same model, into the first slots of these lanes."""
+        to = torch.tensor(lanes, device=self.model.device)
+        for mine, theirs in zip(self._layers, cache._layers):
+            for x, y in zip(mine, theirs):
+                if x is not None and y is not None:
+                    if x.dtype.itemsize == 1:  # torch indexes no float8
+                        x, y = x.view(torch.uint8), y.view(torch.uint8)
+                    x[to, :, : end - first] = y[lane, :, first:end].clone()
 
     def grow(self, lanes: int) -> None:
         """More lanes; the first keep what they hold. Layer by layer, so that only one is there twice."""

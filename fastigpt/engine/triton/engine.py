@@ -28,8 +28,9 @@ class TritonEngine:
     """bfloat16 (the default), float16 or float32, or int8: the blocks' linear layers with a scale for each output, all
     else in the default. kv_dtype: the same (with int8 the default), or int8 or float8_e4m3fn with scales.
 
-    configs: a table, or the name of a file in kernels/configs; None = the GPU's family. "fixed" has one configuration
-    for all sizes, so that an image's tokens depend neither on the batch nor on the window, bit for bit.
+    configs: a table, or the name of a file in kernels/configs; None = the GPU's family. With any of them an image's
+    tokens depend neither on the batch nor on the window, bit for bit; with "fixed", which has one configuration for all
+    sizes and leaves nothing to cuBLAS, the logits of whole sequences depend on no other sequence either.
     Weights as in ReferenceEngine. Raises ValueError if the device or a dtype cannot be used.
     """
 

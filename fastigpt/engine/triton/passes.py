@@ -13,11 +13,9 @@ from fastigpt.engine.triton.cache import Cache, PrefixStore
 from fastigpt.engine.triton.graphs import capture
 from fastigpt.engine.triton.weights import Model
 from fastigpt.kernels.canvases import Canvases, Steps
-from fastigpt.kernels.decode_attention import decode_attention, decode_settings
+from fastigpt.kernels.decode_attention import attention_scratch, decode_attention
 from fastigpt.kernels.kv_cache import append_kv
 from fastigpt.kernels.launch import SCALED_TYPES
-from fastigpt.kernels.norm_linear import uses_cublas
-from fastigpt.kernels.online_softmax import part_scratch
 from fastigpt.kernels.prefix_attention import Prefix, make_prefix
 from fastigpt.kernels.sample_head import Scratch, make_scratch, sample_head
 
@@ -65,14 +63,15 @@ class Passes:
         n = len(self.seats.canvases.canvas)
         self.lanes = lanes = 2 * n if self.guided else n
         rows, heads = lanes * width, spec.block.n_head
-        # Keys and values go straight into the cache, except where scaling them needs a whole head or cuBLAS made them.
-        self.straight = model.kv_dtype not in SCALED_TYPES and not uses_cublas(rows, model.configs)
+        # Keys and values go straight into the cache, except where scaling them needs a whole head.
+        self.straight = model.kv_dtype not in SCALED_TYPES
         self.x = torch.zeros((rows, spec.width), dtype=torch.float32, device=model.device)
         self.inputs = torch.zeros((n, width), dtype=torch.int32, device=model.device)
-        self.work = Work.empty(model, rows, straight=self.straight, scratch=True)
-        splits = decode_settings(model.configs, lanes, width, heads, spec.block.n_kv_head, model.dtype)["splits"]
-        arrivals = torch.zeros(lanes * heads, dtype=torch.int32, device=model.device)
-        self.attention_scratch = (*part_scratch(splits, rows, heads, model.head_dim, model.device), arrivals)
+        self.work = Work.empty(model, rows, straight=self.straight, exact=True)
+        self.attention_scratch = attention_scratch(
+            lanes, width, heads, spec.block.n_kv_head, model.head_dim, self.seats.cache.capacity, model.dtype,
+            model.configs, model.device,
+        )  # fmt: skip
         # Input j of a window stands where token j − 1 of it does; the last element of a prefix scores the first token.
         self.turns = model.turns_at(spec.position_row(0, 1), self.seats.canvases.position, width)
         self.head_scratch: dict[Steps, Scratch] = {}
@@ -148,7 +147,7 @@ class Passes:
             q = qkv.view(shape)
         else:
             q, new_k, new_v = model.split(qkv, self.lanes)
-            append_kv(new_k, new_v, k, v, slots, k_scale, v_scale)
+            append_kv(new_k, new_v, k, v, slots, k_scale, v_scale, configs=model.configs)
         decode_attention(
             q, k, v, slots, configs=model.configs, k_scale=k_scale, v_scale=v_scale, scale=model.scale,
             prefix=self.prefixes[i] if self.reads_shared else None, out=out.view(shape),

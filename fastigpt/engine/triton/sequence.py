@@ -62,7 +62,8 @@ def _run(
     """x [B, T, width], which begins with n_prefix elements of a prefix, through `n_layer` blocks, in place."""
     rows = x.view(-1, x.shape[-1])
     first = model.spec.position_row(0, n_prefix)
-    work = Work.empty(model, len(rows))
+    # What goes into a cache is what tokens are drawn from.
+    work = Work.empty(model, len(rows), exact=cache is not None)
     attention = _Whole(model, len(x), x.shape[1], first, cache, lanes)
     for i in range(n_layer):
         run_block(model, i, rows, work, attention)
