@@ -135,7 +135,7 @@ def _decode_attention(
     part = row * HEADS + head
     mask = in_window[:, None] & in_head[None, :]
     out_at = part[:, None] * HEAD_DIM + d[None, :]
-    distance = rows_total.to(tl.int64) * HEADS
+    distance = tl.cast(rows_total, tl.int64) * HEADS
 
     first = tl.load(slots + lane, cache_modifier=".cg")
     queries = tl.load(q + (row * q_stride + head * HEAD_DIM)[:, None] + d[None, :], mask=mask, other=0.0)

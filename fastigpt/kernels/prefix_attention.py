@@ -66,7 +66,7 @@ def _prefix_attention(
     length = tl.where(count > 0, tl.load(lengths + source), 0)
     base = (source.to(tl.int64) * (HEADS // GROUP) + head // GROUP) * capacity
     part = row * HEADS + head
-    distance = rows_total.to(tl.int64) * HEADS
+    distance = tl.cast(rows_total, tl.int64) * HEADS
     kept = stored[:, None] & in_head[None, :]
     m = tl.full([BLOCK_M], float("-inf"), tl.float32)
     l = tl.zeros([BLOCK_M, 8], tl.float32)

@@ -213,7 +213,7 @@ def _sample_head(
         else:
             windows = tl.reshape(score, [BLOCK_R // BLOCK_W, BLOCK_W, BLOCK_C])
             last = (tl.arange(0, BLOCK_W) == W - 1)[None, :, None]
-            last_score = tl.sum(tl.where(last, windows, 0.0), axis=1)[:, None, :]
+            last_score = tl.max(tl.where(last, windows, float("-inf")), axis=1)[:, None, :]
             of_last = tl.reshape(
                 tl.broadcast_to(last_score, [BLOCK_R // BLOCK_W, BLOCK_W, BLOCK_C]), [BLOCK_R, BLOCK_C]
             )

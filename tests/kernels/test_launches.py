@@ -7,6 +7,7 @@ needs too much shared memory is refused as there.
 """
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -38,8 +39,13 @@ SHARED = {90: 232448, 86: 101376, 89: 1024}  # bytes of shared memory a block ma
 class Compiling:
     """As much of a Triton driver as a launch needs."""
 
+    runs: ClassVar[
+        list[str]
+    ] = []  # launches since the last was made: compiled kernels are kept, with the driver they began with
+
     def __init__(self, arch: int) -> None:
-        self.target, self.launched, self.runs = GPUTarget("cuda", arch, 32), [], []
+        self.target, self.launched = GPUTarget("cuda", arch, 32), []
+        self.runs.clear()
         self.utils = SimpleNamespace(
             get_device_properties=lambda device: {"max_shared_mem": SHARED[arch]},
             load_binary=lambda *about: (1, 1, 0, 0, 1024),

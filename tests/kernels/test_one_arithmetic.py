@@ -26,15 +26,15 @@ FAMILIES = {"sm80": "default", "sm90": "sm90", "sm100": "default"}  # a target, 
 def arithmetic(made, tmp_path):
     """What a result can depend on in a compiled kernel: the matrix instructions of the machine's code, the layouts of
     their operands (how sums of sixteen are grouped), and the floating-point operations there are."""
-    graph = made.asm["ttgir"]
+    graph, ptx = made.asm["ttgir"], made.asm["ptx"]
     layouts = re.findall(r"nvidia_mma<\{versionMajor = (\d), versionMinor = \d, .*?instrShape = \[([\d, ]+)\]", graph)
     grouped = re.findall(r"#ttg\.dot_op<\{opIdx = (\d), parent = #\w+, kWidth = (\d)\}>", graph)
     path = tmp_path / "kernel.cubin"
     path.write_bytes(made.asm["cubin"])
     code = subprocess.run([TOOLS / "nvdisasm", path], capture_output=True, text=True, check=True).stdout
-    kinds = re.findall(
-        r"\b((?:fma|mul|add|sub|div|rcp|rsqrt|sqrt|ex2|max|min|cvt)\.[\w.]*f(?:32|16)\b)", made.asm["ptx"]
-    )
+    kinds = re.findall(r"\b((?:fma|mul|add|sub|div|rcp|rsqrt|sqrt|ex2|max|min|cvt)\.[\w.]*f(?:32|16)(?:x2)?)\b", ptx)
+    # Two at once are each what one is, and these are rounded to nearest where nothing is said.
+    kinds = [re.sub(r"(?<=f32)x2$", "", re.sub(r"^(fma|mul|add|sub)\.rn\.", r"\1.", kind)) for kind in kinds]
     return {
         "instructions": set(re.findall(r"\b(?:[HIQ]MMA|HGMMA|UTC\w*MMA)\S*", code)),
         "layouts": {(version, tuple(shape.split(", "))[-2:]) for version, shape in layouts},
