@@ -70,7 +70,7 @@ def _norm_linear(
     row = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     has_row = row < rows
     has_column = column < N
-    w_first, g_first, shift, factor = 0.0, 0.0, 0.0, 0.0
+    w_first, g_first = 0.0, 0.0
     if EARLY:
         w_first = load_weights(weight, column, has_column, 0, K, FIRST)
     if OVERLAP and K > SLICES * FIRST:
