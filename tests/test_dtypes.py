@@ -9,6 +9,8 @@ from fastigpt import _C
 SIZES = {
     "n_layer": 1,
     "n_head": 1,
+    "n_kv_head": 1,
+    "head_dim": 4,
     "width": 4,
     "n_inner": 4,
     "n_positions": 4,
@@ -16,6 +18,9 @@ SIZES = {
     "n_tokens": 3,
     "n_prefix_tokens": 1,
     "prefix_length": 1,
+    "positions": "learned",
+    "mlp": "quick_gelu",
+    "head_inner": None,
 }
 
 

@@ -1,4 +1,4 @@
-"""Llama's blocks: the reference engine is held to transformers' LlamaModel, the portable engine to the reference."""
+"""Llama's blocks: the reference engine is held to transformers' LlamaModel, engines with a cache to the reference."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from canvases import N, alone, finish, mixed_requests
-from conftest import CACHED
+from conftest import RUN_LLAMA
 from llama_blocks import LLAMA, llama, llama_weights
 from transformers import LlamaConfig, LlamaModel
 
-from fastigpt.engine.choose import as_device, build, choose
-from fastigpt.engine.cpu import CpuEngine
+from fastigpt.engine.blocks import require, why_unsupported
+from fastigpt.engine.choose import BACKENDS, as_device, build, choose
 from fastigpt.overflow import OverflowWatch, cannot_overflow
 from fastigpt.spec import BlockSpec, ModelSpec
 
@@ -28,6 +28,15 @@ SHAPES = {
         for dim in (64, 96, 100, 128)
     },
 }
+
+
+RUNNING = [name for name in RUN_LLAMA if name != "reference"]
+
+
+@pytest.fixture(params=RUNNING)
+def running(request: pytest.FixtureRequest) -> str:
+    """Every engine with a cache that runs these blocks here."""
+    return request.param
 
 
 @pytest.fixture(params=SHAPES)
@@ -83,9 +92,9 @@ def test_the_reference_equals_transformers_llama(spec):
     assert (ours - theirs).abs().max() <= 1e-4 and theirs.std() > 0.3
 
 
-def test_the_portable_engine_equals_the_reference(spec):
+def test_engines_with_a_cache_equal_the_reference(spec, running):
     tokens, prefix = tokens_and_prefix(spec)
-    truth, tested = llama("reference", spec), llama("portable", spec)
+    truth, tested = llama("reference", spec), llama(running, spec, dtype="float32")
     assert (tested.logits(tokens, prefix) - truth.logits(tokens, prefix)).abs().max() <= 1e-4
     for layer in range(spec.n_layer + 1):
         assert (tested.hidden(tokens, layer, prefix) - truth.hidden(tokens, layer, prefix)).abs().max() <= 1e-4
@@ -101,11 +110,11 @@ def test_rotary_positions_are_exact_in_half_precision(dtype):
     assert (ours - truth).norm() <= 3e-2 * truth.norm()
 
 
-def test_a_position_whose_cosine_and_sine_are_zero_is_looked_at_like_any_other_of_its_kind():
+def test_a_position_whose_cosine_and_sine_are_zero_is_looked_at_like_any_other_of_its_kind(running):
     """As LlamaGen's condition: its key is zero, so it gets the score 0 from whoever looks."""
     weights = llama_weights()
     weights["rotary"][: LLAMA.prefix_length] = 0
-    engines = [build(LLAMA, weights, backend=name, device="cpu") for name in ("reference", "portable")]
+    engines = [build(LLAMA, weights, backend=name, device="cpu", dtype="float32") for name in ("reference", running)]
     tokens, prefix = tokens_and_prefix(LLAMA)
     swapped = prefix[:, [1, 0, 2]]  # all score alike, so their order is not seen but by the last, which looks at itself
     first, again = (engine.logits(tokens, prefix) for engine in engines)
@@ -116,9 +125,9 @@ def test_a_position_whose_cosine_and_sine_are_zero_is_looked_at_like_any_other_o
 
 
 @pytest.mark.parametrize("window", [1, 4, "auto"])
-def test_prefixes_of_many_lengths_share_a_batch(window):
+def test_prefixes_of_many_lengths_share_a_batch(window, running):
     """Among them guided canvases whose negative prefix is of another length than their own."""
-    truth, tested = llama("reference"), llama("portable")
+    truth, tested = llama("reference"), llama(running, dtype="float32")
     given = mixed_requests(truth, 8, seed=12)
     wanted = [
         replace(
@@ -134,12 +143,12 @@ def test_prefixes_of_many_lengths_share_a_batch(window):
         assert torch.equal(finish(session, session.add(wanted)).tokens, expected)
 
 
-def test_a_smaller_model_of_the_same_canvas_drafts():
-    truth, tested = llama("reference"), llama("portable")
+def test_a_smaller_model_of_the_same_canvas_drafts(running):
+    truth, tested = llama("reference"), llama(running, dtype="float32")
     smaller = replace(LLAMA, n_layer=1, block=replace(LLAMA.block, n_kv_head=4), head_inner=None)
     wanted = mixed_requests(tested, 6, seed=3)
     expected = torch.cat([alone(truth, request).tokens for request in wanted])
-    for draft in (tested, llama("portable", smaller)):
+    for draft in (tested, llama(running, smaller, dtype="float32")):
         with closing(tested.open(6, window=4, draft=draft)) as session:
             found = finish(session, session.add(wanted))
             assert torch.equal(found.tokens, expected)
@@ -150,7 +159,7 @@ def test_a_smaller_model_of_the_same_canvas_drafts():
 # --- who runs them -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", [name for name in CACHED if name != "portable"])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if why_unsupported(name, LLAMA)])
 @pytest.mark.parametrize(
     ("change", "what"),
     [
@@ -164,16 +173,11 @@ def test_a_smaller_model_of_the_same_canvas_drafts():
 def test_engines_without_the_arithmetic_refuse_and_say_which_does(backend, change, what):
     spec = replace(LLAMA, **change)
     with pytest.raises(ValueError, match=f"the {backend} engine does not run {what}.* yet; backend='portable' does"):
-        build(spec, llama_weights(spec), backend=backend, device="cpu")
-
-
-def test_an_engine_that_is_made_directly_refuses_as_well():
-    with pytest.raises(ValueError, match="rotary"):
-        CpuEngine(LLAMA, llama_weights())
+        require(backend, spec)
 
 
 def test_auto_chooses_one_that_can():
-    assert build(LLAMA, llama_weights(), device="cpu").name == "portable" == choose(as_device("cpu"), LLAMA)
+    assert build(LLAMA, llama_weights(), device="cpu").name == "cpu" == choose(as_device("cpu"), LLAMA)
 
 
 # --- overflow ----------------------------------------------------------------------------------------------------

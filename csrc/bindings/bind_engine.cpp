@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <optional>
@@ -48,16 +49,32 @@ void check_ids(const char* name, const Ids& ids, std::initializer_list<py::ssize
                                                  ", found " + std::to_string(p[i])));
 }
 
-std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int width, int n_inner, int n_positions, int columns,
-                                     int n_tokens, int n_prefix_tokens, int prefix_length, float epsilon,
-                                     const std::string& weights, const std::string& cache, const std::string& isa,
-                                     int threads) {
-  const ModelShape shape{n_layer,  n_head,          width,         n_inner, n_positions,
-                         n_tokens, n_prefix_tokens, prefix_length, epsilon, columns};
-  for (int size : {n_layer, n_head, width, n_inner, n_positions, columns, n_tokens, n_prefix_tokens, prefix_length})
+// Which of the two names this is.
+bool second(const char* what, const std::string& name, const char* one, const char* two) {
+  if (name != one && name != two)
+    throw std::invalid_argument(text(what, std::string("must be ") + one + " or " + two + ", not '" + name + "'"));
+  return name == two;
+}
+
+std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int n_kv_head, int head_dim, int width, int n_inner,
+                                     int n_positions, int columns, int n_tokens, int n_prefix_tokens, int prefix_length,
+                                     float epsilon, const std::string& positions, const std::string& mlp,
+                                     std::optional<int> head_inner, const std::string& weights,
+                                     const std::string& cache, const std::string& isa, int threads) {
+  ModelShape shape{n_layer,     n_head,   n_kv_head,       head_dim,      width,  n_inner,
+                   n_positions, n_tokens, n_prefix_tokens, prefix_length, epsilon};
+  shape.columns = columns;
+  shape.positions = second("positions", positions, "learned", "rotary") ? Positions::rotary : Positions::learned;
+  shape.mlp = second("mlp", mlp, "quick_gelu", "gated_silu") ? Mlp::gated_silu : Mlp::quick_gelu;
+  shape.head_inner = head_inner.value_or(0);
+  for (int size : {n_layer, n_head, n_kv_head, head_dim, width, n_inner, n_positions, columns, n_tokens,
+                   n_prefix_tokens, prefix_length, head_inner.value_or(1)})
     if (size < 1 || size > (1 << 24))
       throw std::invalid_argument("model sizes must be from 1 to 2^24, found " + std::to_string(size));
-  if (width % n_head) throw std::invalid_argument("n_head must divide the width");
+  if (int64_t(n_head) * head_dim > (1 << 24)) throw std::invalid_argument("n_head · head_dim must be at most 2^24");
+  if (n_head % n_kv_head) throw std::invalid_argument("n_kv_head must divide n_head");
+  if (shape.positions == Positions::rotary && head_dim % 2)
+    throw std::invalid_argument("head_dim must be even where positions are rotary, not " + std::to_string(head_dim));
   if (threads < 1 || threads > kMaxThreads)
     throw std::invalid_argument("threads must be from 1 to " + std::to_string(kMaxThreads) + ", found " +
                                 std::to_string(threads));
@@ -65,13 +82,35 @@ std::shared_ptr<CpuModel> make_model(int n_layer, int n_head, int width, int n_i
                                     threads);
 }
 
-void load(CpuModel& model, const std::string& name, const Floats& tensor) {
-  const float* data = tensor.data();
+// A float32 is finite, or a bfloat16's bits, if not all bits of the exponent are set.
+template <class Bits>
+bool all_finite(const void* data, size_t count, Bits exponent) {
+  const auto bytes = static_cast<const uint8_t*>(data);
+  bool finite = true;
+  for (size_t i = 0; i < count; ++i) {
+    Bits bits;
+    std::memcpy(&bits, bytes + i * sizeof bits, sizeof bits);
+    finite &= (bits & exponent) != exponent;
+  }
+  return finite;
+}
+
+void load(CpuModel& model, const std::string& name, const py::array& tensor) {
+  const bool half = py::isinstance<py::array_t<uint16_t>>(tensor);
+  if (!half && !py::isinstance<py::array_t<float>>(tensor))
+    throw py::type_error(name + " must be float32, or bfloat16 as uint16");
+  if (!(tensor.flags() & py::array::c_style)) throw std::invalid_argument(name + " must be contiguous");
+  const void* data = tensor.data();
   const size_t count = size_t(tensor.size());
+  // Whoever is the last to hold the numbers may be a session, without the GIL.
+  const std::shared_ptr<const void> owner(new py::object(tensor), [](const void* held) {
+    py::gil_scoped_acquire gil;
+    delete static_cast<const py::object*>(held);
+  });
   py::gil_scoped_release release;
-  for (size_t i = 0; i < count; ++i)
-    if (!std::isfinite(data[i])) throw std::invalid_argument(name + " holds a number that is not finite");
-  model.load(name, data, count);
+  if (!(half ? all_finite(data, count, uint16_t(0x7f80)) : all_finite(data, count, uint32_t(0x7f800000))))
+    throw std::invalid_argument(name + " holds a number that is not finite");
+  model.load(name, data, half ? DType::bf16 : DType::f32, count, owner);
 }
 
 Floats score(const CpuModel& model, const Ids& tokens, const Ids& prefix, int layer) {
@@ -210,11 +249,13 @@ DrawSettings draw_settings(uint64_t seed, double temperature, int top_k, double 
 void bind_engine(py::module_& m) {
   py::class_<CpuModel, std::shared_ptr<CpuModel>>(m, "CpuModel",
                                                   "A token-by-token image model packed for one instruction set.")
-      .def(py::init(&make_model), py::kw_only(), py::arg("n_layer"), py::arg("n_head"), py::arg("width"),
-           py::arg("n_inner"), py::arg("n_positions"), py::arg("columns"), py::arg("n_tokens"),
-           py::arg("n_prefix_tokens"), py::arg("prefix_length"), py::arg("epsilon"), py::arg("weights"),
-           py::arg("cache"), py::arg("isa"), py::arg("threads"))
-      .def("load", &load, py::arg("name"), py::arg("tensor").noconvert(), "Takes one tensor, float32.")
+      .def(py::init(&make_model), py::kw_only(), py::arg("n_layer"), py::arg("n_head"), py::arg("n_kv_head"),
+           py::arg("head_dim"), py::arg("width"), py::arg("n_inner"), py::arg("n_positions"), py::arg("columns"),
+           py::arg("n_tokens"), py::arg("n_prefix_tokens"), py::arg("prefix_length"), py::arg("epsilon"),
+           py::arg("positions"), py::arg("mlp"), py::arg("head_inner"), py::arg("weights"), py::arg("cache"),
+           py::arg("isa"), py::arg("threads"))
+      .def("load", &load, py::arg("name"), py::arg("tensor"),
+           "Takes one tensor, float32 or the bits of bfloat16 in uint16. Embeddings are read where they lie.")
       .def("check_complete", &CpuModel::check_complete)
       .def("score", &score, py::arg("tokens").noconvert(), py::arg("prefix").noconvert(), py::arg("layer"),
            "Logits float32 [batch, length, n_tokens] (layer = −1), or normed hidden states after `layer` blocks.")

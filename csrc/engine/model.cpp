@@ -1,4 +1,4 @@
-// The memory of a model, and the pass through all layers.
+// The memory of a model, and whole sequences through it.
 #include "engine/model.h"
 
 #include <algorithm>
@@ -7,29 +7,17 @@
 
 #include "runtime/fork.h"
 
-#ifdef FASTIGPT_PROFILE
-#include <chrono>
-#endif
-
 namespace fastigpt {
+namespace {
 
-#ifdef FASTIGPT_PROFILE
-// Seconds that thread 0 spent in each phase; for profiling builds only (csrc/tests/bench_pass.cpp).
-double profile_seconds[8];
-static std::chrono::steady_clock::time_point profile_last;
-static void profile(int phase, int thread) {
-  if (thread) return;
-  const auto now = std::chrono::steady_clock::now();
-  if (phase >= 0) profile_seconds[phase] += std::chrono::duration<double>(now - profile_last).count();
-  profile_last = now;
-}
-#define PHASE(number) profile(number, thread)
-#else
-#define PHASE(number)
-#endif
+// The head is a few hundredths of the weights at most, and nothing after it averages its errors out: int8 models keep
+// it in bfloat16.
+DType head_dtype(DType weights) { return weights == DType::i8 ? DType::bf16 : weights; }
+
+}  // namespace
 
 KvCache::KvCache(const ModelShape& model, DType dtype, int lanes, int slots)
-    : shape{dtype, model.head_dim()}, n_head(model.n_head), lanes(lanes), slots(int(round_up(slots, kKeyBlock))) {
+    : shape{dtype, model.head_dim}, n_head(model.n_kv_head), lanes(lanes), slots(int(round_up(slots, kKeyBlock))) {
   head_bytes = round_up(shape.head_bytes(this->slots), 64);
   memory = Buffer(head_bytes * n_head * lanes * model.n_layer);
 }
@@ -37,12 +25,14 @@ KvCache::KvCache(const ModelShape& model, DType dtype, int lanes, int slots)
 Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, DType weights, CacheShape cache, int rows,
                      int slots, int threads)
     : rows(rows), thread(threads), tickets(new std::atomic<int>[shape.n_layer]()) {
-  const size_t d = round_up(shape.width, 32), f = round_up(shape.n_inner, 32), n = size_t(rows);
+  const size_t d = round_up(shape.width, 32), q = round_up(shape.query_width(), 32), f = round_up(shape.n_inner, 32);
+  const size_t n = size_t(rows);
   x_stride = d;
-  qkv_stride = round_up(3 * size_t(shape.width), 32);
+  qkv_stride = round_up(shape.query_width() + 2 * shape.key_width(), 32);
+  attn_stride = q;
   inner_stride = f;
   logits_stride = round_up(shape.n_tokens, 64);
-  const size_t widest = std::max(d, f);
+  const size_t widest = std::max({d, q, f});
   x = Buffer(n * x_stride * 4);
   qkv = Buffer(n * qkv_stride * 4);
   logits = Buffer(n * logits_stride * 4);
@@ -51,15 +41,20 @@ Workspace::Workspace(const ModelShape& shape, const Kernels& kernels, DType weig
   normed_scale = Buffer(n * 4);
   normed = {rows_memory.as<>(), widest * 4, normed_scale.as<float>()};
   if (weights == DType::i8) {
-    attn = Buffer(n * d * 4);
+    attn = Buffer(n * q * 4);
     inner = Buffer(n * f * 4);
     attn_out = inner_out = Rows{};
   } else {
     const size_t bytes = kernels.activation_bytes(weights);
-    attn_rows = Buffer(n * d * bytes);
+    attn_rows = Buffer(n * q * bytes);
     inner_rows = Buffer(n * f * bytes);
-    attn_out = {attn_rows.as<>(), d * bytes, nullptr};
+    attn_out = {attn_rows.as<>(), q * bytes, nullptr};
     inner_out = {inner_rows.as<>(), f * bytes, nullptr};
+  }
+  if (shape.head_inner > 0) {
+    const size_t stride = round_up(shape.head_inner, 32) * kernels.activation_bytes(head_dtype(weights));
+    head_rows = Buffer(n * stride);
+    head_out = {head_rows.as<>(), stride, nullptr};
   }
   for (auto& t : thread) {
     t.normed_memory = Buffer(kSmallPass * widest * 4);
@@ -75,26 +70,27 @@ ModelImpl::ModelImpl(const ModelShape& shape, DType weights, DType cache, Isa is
     : shape(shape), weights(weights), cache(cache), kernels(kernels_for(isa)), pool(threads), layers(shape.n_layer) {
   check_dtype("weights", weights, {DType::f32, DType::bf16, DType::i8});
   check_dtype("cache", cache, {DType::f32, DType::bf16, DType::i8});
-  if (weights == DType::i8 && std::max(shape.width, shape.n_inner) > 65000)
+  if (weights == DType::i8 && std::max({shape.width, shape.query_width(), shape.n_inner}) > 65000)
     throw std::invalid_argument("int8 layers read at most 65000 inputs: their sums are 32 bits");
-  const int d = shape.width, f = shape.n_inner;
+  const int d = shape.width;
   size_t bytes = 0;
-  auto shape_linear = [&](PackedLinear& p, int in, int out, DType dtype) {
+  auto shape_linear = [&](PackedLinear& p, int in, std::vector<int> order, DType dtype) {
+    p.order = std::move(order);
     p.view.dtype = dtype;
     p.view.in = in;
-    p.view.out = out;
+    p.view.out = int(p.order.size());
     p.view.groups = (in + group_size(dtype) - 1) / group_size(dtype);
     p.view.data = nullptr;
     bytes += round_up(p.view.panels() * p.view.panel_bytes(), 64);
   };
   for (auto& w : layers) {
-    shape_linear(w.qkv, d, 3 * d, weights);
-    shape_linear(w.proj, d, d, weights);
-    shape_linear(w.fc, d, f, weights);
-    shape_linear(w.out, f, d, weights);
+    shape_linear(w.qkv, d, qkv_order(shape), weights);
+    shape_linear(w.proj, shape.query_width(), plain_order(d), weights);
+    shape_linear(w.fc, d, fc_order(shape), weights);
+    shape_linear(w.out, shape.n_inner, plain_order(d), weights);
   }
-  // 1/300 of the weights, and nothing after it averages its errors out: int8 models keep a bfloat16 head.
-  shape_linear(head, d, shape.n_tokens, weights == DType::i8 ? DType::bf16 : weights);
+  if (shape.head_inner > 0) shape_linear(head_fc, d, plain_order(shape.head_inner), head_dtype(weights));
+  shape_linear(head, shape.head_inner > 0 ? shape.head_inner : d, plain_order(shape.n_tokens), head_dtype(weights));
   // One piece of memory, in the order a pass reads it, so that it lies in huge pages.
   linear_memory = Buffer(bytes);
   uint8_t* at = linear_memory.as<>();
@@ -103,6 +99,7 @@ ModelImpl::ModelImpl(const ModelShape& shape, DType weights, DType cache, Isa is
     at += round_up(p.view.panels() * p.view.panel_bytes(), 64);
   };
   for (auto& w : layers) place(w.qkv), place(w.proj), place(w.fc), place(w.out);
+  if (shape.head_inner > 0) place(head_fc);
   place(head);
 }
 
@@ -127,185 +124,6 @@ void ModelImpl::keep_turn_statistics(const TurnStatistics& statistics) const {
   turn_statistics_ = statistics;
 }
 
-void ModelImpl::begin(Pass& pass) const {
-  for (int i = 0; i < pass.n_layer; ++i) pass.ws->tickets[i].store(0, std::memory_order_relaxed);
-}
-
-Rows ModelImpl::norm(const Pass& pass, int thread, const float* gain, DType dtype) const {
-  Workspace& ws = *pass.ws;
-  const int rows = pass.rows(), threads = pool.size();
-  const bool alone = rows <= kSmallPass;
-  const Rows out = alone ? ws.thread[thread].normed : ws.normed;
-  const int first = alone ? 0 : rows * thread / threads, last = alone ? rows : rows * (thread + 1) / threads;
-  const float* x = ws.x.as<float>() + first * ws.x_stride;
-  if (dtype == DType::i8) {
-    float* floats = ws.thread[thread].floats.as<float>();
-    for (int r = first; r < last; ++r, x += ws.x_stride) {
-      kernels.norm_floats(x, ws.x_stride, gain, shape.epsilon, 1, shape.width, floats, ws.x_stride);
-      kernels.quantize_rows(floats, ws.x_stride, 1, shape.width, out.from(r));
-    }
-  } else {
-    kernels.norm(x, ws.x_stride, gain, shape.epsilon, last - first, shape.width, dtype, out.from(first));
-  }
-  if (!alone) pool.barrier();
-  return out;
-}
-
-Rows ModelImpl::quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const {
-  Workspace& ws = *pass.ws;
-  const int rows = pass.rows(), threads = pool.size();
-  const bool alone = rows <= kSmallPass;
-  const Rows out = alone ? ws.thread[thread].normed : ws.normed;
-  const int first = alone ? 0 : rows * thread / threads, last = alone ? rows : rows * (thread + 1) / threads;
-  kernels.quantize_rows(floats + first * stride, stride, last - first, width, out.from(first));
-  if (!alone) pool.barrier();
-  return out;
-}
-
-void ModelImpl::linear(const PackedLinear& layer, Rows in, const Pass& pass, int thread, const LinearOut& out,
-                       const PackedLinear* next) const {
-  const int threads = pool.size(), panels = layer.view.panels();
-  const int first = int(int64_t(panels) * thread / threads), last = int(int64_t(panels) * (thread + 1) / threads);
-  const uint8_t* after = nullptr;
-  if (next)
-    after = next->view.data + size_t(int64_t(next->view.panels()) * thread / threads) * next->view.panel_bytes();
-  kernels.linear(layer.view, in, pass.rows(), first, last, out, after);
-}
-
-// The keys and values that this thread has computed go into the caches before the threads meet. int8: a head's last
-// thread has not seen all of it, so attention() does this.
-void ModelImpl::put_keys_and_values(const Pass& pass, int layer, int thread) const {
-  const int threads = pool.size(), panels = layers[layer].qkv.view.panels(), d = shape.head_dim(), width = shape.width;
-  const int first = int(int64_t(panels) * thread / threads) * kPanel;
-  const int last = std::min(int(int64_t(panels) * (thread + 1) / threads) * kPanel, 3 * width);
-  for (int column = std::max(first, width); column < last;) {
-    const int head = column % width / d, start = column / width * width + head * d, end = std::min(last, start + d);
-    const auto put = column < 2 * width ? kernels.put_key : kernels.put_value;
-    for (size_t i = 0; i < pass.stretches.size(); ++i) {
-      const Stretch& s = pass.stretches[i];
-      const HeadCache cache = s.own->at(layer, s.lane, head);
-      const float* from = pass.ws->qkv.as<float>() + pass.first_row[i] * pass.ws->qkv_stride + start;
-      for (int j = 0; j < s.count; ++j, from += pass.ws->qkv_stride)
-        put(cache_shape(), cache, s.slot + j - s.begin, from, column - start, end - start);
-    }
-    column = end;
-  }
-}
-
-void ModelImpl::attention(const Pass& pass, int layer, int thread) const {
-  Workspace& ws = *pass.ws;
-  const int d = shape.head_dim(), heads = shape.n_head, stretches = int(pass.stretches.size()), threads = pool.size();
-  const size_t element = ws.attn_out.data ? kernels.activation_bytes(weights) : 0;
-  // Heads outside, sequences inside: those that share a prefix find the head's part of it in the processor's cache.
-  const int tasks = heads * stretches;
-  auto keys_of = [&](int task) {
-    const Stretch& s = pass.stretches[task % stretches];
-    return (s.prefix ? s.prefix->at(layer, s.prefix_lane, task / stretches)
-                     : s.own->at(layer, s.lane, task / stretches))
-        .k;
-  };
-  // Queries [from, to) of a task.
-  auto attend = [&](int task, int from, int to, const uint8_t* next) {
-    const int head = task / stretches;
-    const Stretch& s = pass.stretches[task % stretches];
-    const int row = pass.first_row[task % stretches] + from;
-    Attend job;
-    job.shape = cache_shape();
-    job.own = s.own->at(layer, s.lane, head);
-    job.prefix = s.prefix ? s.prefix->at(layer, s.prefix_lane, head) : job.own;
-    job.begin = s.begin;
-    job.slot = s.slot + from;
-    job.count = to - from;
-    job.q = ws.qkv.as<float>() + row * ws.qkv_stride + head * d;
-    job.qkv_stride = ws.qkv_stride;
-    job.out_floats = ws.attn.as<float>() ? ws.attn.as<float>() + row * ws.x_stride + head * d : nullptr;
-    job.out_stride = ws.x_stride;
-    job.out_rows = ws.attn_out;
-    if (element) job.out_rows.data += row * ws.attn_out.stride + head * d * element;
-    job.out_dtype = weights;
-    job.scratch = ws.thread[thread].attend.as<>();
-    job.next = next ? next : job.own.v;
-    if (cache == DType::i8)
-      for (int i = 0; i < job.count; ++i) {
-        const float* q = job.q + i * ws.qkv_stride;
-        kernels.put_key(job.shape, job.own, job.slot + i - job.begin, q + shape.width, 0, d);
-        kernels.put_value(job.shape, job.own, job.slot + i - job.begin, q + 2 * shape.width, 0, d);
-      }
-    kernels.attend(job);
-  };
-  if (tasks < kFewTasks * threads && cache != DType::i8) {
-    // Each thread gets as many queries as the others, counted head by head.
-    const int queries = heads * pass.rows();
-    const int first = int(int64_t(queries) * thread / threads), last = int(int64_t(queries) * (thread + 1) / threads);
-    for (int task = 0, at = 0; at < last; ++task) {
-      const int count = pass.stretches[task % stretches].count;
-      if (at + count > first)
-        attend(task, std::max(first - at, 0), std::min(last - at, count),
-               task + 1 < tasks ? keys_of(task + 1) : nullptr);
-      at += count;
-    }
-    return;
-  }
-  auto draw_ticket = [&] { return ws.tickets[layer].fetch_add(1, std::memory_order_relaxed); };
-  for (int task = draw_ticket(); task < tasks; task = draw_ticket())
-    attend(task, 0, pass.stretches[task % stretches].count, task + threads < tasks ? keys_of(task + threads) : nullptr);
-}
-
-void ModelImpl::run(const Pass& pass, int thread) const {
-  Workspace& ws = *pass.ws;
-  const int rows = pass.rows(), threads = pool.size();
-  const size_t d = ws.x_stride;
-  for (int r = rows * thread / threads; r < rows * (thread + 1) / threads; ++r) {
-    float* x = ws.x.as<float>() + r * d;
-    for (size_t i = 0; i < d; ++i) x[i] = pass.inputs[r].embedding[i] + pass.inputs[r].position[i];
-  }
-  pool.barrier();
-  PHASE(-1);
-  const bool i8 = weights == DType::i8;
-  const LinearOut to_qkv{Sink::store, ws.qkv.as<float>(), ws.qkv_stride, {}, weights};
-  const LinearOut to_x{Sink::add, ws.x.as<float>(), ws.x_stride, {}, weights};
-  const LinearOut to_inner{Sink::gelu, ws.inner.as<float>(), ws.inner_stride, ws.inner_out, weights};
-  for (int i = 0; i < pass.n_layer; ++i) {
-    const LayerWeights& w = layers[i];
-    Rows h = norm(pass, thread, w.norm_1.as<float>(), weights);
-    PHASE(0);
-    linear(w.qkv, h, pass, thread, to_qkv, &w.proj);
-    if (cache != DType::i8) put_keys_and_values(pass, i, thread);
-    pool.barrier();
-    PHASE(1);
-    attention(pass, i, thread);
-    pool.barrier();
-    PHASE(2);
-    h = i8 ? quantize(pass, thread, ws.attn.as<float>(), ws.x_stride, shape.width) : ws.attn_out;
-    linear(w.proj, h, pass, thread, to_x, &w.fc);
-    pool.barrier();
-    PHASE(3);
-    h = norm(pass, thread, w.norm_2.as<float>(), weights);
-    PHASE(0);
-    linear(w.fc, h, pass, thread, to_inner, &w.out);
-    pool.barrier();
-    PHASE(4);
-    h = i8 ? quantize(pass, thread, ws.inner.as<float>(), ws.inner_stride, shape.n_inner) : ws.inner_out;
-    linear(w.out, h, pass, thread, to_x, i + 1 < pass.n_layer ? &layers[i + 1].qkv : &head);
-    pool.barrier();
-    PHASE(5);
-  }
-  if (pass.logits) {
-    const Rows h = norm(pass, thread, last_norm.as<float>(), head.view.dtype);
-    linear(head, h, pass, thread, {Sink::store, ws.logits.as<float>(), ws.logits_stride, {}, weights}, &layers[0].qkv);
-    pool.barrier();
-    PHASE(6);
-  }
-  if (pass.hidden) {
-    const float* gain = pass.n_layer == shape.n_layer ? last_norm.as<float>() : layers[pass.n_layer].norm_1.as<float>();
-    float* floats = ws.thread[thread].floats.as<float>();
-    for (int r = rows * thread / threads; r < rows * (thread + 1) / threads; ++r) {
-      kernels.norm_floats(ws.x.as<float>() + r * d, d, gain, shape.epsilon, 1, shape.width, floats, d);
-      std::memcpy(pass.hidden + size_t(r) * shape.width, floats, shape.width * sizeof(float));
-    }
-  }
-}
-
 // --- CpuModel ---------------------------------------------------------------------------------------------------------
 
 CpuModel::CpuModel(const ModelShape& shape, DType weights, DType cache, Isa isa, int threads)
@@ -321,7 +139,7 @@ size_t CpuModel::weight_bytes() const { return impl_->linear_memory.size(); }
 size_t CpuModel::cache_bytes(int slots) const {
   const ModelShape& s = impl_->shape;
   const CacheShape cache = impl_->cache_shape();
-  return round_up(cache.head_bytes(int(round_up(slots, kKeyBlock))), 64) * s.n_head * s.n_layer;
+  return round_up(cache.head_bytes(int(round_up(slots, kKeyBlock))), 64) * s.n_kv_head * s.n_layer;
 }
 
 void CpuModel::score(const int64_t* tokens, int batch, int length, const int64_t* prefix, int prefix_length, int layer,

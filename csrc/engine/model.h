@@ -17,7 +17,7 @@
 
 namespace fastigpt {
 
-// Keys and values of `lanes` sequences of `slots` slots (a multiple of 16), [layer][lane][head].
+// Keys and values of `lanes` sequences of `slots` slots (a multiple of 16), [layer][lane][head of keys].
 struct KvCache {
   KvCache() = default;
   KvCache(const ModelShape& model, DType dtype, int lanes, int slots);
@@ -41,8 +41,9 @@ struct Stretch {
 };
 
 struct Input {
-  const float* embedding;  // row
-  const float* position;   // row
+  const uint8_t* embedding;  // row
+  DType dtype;               // of it, f32 or bf16
+  const float* position;     // row: a vector that is added, or the cosine and sine of each pair of a head
 };
 
 // Activations for up to `rows` tokens, and the scratch of each thread.
@@ -50,10 +51,11 @@ struct Workspace {
   Workspace(const ModelShape& shape, const Kernels& kernels, DType weights, CacheShape cache, int rows, int slots,
             int threads);
   int rows;
-  size_t x_stride, qkv_stride, inner_stride, logits_stride;  // floats
-  Buffer x, qkv, attn, inner, logits, rows_memory, attn_rows, inner_rows;
+  size_t x_stride, qkv_stride, attn_stride, inner_stride, logits_stride;  // floats
+  Buffer x, qkv, attn, inner, logits, rows_memory, attn_rows, inner_rows, head_rows;
   Rows normed;               // activations for the next linear layer, shared
   Rows attn_out, inner_out;  // in the format of the next layer; data null: floats, to be quantised
+  Rows head_out;             // of the head's hidden layer, if it has one
   struct PerThread {
     Buffer normed_memory, normed_scale, floats, attend, scores;
     Rows normed;  // for small passes, which every thread norms for itself
@@ -86,22 +88,23 @@ struct ModelImpl {
   DType weights, cache;
   const Kernels& kernels;
   mutable SpinningPool pool;
-  Buffer prefix_embedding, token_embedding, positions, last_norm;
-  PackedLinear head;
+  Table prefix_embedding, token_embedding;
+  Buffer positions, last_norm;
+  PackedLinear head_fc, head;
   Buffer linear_memory;
   std::vector<LayerWeights> layers;
-  size_t width() const { return round_up(shape.width, 32); }  // of a padded row
+  // Of a row of the table of positions.
+  int position_width() const { return shape.positions == Positions::rotary ? shape.head_dim : shape.width; }
+  const float* position(int row) const { return positions.as<float>() + size_t(row) * position_width(); }
 
   // Element `at` of a prefix of `length`, and the input that scores canvas position `at` ≥ 1.
   Input prefix(int64_t id, int at, int length) const {
-    return {prefix_embedding.as<float>() + id * width(),
-            positions.as<float>() + (at + shape.prefix_length - length) * width()};
+    return {prefix_embedding.row(id), prefix_embedding.dtype, position(at + shape.prefix_length - length)};
   }
   Input token(int64_t id, int at) const {
-    return {token_embedding.as<float>() + id * width(),
-            positions.as<float>() + (at + shape.prefix_length - 1) * width()};
+    return {token_embedding.row(id), token_embedding.dtype, position(at + shape.prefix_length - 1)};
   }
-  CacheShape cache_shape() const { return {cache, shape.head_dim()}; }
+  CacheShape cache_shape() const { return {cache, shape.head_dim}; }
 
   // What jobs with so many sequences have found out about windows.
   WindowStatistics window_statistics(int sequences) const;
@@ -121,11 +124,12 @@ struct ModelImpl {
   mutable std::map<int, WindowStatistics> statistics_;  // under BriefLock, and so is the next
   mutable TurnStatistics turn_statistics_;
 
+  void embed(const Input& input, float* x) const;
   Rows norm(const Pass& pass, int thread, const float* gain, DType dtype) const;
   Rows quantize(const Pass& pass, int thread, const float* floats, size_t stride, int width) const;
   void linear(const PackedLinear& layer, Rows in, const Pass& pass, int thread, const LinearOut& out,
               const PackedLinear* next) const;
-  void put_keys_and_values(const Pass& pass, int layer, int thread) const;
+  void turn_and_put(const Pass& pass, int layer, int thread) const;
   void attention(const Pass& pass, int layer, int thread) const;
 };
 

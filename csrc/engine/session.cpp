@@ -42,10 +42,29 @@ SessionImpl::SessionImpl(const ModelImpl& model, int capacity, int window)
   decode.inputs.reserve(ws.rows);
 }
 
+// A model may read prompts that are much longer than those people write: with room for any, most of a cache would never
+// be used.
 KvCache& SessionImpl::cache_of(int sequence) {
   KvCache& cache = caches[sequence];
-  if (!cache.memory) cache = KvCache(model.shape, model.cache, capacity, model.shape.context());
-  return cache;
+  const int wanted = int(longest[sequence]) + n_positions - 1;
+  if (cache.slots >= wanted) return cache;
+  KvCache larger(model.shape, model.cache, capacity, wanted);
+  for (int i = 0; i < capacity; ++i)
+    if (slots[i].ready && cache.memory) carry(cache, i, larger, i, sequence);
+  return cache = std::move(larger);
+}
+
+// What slot `from_slot` has read before its position.
+void SessionImpl::carry(const KvCache& from, int from_slot, const KvCache& to, int to_slot, int s) const {
+  const Slot& slot = slots[from_slot];
+  if (s >= slot.sequences) return;
+  const int inputs = slot.sequence[s].offset() + slot.position - slot.sequence[s].begin;
+  if (inputs <= 0) return;
+  const int count = int(round_up(inputs, kKeyBlock)), threads = model.pool.size();
+  model.pool.run([&](int thread) {
+    for (int layer = thread; layer < model.shape.n_layer; layer += threads)
+      copy_blocks(from, from_slot, 0, to, to_slot, 0, count, layer);
+  });
 }
 
 std::vector<int> SessionImpl::free_slots(size_t count) const {
@@ -74,6 +93,7 @@ void SessionImpl::put(int which, const CanvasRequest& request) {
   slot.sequences = request.settings.guided ? 2 : 1;
   slot.sequence[0].prefix = request.prefix;
   slot.sequence[1].prefix = request.negative;
+  for (int s = 0; s < slot.sequences; ++s) longest[s] = std::max(longest[s], slot.sequence[s].prefix.size());
   const size_t at = size_t(which) * n_positions;
   std::copy_n(request.tokens, n_positions, tokens.begin() + at);
   std::fill_n(pass_starts.begin() + at, n_positions, 0);
@@ -194,19 +214,8 @@ void SessionImpl::copy(int from, int to, uint64_t index) {
     std::copy_n(bytes->begin() + size_t(from) * n_positions, n_positions, bytes->begin() + size_t(to) * n_positions);
   std::copy_n(tokens_of(from), n_positions, tokens_of(to));
   std::copy_n(guesses_of(from), n_positions, guesses_of(to));
-  const Slot& slot = slots[from];
-  for (int s = 0; s < slot.sequences; ++s) {
-    const KvCache& cache = caches[s];
-    if (!cache.memory) continue;
-    const Sequence& sequence = slot.sequence[s];
-    const int inputs = sequence.offset() + slot.position - sequence.begin;
-    if (inputs <= 0) continue;
-    const int count = int(round_up(inputs, kKeyBlock)), threads = model.pool.size();
-    model.pool.run([&](int thread) {
-      for (int layer = thread; layer < model.shape.n_layer; layer += threads)
-        copy_blocks(cache, from, 0, cache, to, 0, count, layer);
-    });
-  }
+  for (int s = 0; s < 2; ++s)
+    if (caches[s].memory) carry(caches[s], from, caches[s], to, s);
   if (draft) draft->copy(from, to, index);
 }
 

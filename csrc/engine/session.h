@@ -70,10 +70,11 @@ struct SessionImpl {
 
   // session_step.cpp: passes.
   void step(double seconds);
+  bool turn_stands() const;
   bool choose_turn();
   double key_bytes(const Slot& slot, int sequence) const;
   void end_turn();
-  void pass_of_turn(WindowTuner* tuner);
+  double pass_of_turn(WindowTuner* tuner);
   void pass(const int* slots, int count, WindowTuner* tuner);
   void pass_in_parts(const std::vector<int>& slots);
   void draw_row(const Slot& slot, int which, int j, FilterScratch& filter, float* scores);
@@ -87,7 +88,8 @@ struct SessionImpl {
   int64_t* tokens_of(int slot) { return tokens.data() + size_t(slot) * n_positions; }
   int32_t* guesses_of(int slot) { return guesses.data() + size_t(slot) * n_positions; }
   bool known(int slot, int position) const { return known_[size_t(slot) * n_positions + position]; }
-  KvCache& cache_of(int sequence);  // lanes of all slots
+  KvCache& cache_of(int sequence);  // lanes of all slots, for the longest prefix that has come
+  void carry(const KvCache& from, int from_slot, const KvCache& to, int to_slot, int sequence) const;
 
   const ModelImpl& model;
   const int capacity, n_positions;
@@ -97,7 +99,8 @@ struct SessionImpl {
   std::vector<uint8_t> known_, pass_starts, kinds;  // kinds: of the guesses
   std::vector<int32_t> guesses;                     // decided tokens, then the last draws and guesses
   Guesser guesser;
-  KvCache caches[2];  // one lane for each slot; the second appears with the first guided canvas
+  KvCache caches[2];           // one lane for each slot; the second appears with the first guided canvas
+  size_t longest[2] = {1, 1};  // prefix that has come
   std::map<std::vector<int64_t>, std::weak_ptr<const SharedPrefix>> prefixes;
   std::map<int, WindowTuner> tuners;  // by the number of sequences, in powers of two
   std::vector<int> turn;              // slots that draw at present

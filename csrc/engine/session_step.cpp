@@ -161,17 +161,16 @@ bool SessionImpl::decide(int which, WindowTuner* tuner) {
 // of zero, whoever comes to stand before it.
 void SessionImpl::clear(int which, int from, int until) {
   const Slot& slot = slots[which];
-  const std::vector<float> zero(model.shape.head_dim());
+  const std::vector<float> zero(model.shape.head_dim);
   for (int s = 0; s < slot.sequences; ++s) {
     const Sequence& sequence = slot.sequence[s];
     for (int at = std::max(sequence.offset() + from, sequence.begin); at < sequence.offset() + until; ++at)
       for (int layer = 0; layer < model.shape.n_layer; ++layer)
-        for (int head = 0; head < model.shape.n_head; ++head) {
+        for (int head = 0; head < model.shape.n_kv_head; ++head) {
           const HeadCache cache = caches[s].at(layer, which, head);
-          model.kernels.put_key(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0,
-                                model.shape.head_dim());
+          model.kernels.put_key(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0, model.shape.head_dim);
           model.kernels.put_value(model.cache_shape(), cache, at - sequence.begin, zero.data(), 0,
-                                  model.shape.head_dim());
+                                  model.shape.head_dim);
         }
   }
 }
@@ -235,9 +234,25 @@ WindowTuner& SessionImpl::tuner_for(int sequences) {
       .first->second;
 }
 
+// Whether choose_turn() would choose the same canvases again: all of them have something to draw, and nobody waits for
+// a place that is free.
+bool SessionImpl::turn_stands() const {
+  if (turn_wanted == 0 || turn.empty()) return false;
+  int sequences = 0;
+  for (int i : turn) {
+    if (!slots[i].working()) return false;
+    sequences += slots[i].sequences;
+  }
+  if (sequences != turn_sequences) return false;  // a slot of the turn holds another canvas now
+  const bool full = !turn_of_all && size_t(sequences) >= turn_wanted;
+  return full ||
+         size_t(std::count_if(slots.begin(), slots.end(), [](const Slot& s) { return s.working(); })) == turn.size();
+}
+
 // Whose turn it is: those that have waited longest, as many as the tuner says. Places of canvases that are done are
 // filled at once. Returns whether there is anything to draw.
 bool SessionImpl::choose_turn() {
+  if (turn_stands()) return true;
   turn.erase(std::remove_if(turn.begin(), turn.end(), [&](int i) { return !slots[i].working(); }), turn.end());
   std::vector<uint8_t> drawing(capacity);
   for (int i : turn) drawing[i] = true;
@@ -273,7 +288,7 @@ double SessionImpl::key_bytes(const Slot& slot, int s) const {
   const Sequence& sequence = slot.sequence[s];
   const CacheShape shape = model.cache_shape();
   const int inputs = sequence.offset() + slot.position - sequence.begin + 1;
-  return double(model.shape.n_layer) * model.shape.n_head * (shape.k_bytes(inputs) + shape.v_bytes(inputs));
+  return double(model.shape.n_layer) * model.shape.n_kv_head * (shape.k_bytes(inputs) + shape.v_bytes(inputs));
 }
 
 void SessionImpl::end_turn() {
@@ -285,17 +300,17 @@ void SessionImpl::end_turn() {
 }
 
 void SessionImpl::step(double seconds) {
-  const auto started = Clock::now();
+  double spent = 0;
   while (choose_turn()) {
-    const auto pass_started = Clock::now();
     WindowTuner* tuner = fixed_window ? nullptr : &tuner_for(turn_sequences);
-    pass_of_turn(tuner);
+    const double passed = pass_of_turn(tuner);
+    spent += passed;
     turn_tokens += kept;
-    turn_seconds += since(pass_started);
+    turn_seconds += passed;
     turn_measured &= !tuner || !tuner->trying();
     const bool finished = std::any_of(turn.begin(), turn.end(), [&](int i) { return !slots[i].working(); });
     if (turn_seconds >= turn_tuner.statistics().seconds) end_turn();
-    if (finished || since(started) >= seconds) break;
+    if (finished || spent >= seconds) break;
   }
   if (!draft && std::none_of(slots.begin(), slots.end(), [](const Slot& slot) { return slot.working(); })) {
     for (const auto& [bucket, known] : tuners) model.keep_window_statistics(bucket, known.statistics());
@@ -303,7 +318,8 @@ void SessionImpl::step(double seconds) {
   }
 }
 
-void SessionImpl::pass_of_turn(WindowTuner* tuner) {
+// Returns the seconds it took.
+double SessionImpl::pass_of_turn(WindowTuner* tuner) {
   const auto started = Clock::now();
   const int planned = tuner ? tuner->plan() : fixed_window;
   // A draft's guesses are all of one kind, and their number must be known beforehand.
@@ -345,9 +361,11 @@ void SessionImpl::pass_of_turn(WindowTuner* tuner) {
   // Known tokens and the end of the canvas change widths: a pass of quite another width than planned says nothing about
   // it.
   const bool as_planned = 4 * std::abs(scored - planned * drawing) <= planned * drawing;
+  const double seconds = since(started);
   if (tuner && warm && (!planned || as_planned))
-    tuner->passed(planned ? planned : double(scored) / drawing, double(kept) / drawing, since(started), planned > 0);
+    tuner->passed(planned ? planned : double(scored) / drawing, double(kept) / drawing, seconds, planned > 0);
   warm = true;
+  return seconds;
 }
 
 // One pass of all canvases; positions and tokens stay as they are, so that the next one does the same work.

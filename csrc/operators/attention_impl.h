@@ -316,21 +316,22 @@ template <class P>
 void attend_as(const Attend& job) {
   const CacheShape shape = job.shape;
   const int d = shape.head_dim, dim = shape.value_dim();
-  const int slots = (job.slot + job.count + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+  const auto seen_by = [&](int query) { return job.slot + (job.first + query) / job.group + 1; };  // keys
+  const int slots = (seen_by(job.count - 1) + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
   const AttendScratch scratch = scratch_at(job.scratch, shape, slots);
   const float q_scale = 1.0f / __builtin_sqrtf(float(d));
   const HeadCache* heads[2] = {&job.prefix, &job.own};
   for (int first = 0; first < job.count; first += kMaxQueries) {
     const int queries = job.count - first < kMaxQueries ? job.count - first : kMaxQueries;
-    const int seen = job.slot + first + queries;  // keys that the last query of this tile sees
-    const int padded = (seen + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
+    const int padded = (seen_by(first + queries - 1) + kKeyBlock - 1) / kKeyBlock * kKeyBlock;
     const Segment segments[2] = {{&job.prefix, 0, job.begin / kKeyBlock},
                                  {&job.own, job.begin / kKeyBlock, (padded - job.begin) / kKeyBlock}};
     Planes<P> q[kMaxQueries], w[kMaxQueries];
     float inverse[kMaxQueries];
     for (int i = 0; i < queries; ++i) {
       float* padded_q = scratch.out + i * dim;
-      const float* from = job.q + (first + i) * job.qkv_stride;
+      const int query = job.first + first + i;
+      const float* from = job.q + query / job.group * job.qkv_stride + query % job.group * d;
       float largest = 0;
       for (int j = 0; j < d; ++j) padded_q[j] = from[j] * q_scale;
       for (int j = d; j < dim; ++j) padded_q[j] = 0;
@@ -350,20 +351,19 @@ void attend_as(const Attend& job) {
                                         scores + i * size_t(slots), slots);
     }
     for (int i = 0; i < queries; ++i)
-      inverse[i] =
-          softmax<P>(scratch.scores + i * size_t(slots), job.slot + first + i + 1, padded, heads, job.begin, w[i]);
+      inverse[i] = softmax<P>(scratch.scores + i * size_t(slots), seen_by(first + i), padded, heads, job.begin, w[i]);
     for (int i = 0; i < queries; i += kSumQueries<P>)
       sum_all_values<P, kSumQueries<P>>(queries - i, shape, segments, w + i, scratch.out + i * dim, dim, job.next);
     for (int i = 0; i < queries; ++i) {
       float* y = scratch.out + i * dim;
-      const int row = first + i;
+      const int row = (job.first + first + i) / job.group, column = (job.first + first + i) % job.group * d;
       for (int j = 0; j < dim; j += 16) store(y + j, mul(load(y + j), set1(inverse[i])));
       if (!job.out_rows.data) {
-        std::memcpy(job.out_floats + row * job.out_stride, y, d * sizeof(float));
+        std::memcpy(job.out_floats + row * job.out_stride + column, y, d * sizeof(float));
       } else if (job.out_dtype == DType::f32 || sizeof(PanelBf16::Elem) == 4) {
-        std::memcpy(job.out_rows.data + row * job.out_rows.stride, y, d * sizeof(float));
+        std::memcpy(job.out_rows.data + row * job.out_rows.stride + column * sizeof(float), y, d * sizeof(float));
       } else {
-        auto to = reinterpret_cast<uint16_t*>(job.out_rows.data + row * job.out_rows.stride);
+        auto to = reinterpret_cast<uint16_t*>(job.out_rows.data + row * job.out_rows.stride) + column;
         for (int j = 0; j < d; ++j) to[j] = to_bf16(y[j]);
       }
     }

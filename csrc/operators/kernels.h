@@ -45,13 +45,15 @@ struct Rows {
   Rows from(int row) const { return {data + size_t(row) * stride, stride, scale ? scale + row : nullptr}; }
 };
 
-enum class Sink { store, add, gelu };  // out = y, out += y, out = y · sigmoid(1.702 y)
+// What becomes of the outputs y: out = y, out += y, or what goes through an activation. quick_gelu: y · sigmoid(1.702
+// y); gelu: the exact one; gated_silu: a panel holds 16 gates and then as many y, and gives 16 outputs silu(gate) · y.
+enum class Sink { store, add, quick_gelu, gelu, gated_silu };
 
 struct LinearOut {
   Sink sink;
-  float* floats;     // store, add; gelu when rows.data is null
+  float* floats;     // store, add; activations when rows.data is null
   size_t stride;     // floats between rows
-  Rows rows;         // gelu: activations for the next layer
+  Rows rows;         // else activations for the next layer
   DType rows_dtype;  // weights of the next layer
 };
 
@@ -84,18 +86,19 @@ struct CacheShape {
   }
 };
 
-// Attention of `count` consecutive queries of one head in one sequence; the first stands at `slot`. Slots below `begin`
-// (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`. Their keys are in the
-// cache.
+// Attention of queries of one sequence over one head of keys and values, which `group` neighbouring heads of queries
+// share. Query i is that of head i % group at slot + i / group; wanted are `count` of them from `first` on. Slots below
+// `begin` (a multiple of 16) are read from `prefix`, the rest from `own`, whose first slot is `begin`. Their keys are
+// in the cache.
 struct Attend {
   CacheShape shape;
   HeadCache prefix, own;
-  int begin, slot, count;
-  const float* q;  // [count], stride qkv_stride: the head's slice of the query rows
+  int begin, slot, group, first, count;
+  const float* q;  // rows from `slot` on, stride qkv_stride, at the first of these heads
   size_t qkv_stride;
-  float* out_floats;  // [count] rows of the head's slice; used when rows.data is null
+  float* out_floats;  // rows likewise; used when out_rows.data is null
   size_t out_stride;  // floats
-  Rows out_rows;      // else as activations for weights of out_dtype, already at the head's first element
+  Rows out_rows;      // else as activations for weights of out_dtype, also at the first head's first element
   DType out_dtype;
   uint8_t* scratch;     // attend_scratch() bytes, 64-byte aligned
   const uint8_t* next;  // keys that the thread will read after this, to be prefetched
@@ -146,6 +149,8 @@ struct Kernels {
   // Panels [first, last) of a linear layer on `rows` rows. `next`: what the thread will read after, to be prefetched.
   void (*linear)(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out,
                  const uint8_t* next);
+  // Pairs of neighbours (a, b) among n numbers x become (a c − b s, b c + a s), (c, s) being those of `turns`.
+  void (*rotate)(float* x, const float* turns, int n);
   // Dimensions [first, last) of a head's key or value into slot `at` of its cache; int8: all of them, for their scale.
   void (*put_key)(CacheShape shape, const HeadCache& head, int at, const float* k, int first, int last);
   void (*put_value)(CacheShape shape, const HeadCache& head, int at, const float* v, int first, int last);

@@ -1,4 +1,5 @@
-// Norms and linear layers, written once for all instruction sets; see kernels.h for the layout and the promises.
+// Norms, linear layers and rotary positions, written once for all instruction sets; see kernels.h for the layout and
+// the promises.
 #pragma once
 #include "operators/kernels.h"
 #include "simd/functions.h"
@@ -58,40 +59,52 @@ TileFn tile_for(int rows) {
   return fns[rows - 1];
 }
 
-inline F16 quick_gelu(F16 x) {
-  const F16 one = set1(1.0f);
-  return div(x, add(one, exp16(mul(x, set1(-1.702f)))));
+// x · sigmoid(slope · x)
+inline F16 gated(F16 x, float slope) { return div(x, add(set1(1.0f), exp16(mul(x, set1(-slope))))); }
+
+// Sixteen activations, from `column` on.
+inline void put_activations(const LinearOut& out, int row, int column, F16 y) {
+  uint8_t* to = out.rows.data + row * out.rows.stride;
+  if (!out.rows.data)
+    store(out.floats + row * out.stride + column, y);
+  else if (out.rows_dtype == DType::f32)
+    store_act(reinterpret_cast<PanelF32::Elem*>(to) + column, y);
+  else
+    store_act(reinterpret_cast<PanelBf16::Elem*>(to) + column, y);
 }
 
 void finish_tile(const Linear& layer, Rows in, int rows, int row0, int panel, const float* tile, const LinearOut& out) {
   const int column = panel * kPanel;
-  for (int r = 0; r < rows; ++r)
+  for (int r = 0; r < rows; ++r) {
+    const int row = row0 + r;
+    F16 y[2];
     for (int c = 0; c < 2; ++c) {
       const int at = column + c * 16;
-      F16 y;
       if (layer.dtype == DType::i8) {
         const I16 offset = shift_left<7>(load(static_cast<const void*>(layer.column_sum + at)));
         const I16 sum = subi(load(static_cast<const void*>(tile + r * kPanel + c * 16)), offset);
-        y = mul(to_float(sum), mul(set1(in.scale[row0 + r]), load(layer.scale + at)));
+        y[c] = mul(to_float(sum), mul(set1(in.scale[row]), load(layer.scale + at)));
       } else {
-        y = load(tile + r * kPanel + c * 16);
+        y[c] = load(tile + r * kPanel + c * 16);
       }
-      if (layer.bias) y = add(y, load(layer.bias + at));
-      float* to = out.floats + (row0 + r) * out.stride + at;
+      if (layer.bias) y[c] = add(y[c], load(layer.bias + at));
+    }
+    if (out.sink == Sink::gated_silu) {
+      put_activations(out, row, column / 2, mul(gated(y[0], 1.0f), y[1]));
+      continue;
+    }
+    for (int c = 0; c < 2; ++c) {
+      const int at = column + c * 16;
+      float* to = out.floats ? out.floats + row * out.stride + at : nullptr;
       switch (out.sink) {
-        case Sink::store: store(to, y); break;
-        case Sink::add: store(to, add(load(to), y)); break;
-        case Sink::gelu:
-          y = quick_gelu(y);
-          if (!out.rows.data)
-            store(to, y);
-          else if (out.rows_dtype == DType::f32)
-            store_act(reinterpret_cast<PanelF32::Elem*>(out.rows.data + (row0 + r) * out.rows.stride) + at, y);
-          else
-            store_act(reinterpret_cast<PanelBf16::Elem*>(out.rows.data + (row0 + r) * out.rows.stride) + at, y);
-          break;
+        case Sink::store: store(to, y[c]); break;
+        case Sink::add: store(to, add(load(to), y[c])); break;
+        case Sink::quick_gelu: put_activations(out, row, at, gated(y[c], 1.702f)); break;
+        case Sink::gelu: put_activations(out, row, at, gelu16(y[c])); break;
+        case Sink::gated_silu: break;
       }
     }
+  }
 }
 
 template <class P>
@@ -180,6 +193,14 @@ void norm(const float* x, size_t stride, const float* gain, float epsilon, int r
       else
         store_act(reinterpret_cast<PanelBf16::Elem*>(to) + i, y);
     }
+  }
+}
+
+void rotate(float* x, const float* turns, int n) {
+  for (int i = 0; i < n; i += 2) {
+    const float a = x[i], b = x[i + 1], cosine = turns[i], sine = turns[i + 1];
+    x[i] = a * cosine - b * sine;
+    x[i + 1] = b * cosine + a * sine;
   }
 }
 

@@ -47,14 +47,14 @@ int main(int argc, char** argv) {
   int layers, heads, width;
   if (std::sscanf(argv[1], "%d,%d,%d", &layers, &heads, &width) != 3) return 2;
   const int n = std::atoi(argv[2]), window = std::atoi(argv[3]);
-  const ModelShape shape{layers, heads, width, 4 * width, 1024, 512, 1, 1, 1e-5f};
+  const ModelShape shape{layers, heads, heads, width / heads, width, 4 * width, 1024, 512, 1, 1, 1e-5f};
   CpuModel model(shape, parse_dtype("WEIGHTS", argv[4]), parse_dtype("CACHE", argv[5]), parse_isa(argv[6]),
                  std::atoi(argv[7]));
   std::mt19937 random(1);
   std::normal_distribution<float> normal(0, 0.02f);
   std::vector<float> noise(4 * width * width + 1024 * width);
   for (auto& x : noise) x = normal(random);
-  auto load = [&](const std::string& name, size_t count) { model.load(name, noise.data(), count); };
+  auto load = [&](const std::string& name, size_t count) { model.load(name, noise.data(), DType::f32, count); };
   load("prefix.embedding", width);
   load("token.embedding", 512 * width);
   load("positions", 1024 * width);

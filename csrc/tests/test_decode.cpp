@@ -23,36 +23,9 @@
 #include "tests/check_turns.h"
 #include "tests/check_windows.h"
 #include "tests/noise.h"
+#include "tests/random_model.h"
 
 using namespace fastigpt;
-
-static std::unique_ptr<CpuModel> make(const ModelShape& s, DType weights, DType cache, Isa isa, int threads) {
-  rng.seed(7);
-  auto model = std::make_unique<CpuModel>(s, weights, cache, isa, threads);
-  const int d = s.width, f = s.n_inner;
-  auto load = [&](const std::string& name, size_t n, float scale, float mean = 0) {
-    const auto x = noise(n, scale, mean);  // exactly as long as the tensor: reading past its end is seen
-    model->load(name, x.data(), n);
-  };
-  load("prefix.embedding", size_t(s.n_prefix_tokens) * d, 0.5f);
-  load("token.embedding", size_t(s.n_tokens) * d, 0.5f);
-  load("positions", size_t(s.context()) * d, 0.5f);
-  load("norm", d, 0.1f, 1);
-  load("head.weight", size_t(s.n_tokens) * d, 2 / std::sqrt(float(d)));
-  for (int i = 0; i < s.n_layer; ++i) {
-    const std::string b = "blocks." + std::to_string(i) + ".";
-    load(b + "norm_1", d, 0.1f, 1);
-    load(b + "norm_2", d, 0.1f, 1);
-    load(b + "qkv.weight", size_t(3) * d * d, 1 / std::sqrt(float(d)));
-    load(b + "qkv.bias", size_t(3) * d, 0.1f);
-    load(b + "proj.weight", size_t(d) * d, 1 / std::sqrt(float(d)));
-    load(b + "fc.weight", size_t(d) * f, 1 / std::sqrt(float(d)));
-    load(b + "fc.bias", f, 0.1f);
-    load(b + "out.weight", size_t(d) * f, 1 / std::sqrt(float(f)));
-  }
-  model->check_complete();
-  return model;
-}
 
 using Canvas = std::vector<int64_t>;
 
@@ -186,7 +159,7 @@ static void check(const ModelShape& s, DType weights, DType cache, Isa isa, bool
 
 // Canvases that draw in turns get what they get alone.
 static void check_turns() {
-  const ModelShape s{1, 1, 40, 33, 21, 100, 2, 2, 1e-5f, 5};
+  const ModelShape s{1, 1, 1, 40, 40, 33, 21, 100, 2, 2, 1e-5f, 5};
   const auto model = make(s, DType::f32, DType::f32, supported_isas().back(), 2);
   TurnStatistics shortest;
   shortest.bytes = shortest.seconds = 0;
@@ -358,18 +331,22 @@ int main() {
   check_turns();
   check_guesser();
   const ModelShape shapes[] = {
-      {2, 3, 15, 7, 29, 7, 6, 20, 1e-5f,
-       6},  // head_dim 5, nothing a multiple of anything, a prefix longer than a key block
-      {1, 1, 40, 33, 21, 100, 1, 1, 1e-5f},   // head_dim 40
-      {1, 2, 192, 200, 35, 65, 4, 3, 1e-5f},  // head_dim 96
-      {1, 1, 128, 64, 18, 512, 1, 1, 1e-5f},  // head_dim 128
-      {1, 1, 1, 1, 1, 1, 1, 1, 1e-5f},        // the smallest there is
+      {2, 3, 3, 5, 15, 7, 29, 7, 6, 20, 1e-5f, 6},  // nothing a multiple of anything, a prefix longer than a key block
+      {1, 1, 1, 40, 40, 33, 21, 100, 1, 1, 1e-5f},
+      {1, 2, 2, 96, 192, 200, 35, 65, 4, 3, 1e-5f},
+      {1, 1, 1, 128, 128, 64, 18, 512, 1, 1, 1e-5f},
+      {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1e-5f},  // the smallest there is
+      // Llama's blocks: heads that share keys, pairs and gates that fill no panel, a head with a hidden layer
+      {2, 6, 2, 10, 23, 37, 26, 70, 6, 19, 1e-5f, 5, Positions::rotary, Mlp::gated_silu, 41},
+      {1, 9, 1, 100, 40, 16, 19, 33, 3, 2, 1e-5f, 4, Positions::rotary, Mlp::gated_silu},
+      {1, 2, 2, 2, 3, 1, 5, 4, 2, 1, 1e-5f, 0, Positions::rotary, Mlp::gated_silu, 1},
   };
   const DType kinds[][2] = {
       {DType::f32, DType::f32}, {DType::bf16, DType::bf16}, {DType::i8, DType::i8}, {DType::bf16, DType::i8}};
   for (Isa isa : supported_isas()) {
     for (const auto& shape : shapes)
-      for (const auto& kind : kinds) check(shape, kind[0], kind[1], isa, &shape == shapes && &kind == kinds + 1);
+      for (const auto& kind : kinds)
+        check(shape, kind[0], kind[1], isa, (&shape == shapes || &shape == shapes + 5) && &kind == kinds + 1);
     // The draw, with rows that end inside a vector.
     for (int n : {1, 15, 16, 17, 64, 65, 1500}) {
       std::vector<float> scores((n + 63) / 64 * 64, -INFINITY);

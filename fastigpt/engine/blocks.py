@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastigpt.spec import ModelSpec
 
-_PLAIN = ("cpu", "triton")  # run Image GPT's blocks; the others run whatever a ModelSpec can say
+_PLAIN = ("triton",)  # run Image GPT's blocks; the others run whatever a ModelSpec can say
 
 
 def why_unsupported(engine: str, spec: ModelSpec) -> str | None:

@@ -7,7 +7,7 @@ and threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ import torch
 from fastigpt import _C
 from fastigpt.engine import Advance, Engine, Window, check_window
 from fastigpt.engine.arithmetic import does_not_fit, finite
-from fastigpt.engine.blocks import require
 from fastigpt.engine.memory import free_memory
 from fastigpt.errors import NotFiniteError
 from fastigpt.job import Filled, Request
@@ -25,7 +24,7 @@ from fastigpt.spec import ModelSpec
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 _BFLOAT16_OVERFLOWS = np.float32((2 - 2**-8) * 2.0**127)  # halfway between the largest and what would come next
-_SMALLEST = 1e-35  # of weights that int8 tells from 0
+_PIECE = 1 << 20  # numbers that are looked at together
 _MEMORY_SHARE = 0.8  # of the free memory, for the caches of a session
 
 
@@ -43,7 +42,9 @@ def default_dtypes(isa: str) -> tuple[torch.dtype, torch.dtype, str]:
 
 
 class CpuEngine:
-    """`weights`: CPU tensors named and shaped as spec.weight_shapes() says, and any of spec.bias_shapes().
+    """`weights`: CPU tensors named and shaped as spec.weight_shapes() says, and any of spec.bias_shapes(). They are
+    asked for one after another and packed, so that a mapping that makes them when asked never holds them all;
+    embeddings are read where they lie if they are float32 or bfloat16, and must not be changed afterwards.
 
     dtype: torch.float32, bfloat16 or int8 (weights per output channel and activations per row; embeddings, norms and
     biases stay float32, the head bfloat16). kv_dtype: the same three (int8: a scale for each token and head). isa:
@@ -55,7 +56,7 @@ class CpuEngine:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: dict[str, torch.Tensor],
+        weights: Mapping[str, torch.Tensor],
         *,
         dtype: torch.dtype | str | None = None,
         kv_dtype: torch.dtype | str | None = None,
@@ -64,7 +65,6 @@ class CpuEngine:
     ) -> None:
         if isa != "auto" and isa not in _C.supported_isas():
             raise ValueError(f"isa must be auto or one of {', '.join(_C.supported_isas())}, not {isa!r}")
-        require(self.name, spec)
         n_threads = check_threads(threads) or min(torch.get_num_threads(), _C.MAX_THREADS)
         self.spec, self.device = spec, torch.device("cpu")
         self.isa = _C.supported_isas()[-1] if isa == "auto" else isa
@@ -76,6 +76,8 @@ class CpuEngine:
         self._model = _C.CpuModel(
             n_layer=spec.n_layer,
             n_head=spec.block.n_head,
+            n_kv_head=spec.block.n_kv_head,
+            head_dim=spec.block.head_dim,
             width=spec.width,
             n_inner=spec.block.n_inner,
             n_positions=spec.n_positions,
@@ -84,6 +86,9 @@ class CpuEngine:
             n_prefix_tokens=spec.n_prefix_tokens,
             prefix_length=spec.prefix_length,
             epsilon=spec.block.norm_epsilon,
+            positions=spec.positions,
+            mlp=spec.block.mlp,
+            head_inner=spec.head_inner,
             weights=_name(self.dtype),
             cache=_name(self.kv_dtype),
             isa=self.isa,
@@ -102,7 +107,7 @@ class CpuEngine:
                 raise TypeError(f"{name} must be a floating-point tensor, not {getattr(tensor, 'dtype', type(tensor))}")
             if tuple(tensor.shape) != shapes[name]:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shapes[name]}")
-            self._model.load(name, _float32(name, tensor, self.dtype))
+            self._model.load(name, _numbers(name, tensor, self.dtype))
         self._model.check_complete()
 
     def describe(self) -> dict[str, object]:
@@ -224,25 +229,32 @@ def _cache_of(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float32 else torch.bfloat16
 
 
-def _float32(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
-    """What is kept in `dtype` must fit that; int8 has scales. CheckpointError if it does not, or is not finite.
+def _numbers(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
+    """A tensor's numbers as float32, or the bits of bfloat16 as uint16, where they lie if possible. What is kept in
+    `dtype` must fit that; int8 has scales. CheckpointError if it does not, or is not finite.
 
     Without torch's threads, which a forked child has no more and a process at its limit of threads does not get.
     """
     x = readable(name, tensor).detach().cpu()
     if x.dtype == torch.bfloat16:
-        stored = (np.ascontiguousarray(x.view(torch.uint16).numpy()).astype(np.uint32) << 16).view(np.float32)
+        numbers = np.ascontiguousarray(x.view(torch.uint16).numpy())
+        fits = _each_piece(numbers, lambda bits: bits & np.uint16(0x7F80) != 0x7F80)
     else:
         if x.dtype not in (torch.float16, torch.float32, torch.float64):
             x = x.to(torch.float32)
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-            stored = np.ascontiguousarray(x.numpy(), np.float32)
-    limit = _BFLOAT16_OVERFLOWS if dtype == torch.bfloat16 else np.inf
-    if not bool((np.abs(stored) < limit).all()):
+            numbers = np.ascontiguousarray(x.numpy(), np.float32)
+        limit = _BFLOAT16_OVERFLOWS if dtype == torch.bfloat16 else np.inf
+        fits = _each_piece(numbers, lambda part: np.abs(part) < limit)
+    if not fits:
         raise does_not_fit(name, tensor, torch.bfloat16 if dtype == torch.bfloat16 else torch.float32)
-    if dtype == torch.int8:  # a row's scale is its largest number over 127, and its inverse must be a number as well
-        stored = np.where(np.abs(stored) < _SMALLEST, np.float32(0), stored)
-    return stored
+    return numbers
+
+
+def _each_piece(numbers: np.ndarray, holds: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether it holds for all numbers, of which a whole copy may not fit the memory."""
+    flat = numbers.reshape(-1)
+    return all(bool(holds(flat[first : first + _PIECE]).all()) for first in range(0, flat.size, _PIECE))
 
 
 def _ids(name: str, ids: torch.Tensor) -> np.ndarray:

@@ -24,9 +24,9 @@ def pretrained() -> LlamaGen:
     return read_file(FILE, n_head=4)
 
 
-@pytest.fixture(scope="module")
-def model(pretrained: LlamaGen) -> Model:
-    return Model(pretrained, device="cpu", backend="portable", dtype="float32")
+@pytest.fixture(scope="module", params=["portable", "cpu"])
+def model(request: pytest.FixtureRequest, pretrained: LlamaGen) -> Model:
+    return Model(pretrained, device="cpu", backend=request.param, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +91,11 @@ def test_scores_of_a_class(model, drawn):
     assert (model.nll(drawn, prompt="3") - model.nll(drawn)).abs().max() > 1e-3
 
 
-def test_uniform_logits_draw_uniform_tokens(pretrained):
+@pytest.mark.parametrize("backend", ["portable", "cpu"])
+def test_uniform_logits_draw_uniform_tokens(pretrained, backend):
     """The distribution that is drawn is the model's: here every token is equally likely."""
     weights = {**pretrained.weights, "output.weight": torch.zeros_like(pretrained.weights["output.weight"])}
-    even = Model(LlamaGen(pretrained.config, weights), device="cpu", backend="portable", dtype="float32")
+    even = Model(LlamaGen(pretrained.config, weights), device="cpu", backend=backend, dtype="float32")
     tokens = even.sample(64, label=1, guidance_scale=2.0, seed=0, output_type="tokens", window=8)
     counts = torch.bincount(tokens.flatten(), minlength=256).double()
     mean = counts.mean()
@@ -103,7 +104,7 @@ def test_uniform_logits_draw_uniform_tokens(pretrained):
 
 
 def test_bfloat16_stays_near(pretrained, model, drawn):
-    low = Model(pretrained, device="cpu", backend="portable", dtype="bfloat16")
+    low = Model(pretrained, device="cpu", backend=model.backend, dtype="bfloat16")
     prefix = torch.full((5, 1), 3)
     ours, exact = low.engine.logits(drawn, prefix), model.engine.logits(drawn, prefix)
     divergence = torch.nn.functional.kl_div(ours.log_softmax(-1), exact.log_softmax(-1), log_target=True)

@@ -15,12 +15,20 @@
 
 namespace fastigpt {
 
-// As fastigpt/spec.py has it; positions are learned.
+enum class Positions { learned, rotary };
+enum class Mlp { quick_gelu, gated_silu };
+
+// As fastigpt/spec.py has it. n_kv_head divides n_head; head_dim is even where positions are rotary.
 struct ModelShape {
-  int n_layer, n_head, width, n_inner, n_positions, n_tokens, n_prefix_tokens, prefix_length;
+  int n_layer, n_head, n_kv_head, head_dim, width, n_inner, n_positions, n_tokens, n_prefix_tokens, prefix_length;
   float epsilon;
   int columns = 0;  // of the canvas, which guesses make use of; 0: not known
-  int head_dim() const { return width / n_head; }
+  Positions positions = Positions::learned;
+  Mlp mlp = Mlp::quick_gelu;
+  int head_inner = 0;  // 0: the head is linear
+  int query_width() const { return n_head * head_dim; }
+  int key_width() const { return n_kv_head * head_dim; }
+  int group() const { return n_head / n_kv_head; }  // query heads that share a head of keys
   int context() const { return prefix_length + n_positions - 1; }
 };
 
@@ -34,9 +42,12 @@ class CpuModel {
   ~CpuModel();
   CpuModel(const CpuModel&) = delete;
 
-  // Takes one tensor under its name in spec.py, float32, `count` numbers; linear weights are [out, in]. Throws
-  // std::invalid_argument for a name or size the shape does not have. Biases may be left out.
-  void load(const std::string& name, const float* data, size_t count);
+  // Takes one tensor under its name in spec.py, `count` numbers, f32 or bf16, at any address; linear weights are [out,
+  // in]. owner: keeps the numbers where they are, so that embeddings are read there, which are large and read by the
+  // row; null: these are copied. All else is packed. Throws std::invalid_argument for a name or size the shape does not
+  // have. Biases may be left out.
+  void load(const std::string& name, const void* data, DType dtype, size_t count,
+            std::shared_ptr<const void> owner = nullptr);
   void check_complete() const;  // throws std::invalid_argument naming a tensor that was not loaded
 
   // tokens [batch, length] in [0, n_tokens), prefix [batch, prefix_length] in [0, n_prefix_tokens), 1 to
