@@ -7,6 +7,7 @@ REQUIRED = [
     "fastigpt/__init__.py",
     "fastigpt/py.typed",
     "fastigpt/kernels/__init__.py",
+    "fastigpt/data/imagenet.txt",
     "fastigpt/data/scenes/config.json",
     "fastigpt/data/scenes/model.safetensors",
     "fastigpt/data/scenes/preprocessor_config.json",

@@ -71,7 +71,7 @@ def bench_pass(benchmark, peer, machine, device, n, position):
     benchmark.pedantic(work, rounds=5 if n == 1 else 3, iterations=1, warmup_rounds=1)
     gemm = machine.gemm["bfloat16"]
     floor = pass_floor(
-        CONFIG,
+        image_gpt.spec(CONFIG),
         n=n,
         position=position,
         window=1,

@@ -15,7 +15,7 @@ from fastigpt.engine.loop import OnRow
 from fastigpt.filling import Fills
 from fastigpt.images import as_image_list
 from fastigpt.job import Stats
-from fastigpt.options import DEFAULTS, CompleteOptions, DrawOptions, JobOptions, checked
+from fastigpt.options import DEFAULTS, CompleteOptions, DrawOptions, JobOptions
 from fastigpt.signatures import takes_options
 from fastigpt.streaming import RowStream
 
@@ -249,7 +249,7 @@ class Draws(Fills):
             canvases = Repeated(token_array("tokens_or_n", tokens_or_n, self.spec, unknown=True, whole_canvas=True))
         else:
             canvases = self._empty(whole("tokens_or_n", tokens_or_n, 1))
-        choice = checked(options, len(canvases), self.spec)
+        choice = self._checked(options, len(canvases))
         chunks_of_job, how = self._requests(canvases, choice), self._how(choice)
 
         def work(on_row: OnRow) -> None:

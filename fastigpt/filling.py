@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Unpack
 
@@ -33,6 +33,7 @@ class Fills(ABC):
     engine: Engine
     reader: PromptReader | None
     name: str
+    defaults: Mapping[str, Any]
 
     @property
     @abstractmethod
@@ -69,7 +70,7 @@ class Fills(ABC):
         progress = None if given.get("progress") is None else flag("progress", given["progress"])
         codec = None if kind == "tokens" else self._require_codec()
         particles = whole("particles", given.get("particles", 1), 1, MOST)
-        options = checked(given, count, spec)
+        options = self._checked(given, count)
         if particles > 1:
             whole("first_index", options.first_index, 0, CANDIDATE - count)  # above it the candidates have their noise
             if on_row is not None:
@@ -106,6 +107,10 @@ class Fills(ABC):
             return results.value()
         drawn = (canvases.rows < 0).repeat_interleave(canvases.times, 0).view(shape)
         return results.value(), Stats(seed, drawn, starts, seconds, together)
+
+    def _checked(self, given: Any, count: int) -> Options:
+        """The options of a job of so many images: those that are given, else the model's own."""
+        return checked(given, count, self.spec, self.defaults)
 
     def _requests(
         self, canvases: Repeated, options: Options, stop: int | None = None
@@ -162,7 +167,7 @@ class Fills(ABC):
     def requests(self, tokens: torch.Tensor, **options: Unpack[DrawOptions]) -> list[Request]:
         """What an engine is asked for canvases int64 [n, n_positions], −1 = draw, with one set of options: for those
         who run a session of their own, such as a server."""
-        choice = checked(options, len(tokens), self.spec)
+        choice = self._checked(options, len(tokens))
         return [request for _, chunk in self._requests(Repeated(tokens), choice) for request in chunk]
 
     def check_drawn(self, requests: Sequence[Request], filled: Filled) -> None:

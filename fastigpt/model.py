@@ -40,21 +40,22 @@ from fastigpt.spec import ModelSpec
 class Model(Draws, Scores):
     """A model with an engine. Made by `fastigpt.load` and `from_pretrained`; safe to share between threads.
 
-    config (its family's description), spec, codec (None if the checkpoint has none), name, device, dtype, backend say
-    what it is. A model without a head has features and draws nothing. Pickles and deep copies hold the weights once and
-    build an engine of their own; copy.copy shares it.
+    config (its family's description), spec, codec (None if the checkpoint has none), defaults (drawing options where
+    nothing is said), name, device, dtype, backend say what it is. A model without a head has features and draws
+    nothing. Pickles and deep copies hold the weights once and build an engine of their own; copy.copy shares it.
     """
 
     @takes_options(DEFAULTS)
     def __init__(self, pretrained: Pretrained, **options: Unpack[ModelOptions]) -> None:
         """pretrained: what its family handed over."""
         self.name, load = model_options(options)
-        self.pretrained, self.config = pretrained, pretrained.config
+        self.pretrained, self.config, self.defaults = pretrained, pretrained.config, pretrained.defaults
         self.codec, self.reader, self.preprocessing = pretrained.codec, pretrained.reader, pretrained.preprocessing
         spec, canonical = pretrained.spec, pretrained.canonical()
         with self._named():
+            # Before there is an engine, so that what is read for it is never in memory beside one.
+            self._watch = None if cannot_overflow(spec, canonical) else OverflowWatch(spec, canonical)
             self.engine: Engine = build(spec, canonical, **load)
-        self._watch = None if cannot_overflow(spec, canonical) else OverflowWatch(spec, canonical)
 
     @classmethod
     @takes_options(DEFAULTS)

@@ -39,15 +39,17 @@ class DrawOptions(TypedDict, total=False):
 
     prompt: Annotated[str | Sequence[str] | None, "One for all images or one for each, for models that read text."]
     label: Annotated[
-        int | Sequence[int] | None, "Number of a class, one for all images or one for each, for models of classes."
+        int | str | Sequence[int | str] | None,
+        "Number or name of a class, one for all images or one for each, for models of classes.",
     ]
     negative_prompt: Annotated[
         str | Sequence[str] | None,
-        "What guidance leads away from, one for all images or one for each; needs guidance_scale. None: no prompt.",
+        "What guidance leads away from, one for all images or one for each; needs guidance. None: no prompt.",
     ]
     guidance_scale: Annotated[
         float | None,
-        "How strongly to follow the prompt, ≥ 0: logits u + s·(c − u), c with the prompt, u with the negative one.",
+        "How strongly to follow the prompt or label, ≥ 0: logits u + s·(c − u), c with it, u with the negative one. "
+        "None: the model's default, if it has one and there is something to follow; 1 turns that off.",
     ]
     seed: Annotated[
         int | None,
@@ -56,9 +58,15 @@ class DrawOptions(TypedDict, total=False):
     ]
     first_index: Annotated[int, "Number of the first image of the job, 0 … 2⁶³ − 1."]
     temperature: Annotated[float, "Divides the logits, ≥ 0; 0 takes the likeliest token."]
-    top_k: Annotated[int | None, "Draw among the k likeliest tokens, ≥ 1; as in transformers, after the temperature."]
+    top_k: Annotated[
+        int | None,
+        "Draw among the k likeliest tokens, ≥ 1; as in transformers, after the temperature. None: the model's default, "
+        "if it has one; as many as there are tokens, or more, turn that off.",
+    ]
     top_p: Annotated[
-        float | None, "Draw among the likeliest tokens that make up this probability, in (0, 1]; after top_k."
+        float | None,
+        "Draw among the likeliest tokens that make up this probability, in (0, 1]; after top_k. None: the model's "
+        "default, if it has one; 1 turns that off.",
     ]
     batch_size: Annotated[int | None, "Images at a time; None: what fits the memory that is free."]
     window: Annotated[int | str, 'Tokens per pass (fixed-point sampling), or "auto".']
@@ -122,26 +130,34 @@ class Options:
     draft: Any
 
 
-def checked(given: Mapping[str, Any], count: int, spec: ModelSpec) -> Options:
-    """The options of a job of `count` images. Raises TypeError or ValueError naming the option, what was given and what
-    is allowed."""
+def checked(
+    given: Mapping[str, Any], count: int, spec: ModelSpec, defaults: Mapping[str, Any] = MappingProxyType({})
+) -> Options:
+    """The options of a job of `count` images. defaults: the model's, of guidance_scale, top_k, top_p. Raises TypeError
+    or ValueError naming the option, what was given and what is allowed."""
     option = {**DEFAULTS, **given}
-    seed = option.get("seed")
-    prompt, negative, guidance = (option.get(name) for name in ("prompt", "negative_prompt", "guidance_scale"))
-    label, batch_size = option.get("label"), option.get("batch_size")
+    seed, prompt, label = option.get("seed"), option.get("prompt"), option.get("label")
+    negative, batch_size = option.get("negative_prompt"), option.get("batch_size")
+    for name in ("top_k", "top_p"):
+        if option.get(name) is None:
+            option[name] = defaults.get(name)
+    guidance = option.get("guidance_scale")
+    follows = not (prompt is None and label is None and negative is None)
+    if guidance is None and follows:
+        guidance = defaults.get("guidance_scale")
     drawing = checked_drawing(
-        fresh_seed() if seed is None else seed,
-        option["temperature"],
-        option.get("top_k"),
-        option.get("top_p"),
-        guidance,
+        fresh_seed() if seed is None else seed, option["temperature"], option["top_k"], option["top_p"], guidance
     )
     if label is not None and prompt is not None:
         raise ValueError("give prompt or label, not both")
-    if guidance is not None and prompt is None and label is None and negative is None:
+    if guidance is not None and not follows:
         raise ValueError("guidance_scale was given without a prompt to follow")
     if negative is not None and guidance is None:
         raise ValueError("negative_prompt was given without guidance_scale: it is what guidance leads away from")
+    if drawing.guidance_scale == 1 and "guidance_scale" in defaults:
+        # u + 1·(c − u) is c but for its rounding, and costs twice as much. A model without a default is guided where it
+        # is asked to be: what it drew at 1 before is what it draws.
+        drawing, negative = replace(drawing, guidance_scale=None), None
     if drawing.top_k is not None:  # more than there are forbid nothing
         drawing = replace(drawing, top_k=min(drawing.top_k, spec.n_tokens))
     return Options(
@@ -157,12 +173,12 @@ def checked(given: Mapping[str, Any], count: int, spec: ModelSpec) -> Options:
 
 
 def _labels(label: Any) -> str | list[str] | None:
-    """Numbers of classes as the words that a model of classes reads."""
+    """Numbers and names of classes as the words that a model of classes reads."""
     if label is None:
         return None
     if isinstance(label, (list, tuple)) or getattr(label, "ndim", 0) > 0:
-        return [str(integer("label", each)) for each in label]
-    return str(integer("label", label, "an int or a sequence of ints"))
+        return [each if isinstance(each, str) else str(integer("label", each, "an int or a name")) for each in label]
+    return label if isinstance(label, str) else str(integer("label", label, "an int, a name, or a sequence of those"))
 
 
 def load_options(options: Mapping[str, Any]) -> tuple[LoadOptions, dict[str, Any]]:

@@ -8,6 +8,7 @@ harmless. Where they prove nothing, each sequence is followed in float64.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 
@@ -20,7 +21,7 @@ _SAFE = _LARGEST / 100
 _SCORED_TOKENS = 2**12  # at a time
 
 
-def cannot_overflow(spec: ModelSpec, weights: dict[str, torch.Tensor]) -> bool:
+def cannot_overflow(spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> bool:
     """Whether the sizes of the weights alone prove that no sequence takes a number beyond float32.
 
     Norms bound all: a normed state is at most √width · gain long, a linear layer lengthens by at most the root of its
@@ -28,11 +29,18 @@ def cannot_overflow(spec: ModelSpec, weights: dict[str, torch.Tensor]) -> bool:
     and gelu(x) are no longer than x, and silu(gate) · up is no longer than both lengths' product.
     """
 
+    def norm(name: str, order: float) -> float:
+        if name not in weights:
+            return 0.0
+        tensor = weights[name].detach()
+        dtype = torch.promote_types(tensor.dtype, torch.float32)
+        return torch.linalg.vector_norm(tensor, order, dtype=dtype).item()
+
     def length(name: str) -> float:
-        return torch.linalg.vector_norm(weights[name].detach().float()).item() if name in weights else 0.0
+        return norm(name, 2)
 
     def longest(name: str) -> float:
-        return weights[name].detach().abs().max().item() if name in weights else 0.0
+        return norm(name, math.inf)
 
     root = math.sqrt(spec.width)
     inputs = root * (max(longest("prefix.embedding"), longest("token.embedding")) + longest("positions"))
@@ -50,7 +58,8 @@ def cannot_overflow(spec: ModelSpec, weights: dict[str, torch.Tensor]) -> bool:
             inner *= inner
         # Attention sees values of many positions, each at most that long; heads side by side are one such vector.
         x += linear(qkv * math.sqrt(spec.block.sections[0]), "proj") + linear(inner, "out")
-        largest = max(largest, (turned * qkv) ** 2, inner, x * x)
+        score = turned * qkv
+        largest = max(largest, score * score, inner, x * x)  # products, which end at infinity; powers raise
     logits = root * longest("norm")
     if spec.head_inner is not None:
         logits = logits * length("head.fc.weight") + length("head.fc.bias")
@@ -61,7 +70,7 @@ def cannot_overflow(spec: ModelSpec, weights: dict[str, torch.Tensor]) -> bool:
 class OverflowWatch:
     """Follows sequences through a model in float64 and raises CheckpointError where float32 would overflow."""
 
-    def __init__(self, spec: ModelSpec, weights: dict[str, torch.Tensor]) -> None:
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> None:
         self._engine = _Watched(spec, weights, device="cpu", dtype=torch.float64)
 
     def check(self, tokens: torch.Tensor, prefix: torch.Tensor | None = None) -> None:

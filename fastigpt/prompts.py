@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fastigpt.classes import ClassNames
 from fastigpt.scalars import whole
 
 
@@ -131,14 +132,17 @@ class WordReader:
 
 @dataclass(frozen=True)
 class ClassReader:
-    """Reads the number of a class, 0 … n_classes − 1; class n_classes is none of them."""
+    """Reads the number of a class, 0 … n_classes − 1, or its name where names are known; class n_classes is none."""
 
     n_classes: int
+    names: ClassNames | None = None
 
     def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
         if not isinstance(prompt, str):
             raise TypeError(f"{name} must be a string, not {type(prompt).__name__}")
         text = prompt.strip()
+        if self.names is not None and not (text.isascii() and text.isdecimal()):
+            return (self.names.number(text, name),)
         if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) < self.n_classes):
             told = prompt if len(prompt) <= 60 else prompt[:57] + "..."
             raise ValueError(f"{name} must be the number of a class, 0 to {self.n_classes - 1}, not {told!r}")

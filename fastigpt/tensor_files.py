@@ -10,6 +10,7 @@ import io
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import safe_open
@@ -21,13 +22,21 @@ SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 INDEX = ".index.json"
 
+Held = TypeVar("Held")
 Stored = dict[str, Callable[[], torch.Tensor]]
 """By the names of the file: a function that gives the tensor, which may share memory with the file or with others."""
 
 
 def open_weights(folder: Path, path_of: Callable[[str], Path]) -> tuple[Path, Stored]:
     """The file that names the weights, and the tensors. path_of: where in the directory a file of a name lies."""
-    for name, reader in ((SAFETENSORS, _open_safetensors), (PICKLE, _open_pickle)):
+    return open_with({SAFETENSORS: _open_safetensors, PICKLE: _open_pickle}, folder, path_of)
+
+
+def open_with(
+    readers: Mapping[str, Callable[[Path], dict[str, Held]]], folder: Path, path_of: Callable[[str], Path]
+) -> tuple[Path, dict[str, Held]]:
+    """The same of whatever these readers make of a file: by the name of the whole file, the best first."""
+    for name, reader in readers.items():
         path, index = path_of(name), path_of(name + INDEX)
         if exists(path):
             return path, reader(path)
@@ -36,12 +45,12 @@ def open_weights(folder: Path, path_of: Callable[[str], Path]) -> tuple[Path, St
     raise CheckpointError(f"{folder} holds no weights: neither {SAFETENSORS} nor {PICKLE}, whole or sharded")
 
 
-def _open_shards(index: Path, reader: Callable[[Path], Stored]) -> Stored:
+def _open_shards(index: Path, reader: Callable[[Path], dict[str, Held]]) -> dict[str, Held]:
     data = read_json(index)
     shard_of = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(shard_of, dict) or not all(isinstance(v, str) for v in shard_of.values()):
         raise CheckpointError(f'{index} has no "weight_map" from tensor names to file names')
-    stored: Stored = {}
+    stored: dict[str, Held] = {}
     for shard in sorted(set(shard_of.values())):
         if Path(shard).name != shard or shard in {"", ".", ".."}:
             raise CheckpointError(f"{index} names a file outside its directory: {short(shard)}")

@@ -4,6 +4,7 @@ one."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,19 +14,22 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fastigpt import ImageGPT, ImageGPTConfig, Palette
-from fastigpt.bench.floor import kv_bytes_per_token, pass_floor
+from fastigpt.bench.floor import kv_bytes_per_token, matrix_parameters, parameters, pass_floor
 from fastigpt.bench.machine import measure_machine
 from fastigpt.bench.measure import Timing, ratio, whole_images
-from fastigpt.bench.peers import EnginePeer, TransformersPeer
+from fastigpt.bench.models import SHAPES, of
+from fastigpt.bench.peers import EnginePeer, LlamaPeer, TransformersPeer
 from fastigpt.bench.timing import typical
 from fastigpt.cli import app
+from fastigpt.families import image_gpt
+from fastigpt.spec import BlockSpec
 
 SMALL = ImageGPTConfig.preset("small")
 
 
 def test_the_floor_counts_what_a_pass_must_move_and_compute():
     floor = pass_floor(
-        SMALL,
+        image_gpt.spec(SMALL),
         n=3,
         position=100,
         window=2,
@@ -39,8 +43,8 @@ def test_the_floor_counts_what_a_pass_must_move_and_compute():
     assert floor.operations == 2 * matrices * 3 * 2 + 4 * 3 * 2 * 100 * 512 * 24
     assert floor.memory_seconds == floor.bytes / 1e9 and floor.compute_seconds == floor.operations / 1e12
     assert floor.seconds == max(floor.memory_seconds, floor.compute_seconds)
-    assert kv_bytes_per_token(SMALL, torch.bfloat16) * 1024 == pytest.approx(50.3e6, rel=1e-3)
-    assert kv_bytes_per_token(SMALL, torch.int8) == 2 * 24 * (512 + 4 * 8)
+    assert kv_bytes_per_token(image_gpt.spec(SMALL), torch.bfloat16) * 1024 == pytest.approx(50.3e6, rel=1e-3)
+    assert kv_bytes_per_token(image_gpt.spec(SMALL), torch.int8) == 2 * 24 * (512 + 4 * 8)
 
 
 def test_whole_images_are_exact_where_time_is_linear_in_the_position():
@@ -120,7 +124,7 @@ def test_bench_measures_how_many_guesses_of_a_trained_model_are_right(tmp_path, 
 
 
 def test_bench_of_random_weights_with_windows_gives_passes_and_no_images(tmp_path, monkeypatch):
-    preset = ImageGPT.from_config(TINY, backend="reference")
+    preset = replace(of(ImageGPT.from_config(TINY, backend="reference").pretrained), pretrained=None)
     monkeypatch.setattr("fastigpt.bench.run._load", lambda model: preset)
     limits = measure_machine(torch.device("cpu"))
     monkeypatch.setattr("fastigpt.bench.measure.measure_machine", lambda device: limits)
@@ -133,3 +137,41 @@ def test_bench_of_random_weights_with_windows_gives_passes_and_no_images(tmp_pat
     assert result.exit_code == 0 and "random weights" in result.output
     (ours,) = json.loads((tmp_path / "b.json").read_text())["timings"]
     assert ours["seconds"] is ours["images_per_minute"] is None and min(ours["milliseconds"]) > 0
+
+
+def test_floors_of_published_shapes_are_those_of_their_weights():
+    """The image head and the blocks, and keys and values of both branches."""
+    janus = SHAPES["janus-pro-1b"]
+    assert matrix_parameters(janus) == 24 * (4 * 2048**2 + 3 * 2048 * 5632) + 2048**2 + 16384 * 2048
+    assert kv_bytes_per_token(janus, torch.bfloat16) == 192 * 1024
+    assert 1.51e9 < parameters(janus) < 1.52e9 and 0.33e9 < parameters(SHAPES["llamagen-l"]) < 0.37e9
+    assert SHAPES["llamagen-3b"].block.head_dim == 100
+
+
+def test_bench_measures_the_shape_of_a_published_model_beside_transformers(tmp_path, monkeypatch):
+    tiny = replace(SHAPES["janus-pro-1b"], n_layer=2, width=32, n_tokens=40, n_prefix_tokens=9, height=4, columns=4,
+                   prefix_length=20, head_inner=32, block=BlockSpec(4, 2, 8, 48, 1e-6, "gated_silu"))  # fmt: skip
+    monkeypatch.setitem(SHAPES, "llamagen-b", tiny)
+    limits = measure_machine(torch.device("cpu"))
+    monkeypatch.setattr("fastigpt.bench.measure.measure_machine", lambda device: limits)
+    rows = []
+    run = LlamaPeer.prepared_pass
+    monkeypatch.setattr(LlamaPeer, "prepared_pass", lambda *a, **k: rows.append(k["n"]) or run(*a, **k))
+    arguments = ["bench", "-m", "llamagen-b", "-n", "1,3", "--rounds", "1", "--json", str(tmp_path / "b.json")]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert "guided: two sequences an image" in result.output and set(rows) == {2, 6}
+    figures = json.loads((tmp_path / "b.json").read_text())
+    assert {t["peer"] for t in figures["timings"]} >= {"transformers", "fastigpt portable"}
+    assert figures["config"]["n_layer"] == 2
+    floor = next(t["floors"][0] for t in figures["timings"] if t["peer"] == "transformers" and t["n"] == 3)
+    position = next(t["positions"][0] for t in figures["timings"])
+    assert floor["bytes"] == 2 * matrix_parameters(tiny) + 6 * position * kv_bytes_per_token(tiny, torch.bfloat16)
+
+
+@pytest.mark.parametrize("more", [[], ["--no-peers"]])
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_made(monkeypatch, more):
+    monkeypatch.setattr("fastigpt.bench.run.free_memory", lambda device: 10 << 30)
+    named = "13.* GB for the weights of all 1" if more else "39.* GB for the weights of all 3 .* --no-peers"
+    with pytest.raises(ValueError, match=f"janus-pro-7b needs {named}"):
+        CliRunner().invoke(app, ["bench", "-m", "janus-pro-7b", "-n", "1", *more], catch_exceptions=False)

@@ -34,7 +34,7 @@ class Painted:
     codec = Blocks(4, 4, PROMPTED.n_colors)
     reader = WordReader(CLASSES, image_gpt.prefix(PROMPTED))
     preprocessing = Preprocessing()
-    no_head, no_codec = None, ""
+    no_head, no_codec, defaults = None, "", {}
 
     def canonical(self):
         return self.weights

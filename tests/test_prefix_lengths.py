@@ -31,7 +31,7 @@ class Lettered:
     config: dict
     codec, preprocessing, reader = None, Preprocessing(), Letters()
     spec: ModelSpec = LLAMA
-    no_head, no_codec = None, "has none"
+    no_head, no_codec, defaults = None, "has none", {}
 
     def canonical(self):
         return llama_weights()

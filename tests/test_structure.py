@@ -16,7 +16,8 @@ LAYERS = (
     "errors files formulas locks owner signals operands scalars spec sampling job extras untrusted signatures",
     "nearest kernels ops",
     "engine",
-    "tensor_files prompts arguments",
+    "classes",
+    "tensor_files lazy_tensors prompts arguments",
     "image_arrays image_files images progress chunks",
     "codecs",
     "overflow results save options scenes",
@@ -46,9 +47,7 @@ KNOWN_NAMES: dict[str, str] = {}
 KNOWN_FIELDS = {
     "fastigpt/training/train.py": "n_embd is an argument of a training, and of an Image GPT's configuration",
     "fastigpt/cli/make.py": "n_embd is an option of a training",
-    "fastigpt/bench/floor.py": "counts what an Image GPT's configuration moves",
     "fastigpt/bench/peers.py": "makes transformers' model of an Image GPT's configuration",
-    "fastigpt/bench/run.py": "prints an Image GPT's configuration",
 }
 
 

@@ -47,8 +47,9 @@ def fill(engine, asked, window=1):
 def floor_seconds(config, n: int, kv_bytes: float, bandwidth: float) -> float:
     """One token per pass: the weights n_pixels times, and every image's cache as it grows."""
     from fastigpt.bench.floor import matrix_parameters
+    from fastigpt.families import image_gpt
 
-    weights = 2 * matrix_parameters(config) * config.n_pixels
+    weights = 2 * matrix_parameters(image_gpt.spec(config)) * config.n_pixels
     return (weights + n * kv_bytes * config.n_pixels**2 / 2) / bandwidth
 
 
@@ -75,7 +76,7 @@ def engine(out: Path, rows: Rows) -> None:
     def whole(name: str, config, made, n: int) -> None:
         work = requests(made.spec, n)
         seconds = repeat(lambda: fill(made, work), device, 1)[0]
-        floor = floor_seconds(config, n, kv_bytes_per_token(config, made.kv_dtype), limits["bandwidth"])
+        floor = floor_seconds(config, n, kv_bytes_per_token(image_gpt.spec(config), made.kv_dtype), limits["bandwidth"])
         cache = str(made.kv_dtype).removeprefix("torch.")
         rows.add(work=f"{name} n={n} {cache} cache", seconds=seconds, images_per_second=n / seconds, floor=floor,
                  share_of_floor=floor / seconds)  # fmt: skip

@@ -1,19 +1,20 @@
 """What a pass must move and compute, counted from the shapes, and the time that takes at the machine's limits.
 
-    bytes = weights + n · position · 2 · n_layer · n_embd · bytes of a cached value
-    operations = 2 · weights · n · window + 4 · n · window · position · n_embd · n_layer
+    bytes = weights + n · position · 2 · n_layer · width of all key heads · bytes of a cached value
+    operations = 2 · weights · n · window + 4 · n · window · position · width of all heads · n_layer
 
 The larger of the two times is the floor of a pass. Embedding rows are looked up, not read through; they don't count.
+A guided image is two sequences, n counts both.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from fastigpt.families import image_gpt
-from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -30,20 +31,25 @@ class Floor:
         return max(self.memory_seconds, self.compute_seconds)
 
 
-def matrix_parameters(config: ImageGPTConfig) -> int:
+def matrix_parameters(spec: ModelSpec) -> int:
     """Parameters that every pass reads: all matrices but the embeddings."""
-    shapes = image_gpt.spec(config).weight_shapes()
-    return sum(shape[0] * shape[1] for name, shape in shapes.items() if name.endswith(".weight"))
+    return sum(shape[0] * shape[1] for name, shape in spec.weight_shapes().items() if name.endswith(".weight"))
 
 
-def kv_bytes_per_token(config: ImageGPTConfig, kv_dtype: torch.dtype) -> float:
+def parameters(spec: ModelSpec) -> int:
+    """All of them."""
+    return sum(math.prod(shape) for shape in spec.weight_shapes().values())
+
+
+def kv_bytes_per_token(spec: ModelSpec, kv_dtype: torch.dtype) -> float:
     """Keys and values of one token in all layers. int8 caches keep a float32 scale per head beside each."""
-    scales = 4.0 * config.n_head if kv_dtype == torch.int8 else 0.0
-    return 2.0 * config.n_layer * (config.n_embd * kv_dtype.itemsize + scales)
+    _, keys, values = spec.block.sections
+    scales = 2 * 4.0 * spec.block.n_kv_head if kv_dtype == torch.int8 else 0.0
+    return spec.n_layer * ((keys + values) * kv_dtype.itemsize + scales)
 
 
 def pass_floor(
-    config: ImageGPTConfig,
+    spec: ModelSpec,
     *,
     n: int,
     position: float,
@@ -53,8 +59,8 @@ def pass_floor(
     bandwidth: float,
     gemm: float,
 ) -> Floor:
-    """The floor of one pass of n images at this position; bandwidth in bytes/s, gemm in operations/s."""
-    parameters = matrix_parameters(config)
-    moved = parameters * dtype.itemsize + n * position * kv_bytes_per_token(config, kv_dtype)
-    computed = 2.0 * parameters * n * window + 4.0 * n * window * position * config.n_embd * config.n_layer
+    """The floor of one pass of n sequences at this position; bandwidth in bytes/s, gemm in operations/s."""
+    read = matrix_parameters(spec)
+    moved = read * dtype.itemsize + n * position * kv_bytes_per_token(spec, kv_dtype)
+    computed = 2.0 * read * n * window + 4.0 * n * window * position * spec.block.sections[0] * spec.n_layer
     return Floor(moved, computed, moved / bandwidth, computed / gemm)

@@ -11,7 +11,7 @@ from fastigpt.bench.floor import Floor, pass_floor
 from fastigpt.bench.machine import Machine, measure_machine
 from fastigpt.bench.peers import Peer
 from fastigpt.bench.timing import repeat, typical
-from fastigpt.families.image_gpt.config import ImageGPTConfig
+from fastigpt.spec import ModelSpec
 
 SHARES = (1 / 32, 1 / 2, 31 / 32)  # of the canvas: where passes are timed
 
@@ -67,9 +67,9 @@ class Timing:
         return whole_images(self.positions, seconds_of_pass, self.n_pixels) / self.tokens_per_pass
 
 
-def timed_positions(config: ImageGPTConfig) -> list[int]:
+def timed_positions(spec: ModelSpec) -> list[int]:
     """Where passes are timed: early, in the middle and late in the image."""
-    return [max(1, int(share * config.n_pixels)) for share in SHARES]
+    return [max(1, int(share * spec.n_positions)) for share in SHARES]
 
 
 def whole_images(positions: Sequence[int], values: Sequence[float], end: int) -> float:
@@ -83,17 +83,18 @@ def whole_images(positions: Sequence[int], values: Sequence[float], end: int) ->
 
 
 def measure(
-    config: ImageGPTConfig,
+    spec: ModelSpec,
     peers: Sequence[Peer],
     counts: Sequence[int],
     *,
     device: torch.device,
     rounds: int = 3,
     repeats: int = 4,
+    branches: int = 1,
 ) -> tuple[Machine, list[Timing]]:
     """Every peer at every n: `rounds` rounds, in each of which the peers take turns and the machine's limits are
-    measured anew; the limits returned are the best of all rounds."""
-    positions = timed_positions(config)
+    measured anew; the limits returned are the best of all rounds. branches: sequences of an image, 2 with guidance."""
+    positions = timed_positions(spec)
     timings = {
         (k, n): Timing(
             peer.name,
@@ -103,7 +104,7 @@ def measure(
             peer.window,
             positions,
             [[] for _ in positions],
-            n_pixels=config.n_pixels,
+            n_pixels=spec.n_positions,
             tokens_per_pass=peer.tokens_per_pass,
         )
         for k, peer in enumerate(peers)
@@ -115,20 +116,20 @@ def measure(
         for n in counts:
             for i, position in enumerate(positions):
                 for k, peer in enumerate(peers):
-                    work = peer.prepared_pass(n=n, position=position, window=peer.window)
+                    work = peer.prepared_pass(n=n * branches, position=position, window=peer.window)
                     timings[k, n].passes[i] += repeat(work, device, repeats)
     machine = _best(machines)
     for (k, n), timing in timings.items():
         for position in positions:
-            timing.floors.append(_floor(config, peers[k], n, position, machine))
+            timing.floors.append(_floor(spec, peers[k], n * branches, position, machine))
     return machine, list(timings.values())
 
 
-def _floor(config: ImageGPTConfig, peer: Peer, n: int, position: int, machine: Machine) -> Floor:
+def _floor(spec: ModelSpec, peer: Peer, n: int, position: int, machine: Machine) -> Floor:
     # int8 products run at least as fast as bfloat16 ones; torch offers no such rate, so the floor is the bf16 one.
     name = _name(torch.bfloat16 if peer.dtype == torch.int8 else peer.dtype)
     return pass_floor(
-        config,
+        spec,
         n=n,
         position=position,
         window=peer.window,

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from fastigpt.bench.machine import Machine
 from fastigpt.bench.measure import Timing, ratio
-from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.files import replacing
 
 
@@ -56,7 +55,8 @@ def _figure(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def as_json(config: ImageGPTConfig, machine: Machine, timings: Sequence[Timing]) -> dict[str, Any]:
+def as_json(config: Any, machine: Machine, timings: Sequence[Timing]) -> dict[str, Any]:
+    """config: a dataclass, of the model's family or its spec."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": machine.as_dict(),

@@ -29,12 +29,18 @@ def run(
         str | None, typer.Option(help="File with one prompt a line: image i reads line i mod their number.")
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="What all images read.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strongly to follow prompts.")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="File with one class a line, number or name, or [bold]all[/]: each in turn.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="Class of all images, number or name.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strongly to follow prompts. Default: the model's.")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: a new one, which the job keeps.")] = None,
     first_index: Annotated[int | None, typer.Option(help="Image index of the first image. Default: 0.")] = None,
     temperature: Annotated[float | None, typer.Option(help="Divides the logits. Default: 1.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens. Default: the model's.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability.")] = None,
     backend: Annotated[str | None, typer.Option(help="One that `fastigpt info` lists. Default: the fastest.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Of the weights. Default: the backend's best.")] = None,
@@ -76,6 +82,7 @@ def run(
     before, started = 0 if job is None else job.done(job.committed()), time.perf_counter()
     options: dict[str, Any] = {
         "prompt": prompt,
+        "label": label,
         "guidance_scale": guidance_scale,
         "negative_prompt": negative_prompt,
         "seed": seed,
@@ -96,6 +103,7 @@ def run(
             n,
             model=model,
             prompts=prompts,
+            labels=labels,
             shard_size=shard_size,
             workers=workers,
             part=pair,

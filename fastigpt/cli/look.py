@@ -46,7 +46,8 @@ def info(as_json: AsJson = False) -> None:
 
 def bench(
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A preset (small, …), a directory or a hub id.")
+        str,
+        typer.Option("--model", "-m", help="A preset (small, janus-pro-1b, llamagen-b, …), a directory or hub id."),
     ] = "small",
     n: Annotated[str, typer.Option("-n", "--n", help="Images at a time, comma-separated.")] = "1,8,64",
     backend: Backend = "auto",

@@ -21,17 +21,18 @@ class DrawingOptions(TypedDict):
 
     model: Model
     prompt: Annotated[str | None, typer.Option(help="What to draw, for models that read text.")]
-    label: Annotated[int | None, typer.Option(help="Number of the class to draw, for models of classes.")]
+    label: Annotated[str | None, typer.Option(help="Number or name of the class to draw, for models of classes.")]
     negative_prompt: Annotated[
-        str | None, typer.Option(help="What to lead away from; needs --guidance-scale. Default: no prompt.")
+        str | None, typer.Option(help="What to lead away from; needs guidance. Default: no prompt.")
     ]
     guidance_scale: Annotated[
-        float | None, typer.Option(help="How strongly to follow the prompt: logits u + s·(c − u).")
+        float | None,
+        typer.Option(help="How strongly to follow the prompt: u + s·(c − u). 1: not. Default: the model's."),
     ]
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same images. Default: a new one.")]
     first_index: Annotated[int, typer.Option(help="Number of the first image: the job goes on from there.")]
     temperature: Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")]
-    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")]
+    top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens. Default: the model's.")]
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest tokens that make up this probability.")]
     device: Device
     backend: Backend

@@ -3,6 +3,7 @@ built."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ def choose(device: torch.device, spec: ModelSpec | None = None) -> str:
 
 def build(
     spec: ModelSpec,
-    weights: dict[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
     *,
     backend: str = "auto",
     device: torch.device | str | None = None,

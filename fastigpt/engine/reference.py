@@ -7,7 +7,7 @@ whole sequence again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -29,7 +29,7 @@ class ReferenceEngine:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: dict[str, torch.Tensor],
+        weights: Mapping[str, torch.Tensor],
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,

@@ -11,20 +11,25 @@ from fastigpt.errors import CheckpointError
 from fastigpt.extras import require
 from fastigpt.untrusted import JSON_LIMIT, exists, read_bytes, refusing
 
-_BEFORE, _AFTER = "<|User|>: ", "\n\n<|Assistant|>:"
+WORDS = {
+    "deepseek": ("<|User|>: ", "\n\n<|Assistant|>:"),  # Janus-Pro
+    "deepseek_old": ("User: ", "\n\nAssistant:"),  # Janus-1.3B
+}
+"""What stands before and after a prompt, by what DeepSeek's processors call it (sft_format)."""
 START, PAD, IMAGE = "<｜begin▁of▁sentence｜>", "<｜▁pad▁｜>", "<begin_of_image>"
 
 
 @dataclass(frozen=True)
 class ChatReader:
     """tokenizer: the text of a tokenizer.json. longest: ids of the longest prefix. start, pad, image: the ids that
-    begin a prefix, stand for what is left out, and end it."""
+    begin a prefix, stand for what is left out, and end it. format: of WORDS."""
 
     tokenizer: str
     longest: int
     start: int
     pad: int
     image: int
+    format: str = "deepseek"
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -38,8 +43,9 @@ class ChatReader:
     def prefix(self, prompt: str, name: str = "prompt") -> tuple[int, ...]:
         if not isinstance(prompt, str):
             raise TypeError(f"{name} must be a string, not {type(prompt).__name__}")
+        before, after = WORDS[self.format]
         try:
-            ids = self._tokenizer.encode(f"{_BEFORE}{prompt}{_AFTER}{IMAGE}").ids
+            ids = self._tokenizer.encode(f"{before}{prompt}{after}{IMAGE}").ids
         except (TypeError, UnicodeError):  # half of a surrogate pair
             raise ValueError(f"{name} is no text that UTF-8 can hold") from None
         found = tuple(ids) if ids[0] == self.start else (self.start, *ids)
@@ -54,7 +60,7 @@ class ChatReader:
         return (prefix[0], *[self.pad] * (len(prefix) - 2), prefix[-1])
 
 
-def read(path: Path, longest: int, vocabulary: int) -> ChatReader:
+def read(path: Path, longest: int, vocabulary: int, format: str = "deepseek") -> ChatReader:
     """vocabulary: how many ids the model has embeddings for. Raises CheckpointError; ImportError without the tokenizers
     package."""
     if not exists(path):
@@ -71,7 +77,7 @@ def read(path: Path, longest: int, vocabulary: int) -> ChatReader:
         raise CheckpointError(f"{path} does not know {missing[0]}, which prompts for images need")
     if max(ids.values()) >= vocabulary:
         raise CheckpointError(f"{path} has ids up to {max(ids.values())}, the model knows {vocabulary}")
-    reader = ChatReader(text, longest, ids[START], ids[PAD], ids[IMAGE])
+    reader = ChatReader(text, longest, ids[START], ids[PAD], ids[IMAGE], format)
     with refusing(path, "cannot read the shortest prompt"):
         reader.prefix("")
     return reader

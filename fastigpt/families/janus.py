@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +24,26 @@ from fastigpt import save
 from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.codecs.vq import VQCodec, VQConfig
 from fastigpt.errors import CheckpointError
-from fastigpt.families.chat import ChatReader
+from fastigpt.families import generation_config, llama
+from fastigpt.families.chat import WORDS, ChatReader
 from fastigpt.families.chat import read as read_tokenizer
+from fastigpt.families.generation_config import GENERATION
+from fastigpt.families.janus_names import their_names, their_vq_name, vq_name
 from fastigpt.families.named_tensors import take, take_vq
 from fastigpt.families.pretrained import CONFIG
+from fastigpt.lazy_tensors import Tensors, open_weights
 from fastigpt.save import CheckpointFiles
 from fastigpt.scalars import integer, real
-from fastigpt.spec import ROTARY, BlockSpec, ModelSpec
-from fastigpt.tensor_files import SAFETENSORS, Stored, open_weights
-from fastigpt.untrusted import short
+from fastigpt.spec import ROTARY, ModelSpec
+from fastigpt.tensor_files import SAFETENSORS
+from fastigpt.untrusted import exists, read_json, short
 
-TOKENIZER = "tokenizer.json"
-WANTED = (CONFIG, TOKENIZER, "model*.safetensors*", "pytorch_model*.bin*")
-BELONGS = frozenset({CONFIG, TOKENIZER, SAFETENSORS})
+TOKENIZER, PROCESSOR = "tokenizer.json", "processor_config.json"
+WANTED = (CONFIG, TOKENIZER, PROCESSOR, GENERATION, "model*.safetensors*", "pytorch_model*.bin*")
+BELONGS = frozenset({CONFIG, TOKENIZER, PROCESSOR, GENERATION, SAFETENSORS})
+DEFAULTS = {"guidance_scale": 5.0}
+"""What DeepSeek's code draws with, at temperature 1 without filters."""
+
 LONGEST_PROMPT = 512
 """Tokens of a prompt with the chat's words around it. A model could read longer ones; a session's memory is sized by
 the longest."""
@@ -43,7 +53,6 @@ DEEPSEEK_PIXELS = 384
 
 _MOST, _MOST_LAYERS = 2**24, 2**14  # of every size, and of layers
 _SHORTEST_PROMPT = 16  # the chat's words alone take about 10
-_OTHER_TASKS = ("vision_model.", "aligner.", "lm_head.")  # what looks at images, and what writes words
 
 
 @dataclass(frozen=True)
@@ -104,30 +113,23 @@ class Janus:
     """A `Pretrained`. weights: as config.tensor_shapes() says. vq_weights: as vq.tensor_shapes() says."""
 
     config: JanusConfig
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     vq: VQConfig
-    vq_weights: dict[str, torch.Tensor]
+    vq_weights: Mapping[str, torch.Tensor]
     reader: ChatReader
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
 
     no_codec, no_head = "", None
     preprocessing = Preprocessing()
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
         config = self.config
-        return ModelSpec(
-            n_layer=config.n_layer,
-            width=config.width,
-            block=BlockSpec(
-                config.n_head, config.n_kv_head, config.head_dim, config.n_inner, config.norm_epsilon, "gated_silu"
-            ),
-            height=config.height,
-            columns=config.columns,
-            n_tokens=config.n_codes,
+        return llama.spec(
+            config,
             n_prefix_tokens=config.vocabulary,
             prefix_length=config.prompt_length,
             unconditional=self.reader.unconditional(self.reader.prefix("")),
-            positions="rotary",
             head_inner=config.width,
         )
 
@@ -135,32 +137,8 @@ class Janus:
     def codec(self) -> VQCodec:
         return VQCodec(self.vq, self.vq_weights, self.config.height, self.config.columns)
 
-    def canonical(self) -> dict[str, torch.Tensor]:
-        weights = self.weights
-        found = {ours: weights[theirs] for ours, theirs in _PUBLISHED.items()}
-        found["token.embedding"] = self._token_table()
-        found[ROTARY] = rotary_table(self.config, self.spec.context)
-        for i in range(self.config.n_layer):
-            ours, layer = f"blocks.{i}.", f"language_model.layers.{i}."
-            found |= {ours + name: weights[layer + theirs] for name, theirs in _PUBLISHED_IN_BLOCKS.items()}
-            qkv = [weights[f"{layer}self_attn.{part}_proj.weight"] for part in "qkv"]
-            found[ours + "qkv.weight"] = torch.cat(qkv)
-            found[ours + "fc.weight"] = torch.cat(
-                [weights[f"{layer}mlp.{part}_proj.weight"] for part in ("gate", "up")]
-            )
-        return found
-
-    @torch.inference_mode()
-    def _token_table(self) -> torch.Tensor:
-        """float32 [n_codes, width]: what an image token is to the language model depends on nothing but the token."""
-
-        def linear(x: torch.Tensor, name: str) -> torch.Tensor:
-            name = f"generation_aligner.{name}"
-            return F.linear(x, self.weights[name + ".weight"].float(), self.weights[name + ".bias"].float())
-
-        with torch.autocast("cpu", enabled=False):
-            x = linear(self.weights["generation_embeddings.weight"].float(), "fc1")
-            return linear(F.gelu(x), "hidden_layers.0").clone()
+    def canonical(self) -> Tensors:
+        return canonical(self.config, self.spec, self.weights)
 
     def published(self) -> dict[str, str]:
         found = {**_PUBLISHED, "token.embedding": "generation_aligner"}
@@ -179,7 +157,9 @@ class Janus:
             data = {"model_type": "janus", "fastigpt": asdict(self.config)}
             (target / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
             (target / TOKENIZER).write_text(self.reader.tokenizer)
-            vq = {f"vqmodel.{_their_vq_name(name)}": tensor for name, tensor in self.vq_weights.items()}
+            (target / PROCESSOR).write_text(json.dumps({"sft_format": self.reader.format}, indent=2) + "\n")
+            generation_config.write(target / GENERATION, self.defaults)
+            vq = {f"vqmodel.{their_vq_name(name)}": tensor for name, tensor in self.vq_weights.items()}
             held = {f"model.{name}": tensor for name, tensor in {**self.weights, **vq}.items()}
             save_file(held, target / SAFETENSORS, metadata={"format": "pt"})
 
@@ -202,6 +182,35 @@ _PUBLISHED_IN_BLOCKS = {
 }
 
 
+def canonical(config: JanusConfig, spec: ModelSpec, weights: Mapping[str, torch.Tensor]) -> Tensors:
+    """The weights under the names of spec.weight_shapes(); made when they are asked for. weights: as
+    config.tensor_shapes() says."""
+    makers = llama.renamed(weights, _PUBLISHED)
+    makers["token.embedding"] = lambda: token_table(weights)
+    makers[ROTARY] = lambda: rotary_table(config, spec.context)
+    for i in range(config.n_layer):
+        ours, layer = f"blocks.{i}.", f"language_model.layers.{i}."
+        makers |= llama.renamed(weights, {ours + name: layer + at for name, at in _PUBLISHED_IN_BLOCKS.items()})
+        qkv = [f"{layer}self_attn.{part}_proj.weight" for part in "qkv"]
+        makers[ours + "qkv.weight"] = llama.fused(weights, qkv)
+        gate_up = [f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up")]
+        makers[ours + "fc.weight"] = llama.fused(weights, gate_up)
+    return Tensors(makers)
+
+
+@torch.inference_mode()
+def token_table(weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """float32 [n_codes, width]: what an image token is to the language model depends on nothing but the token."""
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        weight, bias = (weights[f"generation_aligner.{name}.{what}"].float() for what in ("weight", "bias"))
+        return F.linear(x, weight, bias)
+
+    embedding = weights["generation_embeddings.weight"].float()
+    with torch.autocast(embedding.device.type, enabled=False):
+        return linear(F.gelu(linear(embedding, "fc1")), "hidden_layers.0").clone()
+
+
 def rotary_table(config: JanusConfig, rows: int) -> torch.Tensor:
     """float32 [rows, head_dim / 2, 2], as in Llama: pairs are halves of a head."""
     half = torch.arange(0, config.head_dim, 2, dtype=torch.float64, device="cpu")
@@ -218,11 +227,11 @@ def read(folder: Path, files: CheckpointFiles, data: Any) -> Janus:
     sizes = _sizes(data, config_file)
     file, stored = open_weights(folder, files.path)
     source = str(file)
-    named = _their_names(stored)
+    named = their_names(stored)
     if not any(name.startswith("generation_head.") for name in named):
         raise CheckpointError(f"{source} has no head for images (generation_head): this Janus reads images only")
     vq_prefix = "vqmodel."
-    vq_stored = {_vq_name(n.removeprefix(vq_prefix)): x for n, x in named.items() if n.startswith(vq_prefix)}
+    vq_stored = {vq_name(n.removeprefix(vq_prefix)): x for n, x in named.items() if n.startswith(vq_prefix)}
     vq, vq_weights = take_vq(vq_stored, source)
     if "height" not in sizes:
         if DEEPSEEK_PIXELS % vq.patch or vq.patch > DEEPSEEK_PIXELS:
@@ -232,8 +241,29 @@ def read(folder: Path, files: CheckpointFiles, data: Any) -> Janus:
     if vq.n_codes != config.n_codes:
         raise CheckpointError(f"{source}: the VQ has {vq.n_codes} codes, the language model draws {config.n_codes}")
     weights = take(named, config.tensor_shapes(), source)
-    reader = read_tokenizer(files.path(TOKENIZER), config.prompt_length, config.vocabulary)
-    return Janus(config, weights, vq, vq_weights, reader)
+    chat = _chat_format(folder, files.path(PROCESSOR))
+    reader = read_tokenizer(files.path(TOKENIZER), config.prompt_length, config.vocabulary, chat)
+    defaults = generation_config.read(files.path(GENERATION), DEFAULTS)
+    return Janus(config, weights, vq, vq_weights, reader, defaults)
+
+
+def _chat_format(folder: Path, processor: Path) -> str:
+    """The words around a prompt: as the processor's file says, else Janus-Pro's, or for a directory or hub id that is
+    called Janus-1.3B those that it was trained with, which nothing else tells."""
+    told = read_json(processor) if exists(processor) else {}
+    if not isinstance(told, dict):
+        raise CheckpointError(f"{processor} must hold a JSON object, not {type(told).__name__}")
+    old = any(re.search(r"(^|-)janus-1\.3b$", part, re.IGNORECASE) for part in folder.absolute().parts)
+    found = "deepseek_old" if old else told.get("sft_format", "deepseek")
+    if not isinstance(found, str) or found not in WORDS:
+        known = ", ".join(WORDS)
+        raise CheckpointError(f"{processor}: sft_format is {short(found)}; the known ones are {known}")
+    return found
+
+
+def config_of(data: dict[str, Any], source: str) -> JanusConfig:
+    """What a configuration in transformers' layout says. Raises CheckpointError that names `source`."""
+    return _checked(_sizes(data, source), source)
 
 
 def _checked(sizes: dict[str, Any], source: str) -> JanusConfig:
@@ -329,44 +359,3 @@ def _number(data: dict[str, Any], key: str, source: str, field: str | None = Non
     if not least <= value <= most:
         raise CheckpointError(f"{source}: {key} must be {least} to {most}, not {short(data[key])}")
     return value
-
-
-# What DeepSeek's names begin with: what transformers' do.
-_DEEPSEEK = {
-    "language_model.model.": "language_model.",
-    "gen_embed.": "generation_embeddings.",
-    "gen_aligner.layers.0.": "generation_aligner.fc1.",
-    "gen_aligner.layers.2.": "generation_aligner.hidden_layers.0.",
-    "gen_head.output_mlp_projector.": "generation_head.proj_out.",
-    "gen_head.vision_head.": "generation_head.vision_head.",
-    "gen_vision_model.": "vqmodel.",
-}
-_MIDDLE = {"mid.0.": "mid.block_1.", "mid.1.": "mid.attn_1.", "mid.2.": "mid.block_2."}
-
-
-def _their_names(stored: Stored) -> Stored:
-    """In transformers' layout, without "model." in front and without what is for other tasks."""
-    found: Stored = {}
-    for name, read in stored.items():
-        plain = name.removeprefix("model.")
-        for theirs, ours in _DEEPSEEK.items():
-            if plain.startswith(theirs):
-                plain = ours + plain.removeprefix(theirs)
-                break
-        if not plain.startswith(_OTHER_TASKS):
-            found[plain] = read
-    return found
-
-
-def _vq_name(name: str) -> str:
-    """The name in codecs/vq.py of a VQ's tensor in either layout."""
-    for ours, theirs in _MIDDLE.items():
-        name = name.replace(theirs, ours)
-    return name.replace(".down.", ".conv_blocks.").replace(".up.", ".conv_blocks.").replace(".block.", ".res.")
-
-
-def _their_vq_name(name: str) -> str:
-    for ours, theirs in _MIDDLE.items():
-        name = name.replace(ours, theirs)
-    side = "down" if name.startswith("encoder.") else "up"
-    return name.replace(".conv_blocks.", f".{side}.").replace(".res.", ".block.")

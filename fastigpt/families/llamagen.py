@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +21,28 @@ import torch
 from safetensors.torch import save_file
 
 from fastigpt import save
+from fastigpt.classes import imagenet
 from fastigpt.codecs.preprocessing import Preprocessing
 from fastigpt.codecs.vq import VQCodec, VQConfig
 from fastigpt.errors import CheckpointError
+from fastigpt.families import generation_config, llama
+from fastigpt.families.generation_config import GENERATION
 from fastigpt.families.named_tensors import halves, take, take_vq
 from fastigpt.families.pretrained import CONFIG
+from fastigpt.lazy_tensors import Held, Tensors, named, open_pickle, open_safetensors, open_weights
 from fastigpt.prompts import ClassReader
 from fastigpt.save import CheckpointFiles
 from fastigpt.scalars import integer, real
-from fastigpt.spec import ROTARY, BlockSpec, ModelSpec
-from fastigpt.tensor_files import SAFETENSORS, Stored, in_memory, load_pickle, open_weights
+from fastigpt.spec import ROTARY, ModelSpec
+from fastigpt.tensor_files import SAFETENSORS
 from fastigpt.untrusted import exists, short
 
 VQ = "vq.safetensors"
-WANTED = (CONFIG, SAFETENSORS, VQ)
+WANTED = (CONFIG, GENERATION, SAFETENSORS, VQ)
 BELONGS = frozenset(WANTED)
 MODEL_TYPE = "llamagen"
+DEFAULTS = {"guidance_scale": 4.0, "top_k": 2000}
+"""Of LlamaGen's demo."""
 
 _HEADS = {(12, 768): 12, (24, 1024): 16, (36, 1280): 20, (48, 1536): 24, (24, 3200): 32}  # by layers and width
 _WRAPPERS = {"module", "_orig_mod"}
@@ -92,35 +100,24 @@ class LlamaGen:
     """A `Pretrained`. weights: as config.tensor_shapes() says. vq, vq_weights: None if there is no VQ."""
 
     config: LlamaGenConfig
-    weights: dict[str, torch.Tensor]
+    weights: Mapping[str, torch.Tensor]
     vq: VQConfig | None = None
-    vq_weights: dict[str, torch.Tensor] | None = None
+    vq_weights: Mapping[str, torch.Tensor] | None = None
+    defaults: Mapping[str, Any] = field(default_factory=lambda: DEFAULTS)
 
     no_codec = f"has no VQ ({_VQ_OF_CLASSES} beside it, or {VQ})"
     no_head = None
     preprocessing = Preprocessing()
 
-    @property
+    @cached_property
     def spec(self) -> ModelSpec:
-        config = self.config
-        return ModelSpec(
-            n_layer=config.n_layer,
-            width=config.width,
-            block=BlockSpec(
-                config.n_head, config.n_kv_head, config.head_dim, config.n_inner, config.norm_epsilon, "gated_silu"
-            ),
-            height=config.height,
-            columns=config.columns,
-            n_tokens=config.n_codes,
-            n_prefix_tokens=config.n_classes + 1,
-            prefix_length=1,
-            unconditional=(config.n_classes,),
-            positions="rotary",
-        )
+        none = self.config.n_classes
+        return llama.spec(self.config, n_prefix_tokens=none + 1, prefix_length=1, unconditional=(none,))
 
     @property
     def reader(self) -> ClassReader:
-        return ClassReader(self.config.n_classes)
+        names = imagenet()
+        return ClassReader(self.config.n_classes, names if self.config.n_classes == len(names.lines) else None)
 
     @property
     def codec(self) -> VQCodec | None:
@@ -128,19 +125,24 @@ class LlamaGen:
             return None
         return VQCodec(self.vq, self.vq_weights, self.config.height, self.config.columns, half=0.5)
 
-    def canonical(self) -> dict[str, torch.Tensor]:
-        config, weights = self.config, self.weights
-        found = {ours: weights[theirs] for ours, theirs in _PUBLISHED.items()}
-        found[ROTARY] = rotary_table(config)
-        for i in range(config.n_layer):
+    def canonical(self) -> Tensors:
+        makers = llama.renamed(self.weights, _PUBLISHED)
+        makers[ROTARY] = lambda: rotary_table(self.config)
+        for i in range(self.config.n_layer):
             ours, layer = f"blocks.{i}.", f"layers.{i}."
-            for name, theirs in _PUBLISHED_IN_BLOCKS.items():
-                found[ours + name] = weights[layer + theirs]
-            q, k, v = weights[layer + "attention.wqkv.weight"].split(self.spec.block.sections)
-            found[ours + "qkv.weight"] = torch.cat([halves(q, config.head_dim), halves(k, config.head_dim), v])
-            gate_up = [weights[f"{layer}feed_forward.{name}.weight"] for name in ("w1", "w3")]
-            found[ours + "fc.weight"] = torch.cat(gate_up)
-        return found
+            names = {ours + name: layer + theirs for name, theirs in _PUBLISHED_IN_BLOCKS.items()}
+            makers |= llama.renamed(self.weights, names)
+            makers[ours + "qkv.weight"] = self._qkv(layer + "attention.wqkv.weight")
+            gate_up = [f"{layer}feed_forward.{name}.weight" for name in ("w1", "w3")]
+            makers[ours + "fc.weight"] = llama.fused(self.weights, gate_up)
+        return Tensors(makers)
+
+    def _qkv(self, name: str) -> Callable[[], torch.Tensor]:
+        def make() -> torch.Tensor:
+            q, k, v = self.weights[name].split(self.spec.block.sections)
+            return torch.cat([halves(q, self.config.head_dim), halves(k, self.config.head_dim), v])
+
+        return make
 
     def published(self) -> dict[str, str]:
         found = dict(_PUBLISHED)
@@ -154,9 +156,10 @@ class LlamaGen:
         def fill(target: Path) -> None:
             data = {"model_type": MODEL_TYPE, **asdict(self.config)}
             (target / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
-            save_file(self.weights, target / SAFETENSORS, metadata={"format": "pt"})
+            generation_config.write(target / GENERATION, self.defaults)
+            save_file(dict(self.weights), target / SAFETENSORS, metadata={"format": "pt"})
             if self.vq_weights is not None:
-                save_file(self.vq_weights, target / VQ, metadata={"format": "pt"})
+                save_file(dict(self.vq_weights), target / VQ, metadata={"format": "pt"})
 
         save.replace(folder, fill, BELONGS)
 
@@ -196,19 +199,20 @@ def read(folder: Path, files: CheckpointFiles, data: Any) -> LlamaGen:
     config = _config(data, str(files.path(CONFIG)))
     source, stored = open_weights(folder, files.path)
     weights = take(stored, config.tensor_shapes(), str(source))
+    defaults = generation_config.read(files.path(GENERATION), DEFAULTS)
     vq_file = files.path(VQ)
     if not exists(vq_file):
-        return LlamaGen(config, weights)
-    _, vq_stored = open_weights(folder, lambda name: vq_file if name == SAFETENSORS else folder / ".none")
-    return LlamaGen(config, weights, *_fitting_vq(config, *take_vq(vq_stored, str(vq_file)), str(vq_file)))
+        return LlamaGen(config, weights, defaults=defaults)
+    vq = take_vq(open_safetensors(vq_file), str(vq_file))
+    return LlamaGen(config, weights, *_fitting_vq(config, *vq, str(vq_file)), defaults)
 
 
 def _config(data: dict[str, Any], source: str) -> LlamaGenConfig:
     found: dict[str, Any] = {}
-    for name, field in LlamaGenConfig.__dataclass_fields__.items():
+    for name, entry in LlamaGenConfig.__dataclass_fields__.items():
         if name not in data:
             raise CheckpointError(f"{source}: {name} is missing")
-        is_size = field.type == "int"
+        is_size = entry.type == "int"
         try:
             found[name] = integer(name, data[name]) if is_size else real(name, data[name])
         except (TypeError, ValueError) as error:
@@ -239,7 +243,7 @@ def read_file(path: Path, *, n_head: int | None = None, resolution: int | None =
             f"{path} is a LlamaGen of text to image: its captions are read by Flan-T5-XL, which fastigpt does not run; "
             "those of classes (c2i) can be loaded"
         )
-    shapes = {name: tuple(load().shape) for name, load in stored.items()}
+    shapes = {name: tensor.shape for name, tensor in stored.items()}
     if "tok_embeddings.weight" not in stored:
         raise CheckpointError(f"{path} is no LlamaGen: it lacks tok_embeddings.weight")
     vq = None
@@ -277,9 +281,7 @@ def _config_of(shapes: dict[str, tuple[int, ...]], n_head: int | None, side: int
     )
 
 
-def _fitting_vq(
-    config: LlamaGenConfig, vq: VQConfig, weights: dict[str, torch.Tensor], source: str
-) -> tuple[VQConfig, dict[str, torch.Tensor]]:
+def _fitting_vq(config: LlamaGenConfig, vq: VQConfig, weights: Tensors, source: str) -> tuple[VQConfig, Tensors]:
     if vq.n_codes != config.n_codes:
         raise CheckpointError(f"{source} has {vq.n_codes} codes, the transformer draws {config.n_codes}")
     return vq, weights
@@ -300,14 +302,10 @@ def _vq_beside(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def _unwrapped(path: Path) -> Stored:
+def _unwrapped(path: Path) -> Held:
     """The tensors of a `.pt` file, bare or below "model", "module" or "state_dict", beside whatever training kept."""
-    data = load_pickle(path, allowed=[argparse.Namespace])
+    data = open_pickle(path, allowed=[argparse.Namespace])
     if isinstance(data, dict):
         data = next((data[key] for key in ("model", "module", "state_dict") if isinstance(data.get(key), dict)), data)
-    if not isinstance(data, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in data.items()
-    ):
-        raise CheckpointError(f"{path} must hold a dictionary from names to tensors")
-    plain = {".".join(part for part in name.split(".") if part not in _WRAPPERS): x for name, x in data.items()}
-    return in_memory(plain)
+    held = named(data, path)
+    return {".".join(part for part in name.split(".") if part not in _WRAPPERS): x for name, x in held.items()}

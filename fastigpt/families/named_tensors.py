@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
 from fastigpt.codecs.vq import VQConfig
 from fastigpt.errors import CheckpointError
-from fastigpt.tensor_files import Stored, some
+from fastigpt.lazy_tensors import Held, Stored, Tensors
+from fastigpt.tensor_files import some
 from fastigpt.untrusted import short
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-def take(stored: Stored, shapes: Mapping[str, tuple[int, ...]], source: str) -> dict[str, torch.Tensor]:
-    """The tensors of these names, in memory of their own. CheckpointError names `source`, and what is missing or
-    misshapen or holds no floating-point numbers."""
+
+def take(stored: Held, shapes: Mapping[str, tuple[int, ...]], source: str) -> Tensors:
+    """The tensors of these names, read when they are asked for. CheckpointError names `source`, and what is missing or
+    misshapen or holds no floating-point numbers; and, when it is read, what is not finite."""
     missing = sorted(shapes.keys() - stored.keys())
     if missing:
         raise CheckpointError(f"{source} lacks {some(missing)}")
-    found = {}
     for name, shape in shapes.items():
-        tensor = stored[name]()
-        if tuple(tensor.shape) != shape:
-            raise CheckpointError(f"{source}: {name} has the shape {list(tensor.shape)}, expected {list(shape)}")
-        if not tensor.is_floating_point():
-            raise CheckpointError(f"{source}: {name} holds {tensor.dtype}, expected floating-point numbers")
-        if not bool(torch.isfinite(tensor).all()):
+        found = stored[name]
+        if found.dtype is None:
+            raise CheckpointError(f"{source}: {name} is no plain dense tensor of a dtype that torch has")
+        if found.shape != shape:
+            raise CheckpointError(f"{source}: {name} has the shape {list(found.shape)}, expected {list(shape)}")
+        if found.dtype not in _FLOATS:
+            raise CheckpointError(f"{source}: {name} holds {found.dtype}, expected floating-point numbers")
+    return Tensors({name: _finite(stored[name], name, source) for name in shapes})
+
+
+def _finite(stored: Stored, name: str, source: str) -> Callable[[], torch.Tensor]:
+    looked = False
+
+    def read() -> torch.Tensor:
+        nonlocal looked
+        tensor = stored.read().detach().contiguous()
+        if not looked and not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{source}: {name} holds numbers that are not finite")
-        found[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return found
+        looked = True
+        return tensor
+
+    return read
 
 
-def take_vq(stored: Stored, source: str) -> tuple[VQConfig, dict[str, torch.Tensor]]:
+def take_vq(stored: Held, source: str) -> tuple[VQConfig, Tensors]:
     """A VQ and its tensors, under the names of codecs/vq.py."""
     try:
-        config = VQConfig.of({name: tuple(read().shape) for name, read in stored.items()})
+        config = VQConfig.of({name: tensor.shape for name, tensor in stored.items()})
     except (KeyError, IndexError) as error:
         raise CheckpointError(f"{source} holds no VQ that is known: {short(error.args[0])} is missing") from None
     if config.base % 32 or not all(config.multipliers) or config.res_blocks < 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,8 @@ class Pretrained(Protocol):
     Its properties: config, the family's own description, for people and for the family; spec and `canonical()`, the
     weights under the names of spec.weight_shapes(), for engines; codec, None if the model cannot read and show images,
     and why in no_codec; reader, None if it reads no prompts; preprocessing, of images before the codec; no_head, why
-    it cannot draw, in words that follow its name, or None if it can.
+    it cannot draw, in words that follow its name, or None if it can; defaults, drawing options where nothing is said
+    (guidance_scale, top_k, top_p; see options.py).
     """
 
     @property
@@ -41,8 +42,13 @@ class Pretrained(Protocol):
     def preprocessing(self) -> Preprocessing: ...
     @property
     def no_head(self) -> str | None: ...
+    @property
+    def defaults(self) -> Mapping[str, Any]: ...
 
-    def canonical(self) -> dict[str, torch.Tensor]: ...
+    def canonical(self) -> Mapping[str, torch.Tensor]:
+        """Possibly of tensors that are made when they are asked for: whoever takes them one after the other, and keeps
+        none, needs memory for one."""
+        ...
 
     def published(self) -> dict[str, str]:
         """The name that a published checkpoint has for each of canonical()'s tensors, for messages."""

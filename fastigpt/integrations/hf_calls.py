@@ -39,6 +39,11 @@ def check_call(model: ImageGPTForCausalImageModeling, given: dict[str, Any]) -> 
         names.append("cache_implementation='paged'")
     if names:
         raise Refused(", ".join(names))
+    check_modules(model)
+
+
+def check_modules(model: torch.nn.Module) -> None:
+    """Raises Refused for what a module does besides computing."""
     modules = list(model.modules())
     if any(isinstance(m, torch.nn.Dropout) and m.training and m.p > 0 for m in modules):
         raise Refused("a model in training mode, with dropout (call eval())")

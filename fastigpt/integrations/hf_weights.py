@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +14,7 @@ import torch
 from fastigpt.families.image_gpt.checkpoint import check_weights
 from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.model import ImageGPT
+from fastigpt.options import LoadOptions
 
 if TYPE_CHECKING:
     from transformers import ImageGPTForCausalImageModeling
@@ -37,10 +40,10 @@ _CONFIG = (
 _WORDS = {"cpu": 1 << 17, "cuda": 1 << 22}
 
 
-def marks(model: ImageGPTForCausalImageModeling) -> list[tuple[Any, ...]]:
+def marks(weights: Mapping[str, torch.Tensor]) -> list[tuple[Any, ...]]:
     """What identifies the weights now. The checksum is there because writes to `.data` leave the version as it is."""
     marks, sums = [], []
-    for name, tensor in _tensors(model).items():
+    for name, tensor in weights.items():
         version = None if tensor.is_inference() else tensor._version
         marks.append((name, tensor.data_ptr(), version, tensor.dtype, tensor.device, tuple(tensor.shape)))
         sums.append(checksum(tensor))
@@ -79,7 +82,8 @@ def _factors(device: torch.device) -> torch.Tensor:
     return torch.randint(-(2**63), 2**63 - 1, size, generator=generator, device="cpu").bitwise_or_(1).to(device)
 
 
-def _tensors(model: ImageGPTForCausalImageModeling) -> dict[str, torch.Tensor]:
+def tensors_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """All of a module. Raises ValueError if it is spread over devices."""
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
     devices = sorted({str(tensor.device) for tensor in tensors.values()})
     if len(devices) != 1 or devices[0] == "meta":
@@ -89,25 +93,23 @@ def _tensors(model: ImageGPTForCausalImageModeling) -> dict[str, torch.Tensor]:
 
 def build(model: ImageGPTForCausalImageModeling, *, dtype: Any, kv_dtype: Any, backend: str) -> ImageGPT:
     config = _config(model)
-    tensors = _tensors(model)
+    tensors = tensors_of(model)
     unknown = sorted(tensors.keys() - config.tensor_shapes().keys() - config.bias_shapes().keys())
     if unknown:
         raise ValueError(f"hf_model has parameters that an Image GPT has not, {unknown[0]} for one: it was adapted")
     weights = check_weights(config, tensors, source="hf_model")
-    own, device = weights["lm_head.weight"].dtype, weights["lm_head.weight"].device
+    name = getattr(model.config, "name_or_path", "") or type(model).__name__
+    return ImageGPT(config, weights, name=name, **computing(weights["lm_head.weight"], dtype, kv_dtype, backend))
+
+
+def computing(weight: torch.Tensor, dtype: Any, kv_dtype: Any, backend: str) -> LoadOptions:
+    """Where and in what an engine computes that takes a module's place. weight: one of the module's."""
+    own, device = weight.dtype, weight.device
     if dtype is None and own == torch.float64:
         raise ValueError("hf_model is in float64, which no fast engine computes in: give dtype=torch.float32")
     if dtype is None and own == torch.float16 and device.type == "cpu" and backend == "auto":
         backend = "portable"  # the one with float16 on a CPU
-    return ImageGPT(
-        config,
-        weights,
-        name=getattr(model.config, "name_or_path", "") or type(model).__name__,
-        device=device,
-        dtype=own if dtype is None else dtype,
-        kv_dtype=kv_dtype,
-        backend=backend,
-    )
+    return {"device": device, "dtype": own if dtype is None else dtype, "kv_dtype": kv_dtype, "backend": backend}
 
 
 def _config(model: ImageGPTForCausalImageModeling) -> ImageGPTConfig:
@@ -118,3 +120,17 @@ def _config(model: ImageGPTForCausalImageModeling) -> ImageGPTConfig:
     if math.isqrt(pixels) ** 2 != pixels:  # ids are drawn here, not images: the shape of the canvas does not matter
         data["fastigpt"] = {"height": 1, "width": pixels}
     return ImageGPTConfig.from_json(json.dumps(data), source="hf_model.config")
+
+
+@dataclass(frozen=True)
+class _ImageGPTs:
+    """Of hf_method.Kind."""
+
+    def tensors(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        return tensors_of(model)
+
+    def build(self, model: Any, *, dtype: Any, kv_dtype: Any, backend: str) -> ImageGPT:
+        return build(model, dtype=dtype, kv_dtype=kv_dtype, backend=backend)
+
+
+KIND = _ImageGPTs()

@@ -1,4 +1,4 @@
-"""transformers' ImageGPT with its `generate` served by this library: `accelerate` and `restore`.
+"""transformers' ImageGPT and Janus with `generate` served by this library: `accelerate` and `restore`.
 
 transformers itself resolves every call: its `generate` prepares ids, defaults, logits processors and stopping criteria
 as always and hands them to a custom decoding loop (its `custom_generate` argument), which is where this file comes in.
@@ -14,28 +14,31 @@ import functools
 import types
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
+from fastigpt.integrations import hf_janus, hf_weights
 from fastigpt.integrations.hf_calls import REFUSED, Refused, check_call, check_inputs, check_mode, end_of, filters_of
-from fastigpt.integrations.hf_weights import build, marks
-from fastigpt.locks import Lock
+from fastigpt.integrations.hf_method import Method, State, seed_for
+from fastigpt.integrations.hf_method import refused as told
 from fastigpt.model import ImageGPT
 
 if TYPE_CHECKING:
-    from transformers import ImageGPTForCausalImageModeling
+    from transformers import ImageGPTForCausalImageModeling, JanusForConditionalGeneration
+
+    HfModel = TypeVar("HfModel", ImageGPTForCausalImageModeling, JanusForConditionalGeneration)
 
 _STATE = "_fastigpt"  # the name under which a model keeps its _State
 
 
 def accelerate(
-    hf_model: ImageGPTForCausalImageModeling,
+    hf_model: HfModel,
     *,
     dtype: torch.dtype | str | None = None,
     kv_dtype: torch.dtype | str | None = None,
     backend: str = "auto",
-) -> ImageGPTForCausalImageModeling:
+) -> HfModel:
     """Replaces `generate` of this one model by a faster one with the same arguments and results, and returns the model.
 
     All arguments mean what they mean to transformers, defaults included (20 new tokens; top_k 50 when sampling). Two
@@ -49,19 +52,27 @@ def accelerate(
     Before every call the weights are compared with those the engine was built from (place, version and checksum: one
     read of the weights), and the engine is rebuilt if they changed or moved.
 
-    Raises ImportError without transformers, TypeError for anything but an ImageGPTForCausalImageModeling, ValueError or
-    CheckpointError for one that cannot be run (spread over devices, adapted, quantised, not finite).
+    Of a JanusForConditionalGeneration it is `generate(generation_mode="image")` that is replaced; see docs/janus.md for
+    what it does better.
+
+    Raises ImportError without transformers, TypeError for anything but an ImageGPTForCausalImageModeling or a
+    JanusForConditionalGeneration, ValueError or CheckpointError for one that cannot be run (spread over devices,
+    adapted, quantised, not finite).
     """
     try:
-        from transformers import ImageGPTForCausalImageModeling
+        from transformers import ImageGPTForCausalImageModeling, JanusForConditionalGeneration
     except ImportError as error:
         raise ImportError("fastigpt.accelerate needs transformers: pip install 'transformers>=5.17'") from error
-    if not isinstance(hf_model, ImageGPTForCausalImageModeling):
-        raise TypeError(f"hf_model must be an ImageGPTForCausalImageModeling, not {type(hf_model).__name__}")
+    if not isinstance(hf_model, (ImageGPTForCausalImageModeling, JanusForConditionalGeneration)):
+        raise TypeError(
+            "hf_model must be an ImageGPTForCausalImageModeling or a JanusForConditionalGeneration, not "
+            f"{type(hf_model).__name__}"
+        )
     restore(hf_model)
     if "generate" in vars(hf_model):
         raise ValueError("hf_model.generate was already replaced by something else")
-    state = _State({"dtype": dtype, "kv_dtype": kv_dtype, "backend": backend})
+    kind: Any = hf_janus.KIND if isinstance(hf_model, JanusForConditionalGeneration) else hf_weights.KIND
+    state = State(kind, {"dtype": dtype, "kv_dtype": kv_dtype, "backend": backend})
     state.engine(hf_model)
     vars(hf_model)[_STATE] = state
     if not any(_is_ours(each) for each in type(hf_model).__mro__):
@@ -70,40 +81,16 @@ def accelerate(
     return hf_model
 
 
-def restore(hf_model: ImageGPTForCausalImageModeling) -> ImageGPTForCausalImageModeling:
+def restore(hf_model: HfModel) -> HfModel:
     """Undoes `accelerate` and returns the model; one that was not accelerated stays as it is."""
     if not isinstance(hf_model, torch.nn.Module):
         raise TypeError(f"hf_model must be a model of transformers, not {type(hf_model).__name__}")
     vars(hf_model).pop(_STATE, None)
-    if isinstance(vars(hf_model).get("generate"), _Generate):  # somebody put the bound method there
+    if isinstance(vars(hf_model).get("generate"), Method):  # somebody put the bound method there
         del vars(hf_model)["generate"]
     if _is_ours(type(hf_model)):
         hf_model.__class__ = type(hf_model).__base__  # type: ignore[assignment]
     return hf_model
-
-
-class _State:
-    """What an accelerated model keeps: its engine and what that was built from, and nothing that refers to a module.
-    Copies and pickles take the options along; the engine is built again."""
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self._options = options
-        self._lock = Lock()
-        self._marks: list[tuple[Any, ...]] | None = None
-        self._engine: ImageGPT | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _State, (self._options,)
-
-    def engine(self, model: ImageGPTForCausalImageModeling) -> ImageGPT:
-        """The model in our form, built anew if its weights are not the ones it was built from."""
-        with self._lock:
-            now = marks(model)
-            if self._engine is None or now != self._marks:
-                self._engine = None  # frees its memory before the next one takes as much
-                self._engine = build(model, **self._options)
-                self._marks = now
-            return self._engine
 
 
 @functools.cache
@@ -142,29 +129,13 @@ class _Method:
         holder: Any = owner if model is None else model
         original = super(self._owner, holder).generate  # type: ignore[misc]
         state = None if model is None else vars(model).get(_STATE)
-        return original if state is None else _Generate(model, original, state)
+        if state is None:
+            return original
+        return (hf_janus.Generate if state.kind == hf_janus.KIND else _Generate)(model, original, state)
 
 
-class _Generate:
-    """The method bound to one model."""
-
-    __name__ = "generate"
-
-    def __init__(self, model: ImageGPTForCausalImageModeling, original: Callable[..., Any], state: _State) -> None:
-        self.__self__, self._original, self._state = model, original, state
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Generate) and other.__self__ is self.__self__
-
-    def __hash__(self) -> int:
-        return hash((_Generate, id(self.__self__)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return getattr, (self.__self__, "generate")
-
-    def engine(self) -> ImageGPT:
-        """The model in our form, as it is now."""
-        return self._state.engine(self.__self__)
+class _Generate(Method[ImageGPT]):
+    """That of an ImageGPTForCausalImageModeling."""
 
     def __call__(
         self,
@@ -211,13 +182,7 @@ class _Generate:
                 **kwargs,
             )
         except Refused as refused:
-            if seed is not None or generator is not None:
-                name = "generator" if seed is None else "seed"
-                raise ValueError(f"{name} was given, but fastigpt cannot serve this call: it has {refused}") from None
-            warnings.warn(
-                f"this call of generate has {refused}: transformers' own generate runs instead of fastigpt's",
-                stacklevel=2,
-            )
+            warnings.warn(told(refused, seed, generator), stacklevel=2)
         return self._original(inputs, generation_config, **given)
 
     def _draw(
@@ -241,10 +206,7 @@ class _Generate:
         limit = engine.config.n_pixels + 1
         if end > limit:
             raise ValueError(f"max_length must be at most {limit} (the start token and {limit - 1} pixels), not {end}")
-        seed = drawing_seed
-        if seed is None and generation_config.do_sample:
-            device = "cpu" if drawing_generator is None else drawing_generator.device
-            seed = int(torch.randint(0, 2**63 - 1, (), generator=drawing_generator, device=device))
+        seed = seed_for(drawing_seed, drawing_generator, bool(generation_config.do_sample))
         return engine.generate(
-            input_ids.long(), max_length=end, do_sample=bool(generation_config.do_sample), seed=seed or 0, **filters
+            input_ids.long(), max_length=end, do_sample=bool(generation_config.do_sample), seed=seed, **filters
         )

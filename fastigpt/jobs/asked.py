@@ -10,7 +10,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Asked:
     """Of the job; None: not said, so the job's own or, for a new job, the default. prompts: the text of a file with one
-    prompt a line. model: where to find it, a directory or a hub id."""
+    prompt a line. labels: of one with one class a line, or "all". model: where to find it, a directory or a hub id."""
 
     n: int | None = None
     first_index: int | None = None
@@ -23,6 +23,7 @@ class Asked:
     negative_prompt: str | None = None
     prompt: str | None = None
     prompts: str | None = None
+    labels: str | None = None
     model: str | None = None
     backend: str | None = None
     dtype: str | None = None

@@ -27,7 +27,10 @@ from fastigpt.jobs.store import Store
 from fastigpt.model import Model
 from fastigpt.options import checked
 from fastigpt.owner import this_process
-from fastigpt.prompts import WordReader, prefixes
+from fastigpt.prompts import ClassReader, PromptReader, WordReader, prefixes
+
+ALL = "all"
+"""Labels: of every class, in turn."""
 
 _MOST_TOKENS = 2**16  # that uint16 tells apart
 _SHARD_SIZE, _LEAST_SHARD, _SHARDS = 256, 16, 64
@@ -38,7 +41,8 @@ def open_job(store: Store, asked: Asked, how: How) -> tuple[JobDirectory, Model]
     """The job that lies there, or the one that is asked for, made now; and its model. Raises ValueError that names
     every difference if another job lies there."""
     job = JobDirectory.find(store)
-    prompts = None if asked.prompts is None else prompt_lines(asked.prompts)
+    if asked.prompts is not None and asked.labels is not None:
+        raise ValueError("give prompts or labels, not both")
     if job is not None:
         check(job, asked)
         return job, load_model(job.parameters, asked.model, how.device)
@@ -52,7 +56,8 @@ def open_job(store: Store, asked: Asked, how: How) -> tuple[JobDirectory, Model]
         dtype=asked.dtype,
         kv_dtype=asked.kv_dtype,
     )
-    job = JobDirectory.make(store, _parameters(asked, how, model, prompts), None if prompts is None else asked.prompts)
+    text = asked.prompts if asked.labels is None else labels_text(asked.labels, model.reader)
+    job = JobDirectory.make(store, _parameters(asked, how, model, text), text)
     check(job, asked)  # another process may have been faster
     job.parameters.check({"model_sha256": model_sha256(model)}, store.name)
     return job, model
@@ -61,11 +66,14 @@ def open_job(store: Store, asked: Asked, how: How) -> tuple[JobDirectory, Model]
 def check(job: JobDirectory, asked: Asked) -> None:
     """Raises ValueError that names every difference between a job and what is asked for. Of models only hashes are
     compared: see load_model."""
-    said = {name: value for name, value in vars(asked).items() if name not in ("model", "prompts")}
+    said = {name: value for name, value in vars(asked).items() if name not in ("model", "prompts", "labels")}
     if said["backend"] == "auto":
         said["backend"] = None
     if asked.prompts is not None:
         said["prompts_sha256"] = _sha256(asked.prompts.encode())
+    if asked.labels is not None:
+        text = _every_class(job.parameters.n_prompts or 0) if asked.labels == ALL else asked.labels
+        said["prompts_sha256"] = _sha256(text.encode())
     job.parameters.check(said, job.store.name)
 
 
@@ -91,9 +99,11 @@ def draws(job: JobDirectory, model: Model, how: How, on_rows: Callable[[int], No
     """A function from a range of image indices to their tokens, uint16 [m, H·W]. on_rows: called with the number of
     rows of images that have just been finished."""
     p = job.parameters
-    batch_size = how.batch_size
+    batch_size, guidance_scale = how.batch_size, p.guidance_scale
+    if guidance_scale is None and "guidance_scale" in model.defaults and (p.prompt or job.prompts):
+        guidance_scale = 1.0  # off: what the job says holds, not what is this model's default now
     if batch_size is None and how.workers > 1:  # each would take the memory that it finds free
-        guided = p.guidance_scale is not None
+        guided = guidance_scale not in (None, 1.0)
         batch_size = max(1, min(p.shard_size, model.engine.room(guided=guided) // how.workers))
 
     def draw(images: range) -> np.ndarray:
@@ -105,9 +115,9 @@ def draws(job: JobDirectory, model: Model, how: How, on_rows: Callable[[int], No
             prompt=p.prompt if job.prompts is None else [job.prompts[k % len(job.prompts)] for k in images],
             seed=p.seed,
             temperature=p.temperature,
-            top_k=p.top_k,
-            top_p=p.top_p,
-            guidance_scale=p.guidance_scale,
+            top_k=p.n_tokens if p.top_k is None else p.top_k,
+            top_p=1.0 if p.top_p is None else p.top_p,
+            guidance_scale=guidance_scale,
             negative_prompt=p.negative_prompt,
             batch_size=batch_size,
             window=how.window,
@@ -138,6 +148,17 @@ def peak_rss() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo
 
 
+def labels_text(labels: str, reader: PromptReader | None) -> str:
+    """A file of labels, one a line, of what was asked for. Raises ValueError for a model that knows no classes."""
+    if not isinstance(reader, ClassReader):
+        raise ValueError("labels were given, but this model knows no classes")
+    return _every_class(reader.n_classes) if labels == ALL else labels
+
+
+def _every_class(count: int) -> str:
+    return "".join(f"{number}\n" for number in range(count))
+
+
 def prompt_lines(text: str) -> list[str]:
     """The lines of a file of prompts. Raises ValueError that names the first that is empty."""
     found = lines(text)
@@ -151,7 +172,9 @@ def model_sha256(model: Model) -> str:
     """Of all that decides which tokens a model draws and how they look: its config, weights, palette and words. The
     same for the same numbers in other files."""
     total = hashlib.sha256(json.dumps(asdict(model.config), sort_keys=True).encode())
-    for name, tensor in sorted(model.pretrained.canonical().items()):
+    weights = model.pretrained.canonical()
+    for name in sorted(weights):
+        tensor = weights[name]
         total.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         total.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     if isinstance(model.codec, PaletteCodec):
@@ -163,19 +186,24 @@ def model_sha256(model: Model) -> str:
     if isinstance(model.reader, WordReader):
         total.update(model.reader.vocabulary.to_json().encode())
     if isinstance(model.reader, ChatReader):
-        total.update(model.reader.tokenizer.encode())
+        total.update(f"{model.reader.format} {model.reader.tokenizer}".encode())
     return total.hexdigest()
 
 
-def _parameters(asked: Asked, how: How, model: Model, prompts: list[str] | None) -> Parameters:
+def _parameters(asked: Asked, how: How, model: Model, text: str | None) -> Parameters:
+    """text: of the file of prompts or labels."""
     assert asked.n is not None
-    if asked.prompt is not None and prompts is not None:
-        raise ValueError("give prompt, one for all images, or prompts, one for each; not both")
+    if asked.prompt is not None and text is not None:
+        raise ValueError("give prompt or label, one for all images, or prompts or labels, one for each; not both")
+    prompts = None if text is None else prompt_lines(text)
     names = ("first_index", "seed", "temperature", "top_k", "top_p", "guidance_scale", "negative_prompt")
     given = {name: value for name in names if (value := getattr(asked, name)) is not None}
     read: list[str] | str | None = asked.prompt if prompts is None else prompts
     options = checked(
-        {**given, "prompt": read, "window": how.window, "batch_size": how.batch_size}, asked.n, model.spec
+        {**given, "prompt": read, "window": how.window, "batch_size": how.batch_size},
+        asked.n,
+        model.spec,
+        model.defaults,
     )
     for name in ("prompt", "negative_prompt"):
         if getattr(asked, name) is not None:
@@ -195,12 +223,12 @@ def _parameters(asked: Asked, how: How, model: Model, prompts: list[str] | None)
         seed=drawing.seed,
         shard_size=size,
         temperature=drawing.temperature,
-        top_k=asked.top_k,
+        top_k=drawing.top_k if asked.top_k is None else asked.top_k,
         top_p=drawing.top_p,
-        guidance_scale=drawing.guidance_scale,
+        guidance_scale=drawing.guidance_scale if asked.guidance_scale is None else asked.guidance_scale,
         negative_prompt=asked.negative_prompt,
         prompt=asked.prompt,
-        prompts_sha256=None if asked.prompts is None else _sha256(asked.prompts.encode()),
+        prompts_sha256=None if text is None else _sha256(text.encode()),
         n_prompts=None if prompts is None else len(prompts),
         model=asked.model,
         model_sha256=model_sha256(model),

@@ -13,7 +13,7 @@ from fastigpt.arguments import flag, whole
 from fastigpt.engine.choose import as_dtype
 from fastigpt.jobs.asked import Asked, How
 from fastigpt.jobs.directory import JobDirectory
-from fastigpt.jobs.drawing import check, drawer_of, draws, open_job
+from fastigpt.jobs.drawing import ALL, check, drawer_of, draws, open_job
 from fastigpt.jobs.progress import Rows, watching
 from fastigpt.jobs.records import Damaged
 from fastigpt.jobs.state import Status, status_of
@@ -35,6 +35,7 @@ def run(
     *,
     model: str | os.PathLike[str] | None = None,
     prompts: str | os.PathLike[str] | Sequence[str] | None = None,
+    labels: str | os.PathLike[str] | Sequence[int | str] | None = None,
     shard_size: int | None = None,
     workers: int | None = None,
     part: tuple[int, int] | None = None,
@@ -49,10 +50,11 @@ def run(
     whatever is cut and killed.
 
     model: a directory, a hub id, or None for the one in the package. prompts: a file with one prompt a line, or the
-    prompts; the image with index i reads prompt i mod their number. prompt: of all images, a string. shard_size: images
-    that are drawn and committed together; None: up to 256. workers: None or 1 draws in this process, more in so many
-    others, with the machine's cores dealt out among them; with ray, actors at most. part: (i, N), i from 1 to N: draws
-    every N-th shard and no other. ray: "local", "auto" or the address of a cluster, to draw with Ray.
+    prompts; the image with index i reads prompt i mod their number. labels: the same of classes, numbers or names, or
+    "all": image i is of class i mod their number, as many of each. prompt, label: of all images, one. shard_size:
+    images that are drawn and committed together; None: up to 256. workers: None or 1 draws in this process, more in so
+    many others, with the machine's cores dealt out among them; with ray, actors at most. part: (i, N), i from 1 to N:
+    draws every N-th shard and no other. ray: "local", "auto" or the address of a cluster, to draw with Ray.
 
     Raises FileExistsError for a directory with other files, and OSError naming the file that cannot be written. What is
     committed by then stays, and the next run goes on from there; so after Ctrl-C and SIGTERM, which raise
@@ -60,7 +62,8 @@ def run(
     """
     store = open_store(directory)
     progress = options.pop("progress", None)
-    asked, how = _asked(n, model, prompts, shard_size, options), _how(workers, part, options)
+    asked = _asked(n, model, prompts, labels, shard_size, options)
+    how = _how(workers, part, options)
     found = JobDirectory.find(store)
     if found is not None:
         check(found, asked)
@@ -110,7 +113,7 @@ def _fill(
         Worker(job, draws(job, model, how, rows.add), drawer_of(model), part=how.part, held=held).run()
 
 
-def _asked(n: Any, model: Any, prompts: Any, shard_size: Any, options: Any) -> Asked:
+def _asked(n: Any, model: Any, prompts: Any, labels: Any, shard_size: Any, options: Any) -> Asked:
     said: dict[str, Any] = {}
     for name, value, least in (("n", n, 1), ("shard_size", shard_size, 1)):
         said[name] = None if value is None else whole(name, value, least)
@@ -124,8 +127,14 @@ def _asked(n: Any, model: Any, prompts: Any, shard_size: Any, options: Any) -> A
         said[name] = options.get(name)
         if said[name] is not None and not isinstance(said[name], str):
             raise TypeError(f"{name} must be a string, for all images; prompts of single images go into prompts")
+    label = options.get("label")
+    if label is not None:
+        if said["prompt"] is not None:
+            raise ValueError("give prompt or label, not both")
+        said["prompt"] = label if isinstance(label, str) else str(integer("label", label, "an int or a name"))
     said["model"] = None if model is None else _checkpoint("model", model)
-    said["prompts"] = None if prompts is None else _text(prompts)
+    said["prompts"] = None if prompts is None else _text("prompts", prompts)
+    said["labels"] = None if labels is None else _labels(labels)
     for name, number in (("temperature", real), ("top_k", integer), ("top_p", real), ("guidance_scale", real)):
         value = options.get(name)
         said[name] = None if value is None else number(name, value)
@@ -162,15 +171,23 @@ def _checkpoint(name: str, given: Any) -> str:
     return str(folder.absolute()) if folder.is_dir() else where
 
 
-def _text(prompts: str | os.PathLike[str] | Sequence[str]) -> str:
+def _labels(labels: Any) -> str:
+    if isinstance(labels, str) and labels == ALL:
+        return ALL
+    if isinstance(labels, (str, os.PathLike)):
+        return _text("labels", labels)
+    return _text("labels", [each if isinstance(each, str) else str(integer("labels", each)) for each in labels])
+
+
+def _text(name: str, prompts: str | os.PathLike[str] | Sequence[str]) -> str:
     if isinstance(prompts, (str, os.PathLike)):
         try:
             return Path(prompts).expanduser().read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise ValueError(f"prompts: {os.fspath(prompts)} is not UTF-8: {error.reason}") from None
+            raise ValueError(f"{name}: {os.fspath(prompts)} is not UTF-8: {error.reason}") from None
     lines = list(prompts)
     if not lines or not all(isinstance(line, str) for line in lines):
-        raise TypeError("prompts must be a file or a sequence of strings")
+        raise TypeError(f"{name} must be a file or a sequence of strings")
     if any("\n" in line for line in lines):
-        raise ValueError("prompts: a prompt is one line")
+        raise ValueError(f"{name}: each is one line")
     return "".join(f"{line}\n" for line in lines)

@@ -12,64 +12,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import JanusConfig, JanusForConditionalGeneration
+from tiny_janus import CODES, IMAGE_ID, PAD_ID, SIDE, START_ID, their_model, tokenizer
+from transformers import JanusForConditionalGeneration
 
 import fastigpt
 from fastigpt import CheckpointError
-from fastigpt.families import janus
-from fastigpt.families.chat import IMAGE, PAD, START
+from fastigpt.families import janus, janus_names
+from fastigpt.families.chat import IMAGE
 from fastigpt.jobs.drawing import model_sha256
 from fastigpt.model import Model
-
-WORDS = ["User", "Assistant", "a", "red", "house", "on", "snow", "blue", "tree", "Ċ", "<", ">", "|", ":", ">:"]
-SIDE, CODES, VOCABULARY = 4, 40, 64
-
-
-def tokenizer() -> Tokenizer:
-    names = ["<unk>", START, PAD, IMAGE, *WORDS]
-    found = Tokenizer(models.WordLevel({name: i for i, name in enumerate(names)}, "<unk>"))
-    found.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace()])
-    found.add_special_tokens([START, PAD, IMAGE])
-    return found
-
-
-START_ID, PAD_ID, IMAGE_ID = 1, 2, 3
-
-
-def their_model() -> JanusForConditionalGeneration:
-    torch.manual_seed(0)
-    config = JanusConfig(
-        text_config={
-            "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96,
-            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-            "max_position_embeddings": 256, "initializer_range": 0.15,
-        },
-        vision_config={
-            "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16 * SIDE,
-            "patch_size": 16, "projection_dim": 64, "mlp_ratio": 1.0, "depth": 1,
-            "num_image_tokens": SIDE * SIDE,
-        },
-        vq_config={
-            "embed_dim": 8, "num_embeddings": CODES, "latent_channels": 32, "base_channels": 32,
-            "channel_multiplier": [1, 1, 2], "num_res_blocks": 1, "num_patches": SIDE, "projection_dim": 64,
-            "image_token_embed_dim": 64, "initializer_range": 0.15,
-        },
-        image_token_id=5,
-    )  # fmt: skip
-    model = JanusForConditionalGeneration(config).eval()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, tensor in model.named_parameters():
-            if "norm" not in name and tensor.ndim > 1:
-                scale = 2.0 if "embed" in name else tensor[0].numel() ** -0.5
-                tensor.normal_(0, scale * (2 if "vision_head" in name else 1), generator=generator)
-            elif name.endswith("bias"):
-                tensor.normal_(0, 0.1, generator=generator)
-    told = model.generation_config
-    told.bos_token_id, told.pad_token_id, told.eos_token_id = START_ID, PAD_ID, None
-    told.generation_kwargs, told.max_length = {"boi_token_id": IMAGE_ID}, 256
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -215,12 +166,12 @@ def test_a_job_knows_a_model_by_its_tokenizer(saved):
 def deepseek_name(name: str) -> str:
     """As DeepSeek's checkpoint has it."""
     name = name.removeprefix("model.")
-    for theirs, ours in janus._DEEPSEEK.items():
+    for theirs, ours in janus_names._DEEPSEEK.items():
         if name.startswith(ours):
             name = theirs + name.removeprefix(ours)
             break
     if name.startswith("gen_vision_model."):
-        name = "gen_vision_model." + janus._vq_name(name.removeprefix("gen_vision_model."))
+        name = "gen_vision_model." + janus_names.vq_name(name.removeprefix("gen_vision_model."))
     return "language_model.lm_head.weight" if name == "lm_head.weight" else name
 
 
@@ -326,3 +277,36 @@ def test_impossible_configurations_are_refused(saved, tmp_path, part, change, to
 def test_a_part_that_is_missing_is_named(saved, tmp_path):
     with pytest.raises(CheckpointError, match="vq_config must be an object"):
         fastigpt.load(copied(saved, tmp_path, vq_config=None))
+
+
+# --- Janus-1.3B --------------------------------------------------------------------------------------------------
+
+
+def words_of(reader) -> list[str]:
+    names = {number: word for word, number in tokenizer().get_vocab().items()}
+    return [names[number] for number in reader.prefix("a red house")]
+
+
+@pytest.mark.parametrize("how", ["name", "hub", "file"])
+def test_the_forerunner_is_told_by_its_name_and_has_its_own_words(saved, tmp_path, how):
+    parts = {"name": "Janus-1.3B", "hub": "models--deepseek-ai--Janus-1.3B/snapshots/1", "file": "JanusFlow-1.3B-like"}
+    folder = tmp_path / parts[how]
+    folder.mkdir(parents=True)
+    copied(saved, folder)
+    if how == "file":
+        (folder / "processor_config.json").write_text('{"sft_format": "deepseek_old"}')
+    pro, old = (fastigpt.load(each, device="cpu") for each in (saved, folder))
+    assert pro.reader.format == "deepseek" and old.reader.format == "deepseek_old"
+    assert words_of(old.reader)[1:-1] == ["User", ":", "a", "red", "house", "Assistant", ":"]
+    assert words_of(pro.reader)[1:3] == ["<unk>", "User"]  # this tokenizer does not know "<|"
+    old.save_pretrained(tmp_path / "copy")
+    assert fastigpt.load(tmp_path / "copy", device="cpu").reader == old.reader
+    assert model_sha256(pro) != model_sha256(old)
+
+
+@pytest.mark.parametrize("told", ['{"sft_format": "llama"}', "[]", '{"sft_format": 3}'])
+def test_words_that_are_not_known_are_refused(saved, tmp_path, told):
+    folder = copied(saved, tmp_path)
+    (folder / "processor_config.json").write_text(told)
+    with pytest.raises(CheckpointError, match=r"processor_config\.json"):
+        fastigpt.load(folder)

@@ -72,7 +72,7 @@ def test_greedy_tokens_with_guidance_equal_those_of_its_own_code(model, figures,
 
 
 def test_greedy_tokens_without_guidance_do_too(model, figures):
-    found = model.sample(3, label=figures["labels"].tolist(), temperature=0, output_type="tokens")
+    found = model.sample(3, label=figures["labels"].tolist(), temperature=0, guidance_scale=1, output_type="tokens")
     assert torch.equal(found, figures["greedy_cfg_1.0"].long())
 
 
@@ -112,7 +112,8 @@ def test_images_of_classes_are_drawn_from_a_published_file(published, tmp_path):
 def test_what_is_saved_draws_the_same(pretrained, tmp_path):
     model = Model(pretrained, device="cpu", backend="portable")
     model.save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors", "vq.safetensors"}
+    names = {"config.json", "generation_config.json", "model.safetensors", "vq.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names
     again = fastigpt.load(tmp_path, device="cpu")
     assert again.config == model.config and again.codec == model.codec
     options = {"label": 1, "guidance_scale": 2.0, "seed": 3, "output_type": "np"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 
@@ -40,7 +42,7 @@ class Blocks:
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+        self, spec: ModelSpec, weights: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype
     ) -> None:
         self.spec, self.device, self.dtype = spec, device, dtype
         self.weights = {

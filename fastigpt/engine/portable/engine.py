@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -28,7 +28,7 @@ class PortableEngine:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: dict[str, torch.Tensor],
+        weights: Mapping[str, torch.Tensor],
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,

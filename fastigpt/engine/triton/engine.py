@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -37,7 +37,7 @@ class TritonEngine:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: dict[str, torch.Tensor],
+        weights: Mapping[str, torch.Tensor],
         *,
         device: torch.device | str = "cuda",
         dtype: torch.dtype | None = None,

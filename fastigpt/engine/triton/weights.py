@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -48,7 +49,7 @@ class Model:
 
 def load(
     spec: ModelSpec,
-    weights: dict[str, torch.Tensor],
+    weights: Mapping[str, torch.Tensor],
     device: torch.device,
     dtype: torch.dtype,
     kv_dtype: torch.dtype,

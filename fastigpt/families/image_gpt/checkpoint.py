@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
@@ -50,6 +50,7 @@ class Checkpoint:
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     architecture: str = CAUSAL
 
+    defaults: ClassVar[Mapping[str, Any]] = {}
     no_codec = f"has no palette ({PROCESSOR} or {PALETTE_ARRAYS[0]})"
 
     @property
