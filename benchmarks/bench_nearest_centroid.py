@@ -21,9 +21,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from baselines import nearest as peers
 
+import fastigpt.nearest as nearest
 from fastigpt.bench.timing import timed
 from fastigpt.codecs.palette import Palette
-from fastigpt.nearest import nearest_centroid
+from fastigpt.nearest import NearestCentroid, nearest_centroid
 
 RNG = np.random.default_rng(0)
 N_PIXELS = 1 << 20
@@ -32,7 +33,8 @@ PIXELS = RNG.integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
 COLORS = (PIXELS.reshape(-1, 3) / 127.5 - 1).astype(np.float32)
 CODES = RNG.standard_normal((16384, 8)).astype(np.float32)
 VECTORS = RNG.standard_normal((65536, 8)).astype(np.float32)
-WIDE_CODES = RNG.standard_normal((1024, 256)).astype(np.float32)
+LEVELS = ((CLUSTERS + 1) * 127.5).astype(np.float32)  # the clusters, where a pixel stands for its value
+WIDE_CODES = RNG.standard_normal((8192, 256)).astype(np.float32)
 WIDE_VECTORS = RNG.standard_normal((16384, 256)).astype(np.float32)
 
 
@@ -107,9 +109,31 @@ def bench_uint8_pixels_with_a_new_palette(benchmark) -> None:
     print("\n   ", benchmark.name, benchmark.extra_info)
 
 
+@pytest.mark.parametrize("call", ["first", "second"])
+def bench_uint8_pixels_by_the_plain_function(benchmark, call: str) -> None:
+    """nearest_centroid on the same pixels: with a codebook that it sees for the first time, or again."""
+
+    def ours() -> np.ndarray:
+        if call == "first":
+            nearest._recent = ()
+        return nearest_centroid(PIXELS, LEVELS)
+
+    race(benchmark, ours, lambda: peers.POINTS["faiss"](COLORS, CLUSTERS), N_PIXELS, 5)
+
+
+@pytest.mark.parametrize("n", [1, 64, 1024, 4096])
+@pytest.mark.parametrize("by", ["index", "function"])
+def bench_small_batches(benchmark, n: int, by: str) -> None:
+    """n float32 colours against 512: what one call takes."""
+    points, index = COLORS[:n], NearestCentroid(CLUSTERS)
+    job = (lambda: index.search(points)) if by == "index" else (lambda: nearest_centroid(points, CLUSTERS))
+    benchmark.pedantic(job, rounds=30, iterations=100, warmup_rounds=2)
+    benchmark.extra_info["us"] = round(benchmark.stats.stats.median * 1e6, 1)
+
+
 @pytest.mark.parametrize("peer", peers.POINTS)
 def bench_float32_pixels(benchmark, peer: str) -> None:
-    """1,048,576 float32 colours against 512, nothing prepared."""
+    """1,048,576 float32 colours against 512."""
     race(
         benchmark,
         lambda: nearest_centroid(COLORS, CLUSTERS),
@@ -126,8 +150,8 @@ def bench_codebook_of_16384_by_8(benchmark, peer: str) -> None:
 
 
 @pytest.mark.parametrize("peer", ["faiss", "torch.cdist"])
-def bench_codebook_of_1024_by_256(benchmark, peer: str) -> None:
-    """16,384 × 256 against 1,024."""
+def bench_codebook_of_8192_by_256(benchmark, peer: str) -> None:
+    """16,384 × 256 against 8,192."""
     race(
         benchmark,
         lambda: nearest_centroid(WIDE_VECTORS, WIDE_CODES),

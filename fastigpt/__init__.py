@@ -14,7 +14,7 @@ if _TYPE_CHECKING:
     from fastigpt.integrations.transformers import accelerate, restore
     from fastigpt.job import Stats
     from fastigpt.model import ImageGPT
-    from fastigpt.nearest import nearest_centroid
+    from fastigpt.nearest import NearestCentroid, nearest_centroid
 
     __version__: str
 
@@ -22,6 +22,7 @@ __all__ = [
     "CheckpointError",
     "ImageGPT",
     "ImageGPTConfig",
+    "NearestCentroid",
     "Palette",
     "Stats",
     "accelerate",
@@ -40,6 +41,7 @@ _HOME = {
     "CheckpointError": "errors",
     "ImageGPT": "model",
     "ImageGPTConfig": "families.image_gpt.config",
+    "NearestCentroid": "nearest",
     "Palette": "codecs.palette",
     "Stats": "job",
     "accelerate": "integrations.transformers",

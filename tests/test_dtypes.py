@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from fastigpt import _C
@@ -29,7 +30,9 @@ def model(weights: str, cache: str) -> object:
 
 
 def points(dtype: str) -> object:
-    return _C.nearest_centroid(0, dtype, [0, 3], [12, 4], 0, 1, False, 0, 0, "auto", 1)
+    origin = np.zeros((1, 3), np.float32)
+    index = _C.CentroidIndex(origin.__array_interface__["data"][0], 1, 3, False)
+    return index.search(0, dtype, [0, 3], [12, 4], 0, 0, "auto", 1)
 
 
 def decode(dtype: str, stored: str) -> None:

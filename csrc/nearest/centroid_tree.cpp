@@ -36,18 +36,9 @@ void cut(const float* rows, int64_t dim, int32_t* begin, int32_t* end) {
 
 }  // namespace
 
-void Leaves::resize(int64_t n, int64_t dim) {
-  columns.resize(n * dim * kWidth, std::numeric_limits<float>::infinity());
-  index.resize(n * kWidth, -1);
-}
-
-void Leaves::set(int64_t leaf, int64_t slot, int64_t dim, int32_t centroid, const float* row) {
-  for (int64_t d = 0; d < dim; ++d) columns[(leaf * dim + d) * kWidth + slot] = row[d];
-  index[leaf * kWidth + slot] = centroid;
-}
-
-Tree::Tree(const std::vector<float>& all, int64_t k, int64_t dim)
-    : dim(dim), tolerance(float(dim + 6) * 4 / (1 << 24)), rows(all.data()) {
+Tree::Tree(const Codebook& book) {
+  const int64_t k = book.k, dim = book.dim;
+  const float* rows = book.rows.data();
   const float infinity = std::numeric_limits<float>::infinity();
   const int64_t full = (k + kWidth - 1) / kWidth, per_group = kWidth * kWidth;
   n_branches = (full + per_group - 1) / per_group * kWidth;
@@ -56,13 +47,13 @@ Tree::Tree(const std::vector<float>& all, int64_t k, int64_t dim)
   cut(rows, dim, order.data(), order.data() + k);
 
   leaves.resize(n_branches * kWidth, dim);
-  const auto empty = [&](std::vector<float>& boxes, int64_t n) {
+  const auto empty = [&](Lines<float>& boxes, int64_t n) {
     boxes.resize(n * 2 * dim * kWidth);
     for (size_t i = 0; i < boxes.size(); ++i) boxes[i] = i / (dim * kWidth) % 2 ? -infinity : infinity;
   };
   empty(leaf_boxes, n_branches);
   empty(branch_boxes, n_branches / kWidth);
-  const auto grow = [&](std::vector<float>& boxes, int64_t box, int64_t d, float c) {
+  const auto grow = [&](Lines<float>& boxes, int64_t box, int64_t d, float c) {
     float& low = boxes[(box / kWidth * 2 * dim + d) * kWidth + box % kWidth];
     float& high = (&low)[dim * kWidth];
     low = std::min(low, c);
@@ -77,8 +68,6 @@ Tree::Tree(const std::vector<float>& all, int64_t k, int64_t dim)
       grow(branch_boxes, leaf / kWidth, d, c);
     }
   }
-  if (dim == 3 && k <= 2048) grid = std::make_unique<Grid>(rows, k);
-  if (grid && !grid->usable()) grid.reset();
 }
 
 }  // namespace fastigpt

@@ -1,9 +1,8 @@
 // The exact table of all 2^24 colours: how it is made, and how pixels are looked up in it.
 //
-// Making: boxes of colours are split by four along each axis, 256 -> 64 -> 16 -> 4 -> 1, and each box keeps the
-// centroids that can win somewhere inside it (Candidates::keep). A box with one centroid left needs no further work.
-// Distances are float64; colours whose two best are too close for float64 are decided in exact arithmetic, ties by the
-// lower index.
+// Making: boxes of colours are split along each axis, 256 -> 64 -> 16 -> 8, and each box keeps the centroids that can
+// win somewhere inside it. A box with one centroid left needs no further work. The colours of the others are decided in
+// float32, those whose two best are too close for that in float64, and in exact arithmetic; ties by the lower index.
 //
 // Looking up: a pixel costs two loads, the second somewhere in 15 MB, so pixels go in batches: all addresses first,
 // each prefetched, and the answers one batch later.
@@ -11,7 +10,6 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
 #include "fastigpt/nearest_centroid.h"
 #include "nearest/codebook.h"
@@ -39,91 +37,92 @@ inline void prefetch(const void* address) {
 }
 
 struct Builder {
-  double scale, offset;
+  const double* levels;  // [3, 256]
   uint32_t* cells;
   uint16_t* blocks;
+  BoxWork work;
   std::atomic<int64_t> used;  // blocks
 
-  double coordinate(double level) const { return scale * level + offset; }
+  double level(int axis, int i) const { return levels[256 * axis + i]; }
 
   // The candidates of `box` that can win in the box of `edge` levels beginning at `low`.
   void keep(const Candidates& box, const int* low, int edge, Candidates& kept) const {
     double middle[3], half[3];
     for (int d = 0; d < 3; ++d) {
-      middle[d] = coordinate(low[d] + 0.5 * (edge - 1));
-      half[d] = std::abs(scale) * 0.5 * (edge - 1);
+      const double begin = level(d, low[d]), end = level(d, low[d] + edge - 1);
+      middle[d] = 0.5 * (begin + end);
+      half[d] = 0.5 * std::abs(end - begin) * (1 + 1e-12);
     }
-    kept.keep(box, middle, half);
+    work.keep(box, middle, half, kept);
   }
 
-  // All 64 colours of a cell. low: its first levels.
-  void fill_cell(const Candidates& box, const int* low, uint16_t* answers) const {
-    double best[kCellSize];
-    int32_t winner[kCellSize];
-    unsigned char close[kCellSize] = {};
-    std::fill(best, best + kCellSize, std::numeric_limits<double>::infinity());
-    for (size_t c = 0; c < box.index.size(); ++c) {
-      double square[3][4];
-      for (int d = 0; d < 3; ++d)
-        for (int i = 0; i < 4; ++i) {
-          const double t = coordinate(low[d] + i) - box.at[d][c];
-          square[d][i] = t * t;
-        }
-      const int32_t index = box.index[c];
-      for (int i = 0; i < 16; ++i) {
-        const double rg = square[0][i / 4] + square[1][i % 4];
-        for (int b = 0; b < 4; ++b) {
-          const int at = i * 4 + b;
-          const double d2 = rg + square[2][b], old = best[at];
-          close[at] |= std::abs(d2 - old) <= 1e-14 * d2;
-          winner[at] = d2 < old ? index : winner[at];
-          best[at] = d2 < old ? d2 : old;
-        }
-      }
+  // The nearest of the candidates to one colour, without rounding.
+  uint16_t decide(const Candidates& box, const double* x) const {
+    int64_t nearest = 0;
+    for (int64_t c = 1; c < box.count; ++c) {
+      const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
+      const double least[3] = {box.at[0][nearest], box.at[1][nearest], box.at[2][nearest]};
+      if (clearly(x, here, least) || (!clearly(x, least, here) && exactly_nearer(x, here, least, 3))) nearest = c;
     }
-    for (int at = 0; at < kCellSize; ++at) {
-      if (close[at]) {
-        const double x[3] = {coordinate(low[0] + at / 16), coordinate(low[1] + at / 4 % 4),
-                             coordinate(low[2] + at % 4)};
-        size_t nearest = 0;
-        for (size_t c = 1; c < box.index.size(); ++c) {
-          const double here[3] = {box.at[0][c], box.at[1][c], box.at[2][c]};
-          const double least[3] = {box.at[0][nearest], box.at[1][nearest], box.at[2][nearest]};
-          if (exactly_nearer(x, here, least, 3)) nearest = c;
-        }
-        winner[at] = box.index[nearest];
+    return uint16_t(box.index[nearest]);
+  }
+
+  // |x - a| < |x - b|, and float64 can tell.
+  static bool clearly(const double* x, const double* a, const double* b) {
+    double da = 0, db = 0;
+    for (int d = 0; d < 3; ++d) da += (x[d] - a[d]) * (x[d] - a[d]), db += (x[d] - b[d]) * (x[d] - b[d]);
+    return db - da > 1e-14 * db;
+  }
+
+  // The eight cells of a box of eight levels that begins at `low`.
+  void fill(const Candidates& box, const int* low) {
+    const double* const axes[3] = {levels + low[0], levels + 256 + low[1], levels + 512 + low[2]};
+    uint16_t answers[8][kCellSize];
+    uint64_t close[8];
+    work.fill(box, axes, answers[0], close);
+    for (int cell = 0; cell < 8; ++cell) {
+      const int r = cell >> 2 << 2, g = (cell >> 1 & 1) << 2, b = (cell & 1) << 2;
+      for (int at = 0; close[cell]; ++at, close[cell] >>= 1) {
+        if (!(close[cell] & 1)) continue;
+        const double x[3] = {axes[0][r + at / 16], axes[1][g + at / 4 % 4], axes[2][b + at % 4]};
+        answers[cell][at] = decide(box, x);
       }
-      answers[at] = uint16_t(winner[at]);
+      const uint16_t first = answers[cell][0];
+      uint16_t differs = 0;
+      for (uint16_t answer : answers[cell]) differs |= answer ^ first;
+      uint32_t start = uint32_t(first * kCellSize);
+      if (differs) {
+        start = uint32_t(used++ * kCellSize);
+        std::memcpy(blocks + start, answers[cell], sizeof answers[cell]);
+      }
+      cells[place(low[0] + r, low[1] + g, low[2] + b) / kCellSize] = start;
     }
   }
 
   // Cells inside the box of `edge` levels that begins at `low`. scratch[0] serves this split, the rest the deeper ones.
   void split(const Candidates& box, const int* low, int edge, Candidates* scratch) {
-    if (edge == 4 || box.index.size() == 1) {
-      uint32_t start;
-      if (box.index.size() == 1) {
-        start = uint32_t(box.index[0] * kCellSize);
-      } else {
-        start = uint32_t(used++ * kCellSize);
-        fill_cell(box, low, blocks + start);
-      }
+    if (box.count == 1) {
+      const auto start = uint32_t(box.index[0] * kCellSize);
       for (int r = low[0]; r < low[0] + edge; r += 4)
         for (int g = low[1]; g < low[1] + edge; g += 4)
           for (int b = low[2]; b < low[2] + edge; b += 4) cells[place(r, g, b) / kCellSize] = start;
       return;
     }
-    const int child = edge / 4;
-    for (int i = 0; i < 64; ++i) {
-      const int corner[3] = {low[0] + i / 16 * child, low[1] + i / 4 % 4 * child, low[2] + i % 4 * child};
-      keep(box, corner, child, scratch[0]);
-      split(scratch[0], corner, child, scratch + 1);
-    }
+    if (edge == 8) return fill(box, low);
+    const int child = edge > 16 ? edge / 4 : edge / 2;
+    for (int r = low[0]; r < low[0] + edge; r += child)
+      for (int g = low[1]; g < low[1] + edge; g += child)
+        for (int b = low[2]; b < low[2] + edge; b += child) {
+          const int corner[3] = {r, g, b};
+          keep(box, corner, child, scratch[0]);
+          split(scratch[0], corner, child, scratch + 1);
+        }
   }
 };
 
 }  // namespace
 
-RgbTable::RgbTable(const double* centroids, int64_t k, double scale, double offset, int threads) {
+RgbTable::RgbTable(const double* centroids, int64_t k, const double* levels, Isa isa, int threads) {
   constexpr int64_t kPage = 2 << 20;
   bytes_ = kPage + kCells * 4 + (kCells + k) * kCellSize * 2;  // most of it is never touched
   memory_.reset(new char[bytes_]);
@@ -135,27 +134,14 @@ RgbTable::RgbTable(const double* centroids, int64_t k, double scale, double offs
   cells_ = reinterpret_cast<uint32_t*>(aligned);
   blocks_ = reinterpret_cast<uint16_t*>(aligned + kCells * 4);
 
-  // Of equal centroids only the first can win.
-  std::vector<int64_t> order(k);
-  std::iota(order.begin(), order.end(), 0);
-  const auto row = [&](int64_t i) { return centroids + 3 * i; };
-  std::stable_sort(order.begin(), order.end(), [&](int64_t i, int64_t j) {
-    return std::lexicographical_compare(row(i), row(i) + 3, row(j), row(j) + 3);
-  });
-  std::vector<char> repeated(k, 0);
-  for (int64_t i = 1; i < k; ++i) repeated[order[i]] = std::equal(row(order[i]), row(order[i]) + 3, row(order[i - 1]));
-  Candidates all;
-  for (int64_t i = 0; i < k; ++i) {
-    if (!repeated[i]) all.add(int32_t(i), row(i)[0], row(i)[1], row(i)[2]);
-    std::fill_n(blocks_ + i * kCellSize, kCellSize, uint16_t(i));
-  }
-
-  Builder builder{scale, offset, cells_, blocks_, {k}};
+  for (int64_t i = 0; i < k; ++i) std::fill_n(blocks_ + i * kCellSize, kCellSize, uint16_t(i));
+  const Candidates all = without_repeats(centroids, k);
+  Builder builder{levels, cells_, blocks_, box_work(isa), {k}};
   parallel(64, threads, [&](int64_t i) {
-    Candidates scratch[4];
+    std::vector<Candidates> scratch(4, Candidates(all.count));
     const int low[3] = {int(i / 16 * 64), int(i / 4 % 4 * 64), int(i % 4 * 64)};
     builder.keep(all, low, 64, scratch[0]);
-    builder.split(scratch[0], low, 64, scratch + 1);
+    builder.split(scratch[0], low, 64, &scratch[1]);
   });
   bytes_ = kCells * 4 + builder.used * kCellSize * 2;
 }

@@ -2,8 +2,10 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "nearest/codebook.h"
 
@@ -19,7 +21,12 @@ inline Vec broadcast(const float* p) { return _mm256_broadcast_ss(p); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec plus(Vec a, Vec b) { return _mm256_add_ps(a, b); }
+inline Vec times(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+inline Vec pick_less(Vec a, Vec b, Vec yes, Vec no) {
+  return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
+}
 inline float lowest(Vec a) {
   __m128 low = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
   low = _mm_min_ps(low, _mm_movehl_ps(low, low));
@@ -29,14 +36,27 @@ inline int first_bit(unsigned mask) { return int(_mm_popcnt_u32(~mask & (mask - 
 inline unsigned not_above(Vec a, Vec b) { return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NGT_UQ))); }
 
 namespace kernel {
+#include "nearest/leaf_impl.h"
+
 #include "nearest/search_impl.h"
+
+#include "nearest/cell_impl.h"
+
+#include "nearest/grid_impl.h"
 }
 
 }  // namespace
 
-void nearest(const Codebook& book, const Block& block) { kernel::nearest(book, block); }
-int64_t search(const Tree& tree, const float* points, int count, int64_t* index) {
-  return kernel::search(tree, points, count, index);
+void nearest(const Codebook& book, const Tiles& tiles, const Block& block) { kernel::nearest(book, tiles, block); }
+int64_t search(const Codebook& book, const Tree& tree, const float* points, int count, int64_t* out) {
+  return kernel::search(book, tree, points, count, out);
 }
+void scan(const Codebook& book, const Leaves& leaves, const float* points, int count, int64_t* out) {
+  kernel::scan(book, leaves, points, count, out);
+}
+void in_grid(const Codebook& book, const Grid& grid, const Tree& tree, const float* points, int count, int64_t* out) {
+  kernel::in_grid(book, grid, tree, points, count, out);
+}
+const BoxWork boxes = {kernel::keep, kernel::fill_box};
 
 }  // namespace fastigpt::nearest_avx2

@@ -2,42 +2,35 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "nearest/codebook.h"
 
 namespace fastigpt::nearest_avx512 {
 namespace {
 
-#if defined(__GNUC__) && !defined(__clang__)  // false alarms inside gcc 12's own _mm512_min_ps and the like
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-
-constexpr int kLanes = 16, kPointVecs = 4;
-using Vec = __m512;
-
-inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
-inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
-inline Vec broadcast(const float* p) { return _mm512_set1_ps(*p); }
-inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
-inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
-inline float lowest(Vec a) { return _mm512_reduce_min_ps(a); }
-inline int first_bit(unsigned mask) { return int(_mm_popcnt_u32(~mask & (mask - 1))); }
-inline unsigned not_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NGT_UQ); }
+#include "nearest/vectors_avx512.h"
 
 namespace kernel {
+#include "nearest/leaf_impl.h"
+
 #include "nearest/search_impl.h"
+
+#include "nearest/cell_impl.h"
 }
 
 }  // namespace
 
-void nearest(const Codebook& book, const Block& block) { kernel::nearest(book, block); }
-int64_t search(const Tree& tree, const float* points, int count, int64_t* index) {
-  return kernel::search(tree, points, count, index);
+void nearest(const Codebook& book, const Tiles& tiles, const Block& block) { kernel::nearest(book, tiles, block); }
+int64_t search(const Codebook& book, const Tree& tree, const float* points, int count, int64_t* out) {
+  return kernel::search(book, tree, points, count, out);
 }
+void scan(const Codebook& book, const Leaves& leaves, const float* points, int count, int64_t* out) {
+  kernel::scan(book, leaves, points, count, out);
+}
+const BoxWork boxes = {kernel::keep, kernel::fill_box};
 
 }  // namespace fastigpt::nearest_avx512

@@ -1,7 +1,9 @@
 // nearest_centroid for any processor: plain loops over four lanes, which compilers turn into what the baseline has.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "nearest/codebook.h"
 
@@ -28,9 +30,21 @@ inline Vec max(Vec a, Vec b) {
   for (int i = 0; i < kLanes; ++i) b.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
   return b;
 }
+inline Vec plus(Vec a, Vec b) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+inline Vec times(Vec a, Vec b) {
+  for (int i = 0; i < kLanes; ++i) a.lane[i] *= b.lane[i];
+  return a;
+}
 inline Vec sub(Vec a, Vec b) {
   for (int i = 0; i < kLanes; ++i) a.lane[i] -= b.lane[i];
   return a;
+}
+inline Vec pick_less(Vec a, Vec b, Vec yes, Vec no) {
+  for (int i = 0; i < kLanes; ++i) no.lane[i] = a.lane[i] < b.lane[i] ? yes.lane[i] : no.lane[i];
+  return no;
 }
 inline float lowest(Vec a) {
   float low = a.lane[0];
@@ -49,14 +63,27 @@ inline unsigned not_above(Vec a, Vec b) {
 }
 
 namespace kernel {
+#include "nearest/leaf_impl.h"
+
 #include "nearest/search_impl.h"
+
+#include "nearest/cell_impl.h"
+
+#include "nearest/grid_impl.h"
 }
 
 }  // namespace
 
-void nearest(const Codebook& book, const Block& block) { kernel::nearest(book, block); }
-int64_t search(const Tree& tree, const float* points, int count, int64_t* index) {
-  return kernel::search(tree, points, count, index);
+void nearest(const Codebook& book, const Tiles& tiles, const Block& block) { kernel::nearest(book, tiles, block); }
+int64_t search(const Codebook& book, const Tree& tree, const float* points, int count, int64_t* out) {
+  return kernel::search(book, tree, points, count, out);
 }
+void scan(const Codebook& book, const Leaves& leaves, const float* points, int count, int64_t* out) {
+  kernel::scan(book, leaves, points, count, out);
+}
+void in_grid(const Codebook& book, const Grid& grid, const Tree& tree, const float* points, int count, int64_t* out) {
+  kernel::in_grid(book, grid, tree, points, count, out);
+}
+const BoxWork boxes = {kernel::keep, kernel::fill_box};
 
 }  // namespace fastigpt::nearest_generic

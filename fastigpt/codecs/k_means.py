@@ -10,7 +10,7 @@ import torch
 
 from fastigpt.arguments import plain_tensor
 from fastigpt.images import as_image_list, on_white
-from fastigpt.nearest import nearest_centroid
+from fastigpt.nearest import NearestCentroid
 
 _COUNTED = 1 << 22  # pixels counted at a time
 
@@ -67,7 +67,7 @@ def k_means(points: np.ndarray, weights: np.ndarray, k: int, rng: np.random.Gene
     labels: np.ndarray = np.full(len(points), -1)
     for _ in range(steps):
         previous = labels
-        labels, distances = nearest_centroid(points, centres, return_distances=True)
+        labels, distances = NearestCentroid(centres).search(points, return_distances=True)
         if np.array_equal(labels, previous):
             break
         mass = np.bincount(labels, weights, minlength=k)

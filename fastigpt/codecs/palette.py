@@ -18,12 +18,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-import fastigpt._C as _C
 from fastigpt.codecs import UNKNOWN
 from fastigpt.codecs.k_means import histogram, k_means
 from fastigpt.errors import CheckpointError
-from fastigpt.locks import Lock
-from fastigpt.nearest import address_of, check_threads, describe, few_axes, like, nearest_centroid, require_cuda
+from fastigpt.nearest import ColorTable, check_threads, describe, like
 from fastigpt.operands import readable
 from fastigpt.scalars import whole
 from fastigpt.untrusted import exists, file_size, refusing, short, shown
@@ -59,9 +57,7 @@ class Palette:
         self.channel_weights.setflags(write=False)
         self.colors = np.clip(np.rint(127.5 * (values + 1)), 0, 255).astype(np.uint8)
         self.colors.setflags(write=False)
-        self._table: Any = None
-        self._on_device: dict[torch.device, tuple[torch.Tensor, ...]] = {}
-        self._lock = Lock()
+        self._table = _table(values, weights)
 
     @property
     def n_colors(self) -> int:
@@ -131,45 +127,7 @@ class Palette:
             raise TypeError(f"pixels must be uint8 (0 … 255), not {x.dtype}")
         if not x.shape or x.shape[-1] != 3:
             raise ValueError(f"pixels must have shape [..., 3] (channels last), not {list(x.shape)}")
-        n_threads = check_threads(threads)
-        if (self.channel_weights != 1).any():
-            return like(pixels, self._encode_weighted(x.owner, n_threads))
-        if isinstance(x.owner, torch.Tensor) and x.device.type == "cuda":
-            return like(pixels, self._encode_on_cuda(x.owner, n_threads))
-        tokens = np.empty(x.shape[:-1], np.int64)
-        self._built(n_threads).lookup(x.address, x.shape, x.strides, address_of(tokens), n_threads)
-        return like(pixels, tokens)
-
-    def _encode_weighted(self, pixels: np.ndarray | torch.Tensor, n_threads: int) -> np.ndarray | torch.Tensor:
-        """Distances that differ by channel: the table of colours knows none, so each pixel is searched for (in units of
-        half a level, rounded to float32)."""
-        weights = self.channel_weights
-        book = (255 * self.clusters * weights).astype(np.float32)
-        if isinstance(pixels, np.ndarray):
-            points = ((2.0 * pixels - 255.0) * weights).astype(np.float32)
-            return nearest_centroid(points, book, threads=n_threads or None)
-        scale = torch.from_numpy(weights.copy()).to(pixels.device)
-        return nearest_centroid(
-            ((2 * pixels.double() - 255) * scale).float(),
-            torch.from_numpy(book).to(pixels.device),
-            threads=n_threads or None,
-        )
-
-    def _encode_on_cuda(self, pixels: torch.Tensor, n_threads: int) -> torch.Tensor:
-        require_cuda()
-        table = self._built(n_threads)
-        with self._lock:
-            if pixels.device not in self._on_device:
-                parts = (np.frombuffer(table.cells(), np.int32), np.frombuffer(table.blocks(), np.int16))
-                self._on_device[pixels.device] = tuple(torch.tensor(part).to(pixels.device) for part in parts)
-            cells, blocks = self._on_device[pixels.device]
-        x = describe("pixels", few_axes(pixels))
-        tokens = torch.empty(x.shape[:-1], dtype=torch.int64, device=pixels.device)
-        with torch.cuda.device(pixels.device):
-            stream = torch.cuda.current_stream().cuda_stream
-            where = cells.data_ptr(), blocks.data_ptr(), tokens.data_ptr()
-            _C.rgb_lookup_cuda(x.address, x.shape, x.strides, *where, stream)
-        return tokens
+        return like(pixels, self._table.search(x, check_threads(threads)))
 
     def decode(self, tokens: Any) -> Any:
         """Colours of tokens: integers [...] in 0 … n_colors − 1, numpy array or torch tensor → uint8 [..., 3] of the
@@ -193,14 +151,6 @@ class Palette:
         low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= self.n_colors:
             raise ValueError(f"tokens must be in 0 … {self.n_colors - 1}; found {low if low < 0 else high}")
-
-    def _built(self, n_threads: int) -> Any:
-        with self._lock:
-            if self._table is None:
-                # In units of half a level all is exact: 255 · (p/127.5 − 1) = 2p − 255, and 255 · c fits float64.
-                points = 255 * self.clusters.astype(np.float64)
-                self._table = _C.RgbTable(address_of(points), self.n_colors, 2.0, -255.0, n_threads)
-            return self._table
 
     @classmethod
     def fit(cls, images: Any, n_colors: int = 512, seed: int = 0) -> Palette:
@@ -248,6 +198,17 @@ class PaletteCodec:
 
     def __repr__(self) -> str:
         return f"PaletteCodec({self.palette.n_colors} colors, {self.size[0]}×{self.size[1]})"
+
+
+def _table(clusters: np.ndarray, weights: np.ndarray) -> ColorTable:
+    """In units of half a level all is exact: 255 · (p/127.5 − 1) = 2p − 255, and 255 · c fits float64. Where distances
+    differ by channel, both are rounded to float32."""
+    levels = np.tile(2.0 * np.arange(256) - 255.0, (3, 1))
+    points = 255 * clusters.astype(np.float64)
+    if (weights != 1).any():
+        levels = (levels * weights[:, None]).astype(np.float32).astype(np.float64)
+        points = (255 * clusters * weights).astype(np.float32).astype(np.float64)
+    return ColorTable(points, levels)
 
 
 def _restored(clusters: np.ndarray, weights: np.ndarray) -> Palette:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from fastigpt.codecs import UNKNOWN, patch, pixels_of
-from fastigpt.nearest import nearest_centroid
+from fastigpt.nearest import NearestCentroid
 
 _GROUPS, _EPSILON = 32, 1e-6  # of every norm
 CODEBOOK = "quantize.embedding.weight"
@@ -140,8 +141,12 @@ class VQCodec:
     def encode(self, images: np.ndarray) -> torch.Tensor:
         found = torch.empty(len(images), self.grid[0] * self.grid[1], dtype=torch.int64, device="cpu")
         for row, image in zip(found, images):
-            row[:] = nearest_centroid(self.latents(image), self.weights[CODEBOOK], metric="cosine")
+            row[:] = self._codebook.search(self.latents(image))
         return found
+
+    @cached_property
+    def _codebook(self) -> NearestCentroid:
+        return NearestCentroid(self.weights[CODEBOOK], metric="cosine")
 
     @torch.inference_mode()
     def latents(self, image: np.ndarray) -> torch.Tensor:

@@ -26,18 +26,47 @@ struct PointsView {
   }
 };
 
-// indices: [points.size()]; distances: the same, squared, or null. centroids: [k, dim], finite, row-major.
-// cosine: points and centroids are divided by their lengths first (a point of length zero gets index 0, distance 1).
-// Returns the position of a point that is not finite (the outputs are then meaningless), else -1.
-int64_t nearest_centroid_cpu(const PointsView& points, const float* centroids, int64_t k, bool cosine, int64_t* indices,
-                             float* distances, Isa isa, int threads);
+// How the centroids are searched. All give the same indices; `automatic` takes what is fastest by what it has seen.
+enum class SearchMethod {
+  automatic,
+  scan,     // every centroid, for a few points
+  float32,  // every centroid, in two passes over a block of points
+  int8,     // every centroid by an int8 score with a bound, the rest in float32 (AVX512-VNNI; at most 1024 dimensions)
+  tree,     // at most 16 dimensions
+  grid,     // 3 dimensions, at most 65536 centroids
+  table     // uint8 points of 3 dimensions, not cosine, at most 65536 centroids
+};
+
+// A codebook made ready: any number of threads may search it at once. Parts are made when they are first worth it, in
+// the thread that needs them.
+class CentroidIndex {
+ public:
+  // centroids: [k, dim], finite, row-major; copied. cosine: points and centroids are divided by their lengths first (a
+  // point of length zero gets index 0, distance 1).
+  CentroidIndex(const float* centroids, int64_t k, int64_t dim, bool cosine);
+  ~CentroidIndex();
+
+  // Is this what the index was made of, bit for bit?
+  bool holds(const float* centroids) const;
+  void copy(float* centroids) const;  // what it was made of
+  // indices: [points.size()]; distances: the same, squared, or null. Returns the position of a point that is not finite
+  // (the outputs are then meaningless), else -1. Throws std::invalid_argument for a method that cannot be had here.
+  int64_t search(const PointsView& points, int64_t* indices, float* distances, Isa isa, int threads,
+                 SearchMethod method = SearchMethod::automatic) const;
+  int64_t bytes() const;  // that it takes by now
+
+ private:
+  struct Parts;
+  std::unique_ptr<Parts> parts_;
+};
 
 // The nearest centroid of each of the 2^24 colours, worked out once: 256^3 colours in cells of 4^3; `cells` says where
 // the 64 answers of a cell begin in `blocks`, whose first k blocks are uniform, one for each centroid. About 15 MB,
-// exact. A colour (r, g, b) stands for the point scale * (r, g, b) + offset; k is at most 65536.
+// exact. A colour (r, g, b) stands for the point (levels[r], levels[256 + g], levels[512 + b]), which must rise or fall
+// with the level along each axis; k is at most 65536.
 class RgbTable {
  public:
-  RgbTable(const double* centroids, int64_t k, double scale, double offset, int threads);
+  RgbTable(const double* centroids, int64_t k, const double* levels, Isa isa, int threads);
   // points: u8, dim 3.
   void lookup(const PointsView& points, int64_t* indices, int threads) const;
   int64_t bytes() const { return bytes_; }
