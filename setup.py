@@ -163,6 +163,7 @@ class BuildExtension(build_ext):
             *CUDA_TARGETS,
             *host,
             f"-I{ROOT / 'csrc' / 'include'}",
+            f"-I{ROOT / 'csrc'}",
             "-c",
             str(source),
             "-o",

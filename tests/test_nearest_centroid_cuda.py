@@ -16,13 +16,20 @@ from fastigpt.nearest import few_axes, nearest_centroid
 
 SOURCE = Path(__file__).parents[1] / "csrc" / "cuda" / "nearest_centroid_cuda.cu"
 
+# What is asked of the kernels here, on a GPU, and in test_nearest_centroid_cuda_host.py without one.
+DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32]
+DIMS = [1, 2, 3, 4, 5, 8, 13, 16, 17, 32, 100, 256]
+SIZES = [1, 2, 63, 512, 5000]  # K
+PIXELS = [0, 1, 3, 4, 5, 1 << 20]
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
 def test_kernels_compile_without_spills(arch: str, tmp_path: Path) -> None:
-    include = SOURCE.parents[1] / "include"
-    command = ["nvcc", "-O3", "-std=c++17", f"-arch={arch}", "-Xptxas=-v", f"-I{include}", "-cubin", str(SOURCE)]
+    csrc = SOURCE.parents[1]
+    include = [f"-I{csrc / 'include'}", f"-I{csrc}"]
+    command = ["nvcc", "-O3", "-std=c++17", f"-arch={arch}", "-Xptxas=-v", *include, "-cubin", str(SOURCE)]
     done = subprocess.run(
         [*command, "-o", str(tmp_path / "nearest_centroid.cubin")], capture_output=True, text=True, check=False
     )
@@ -48,9 +55,9 @@ def test_axes_that_are_one_run_in_memory_are_not_copied() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("dim", [1, 2, 3, 4, 5, 8, 13, 16, 17, 32, 100, 256])
-@pytest.mark.parametrize("k", [1, 2, 63, 512, 5000])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("k", SIZES)
 def test_cuda_equals_cpu(dtype: torch.dtype, dim: int, k: int) -> None:
     generator = torch.Generator().manual_seed(dim * 7919 + k)
     points = (torch.rand(3, 11, 37, dim, generator=generator) * 255).to(dtype)[:, ::2, :35]
@@ -76,7 +83,7 @@ def test_cuda_cosine_equals_cpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 1 << 20])
+@pytest.mark.parametrize("n", PIXELS)
 def test_cuda_palette_equals_cpu(n: int) -> None:
     palette = Palette(np.random.default_rng(0).uniform(-1, 1, (512, 3)))
     pixels = torch.randint(0, 256, (n + 8, 4), dtype=torch.uint8)

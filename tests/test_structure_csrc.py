@@ -21,7 +21,7 @@ ROOMS = {
     "engine": {"include", "runtime", "operators"},
     "cuda": {"include"},
     "bindings": {"include", "operators"},
-    "tests": {"include", "runtime", "operators", "engine"},
+    "tests": {"include", "runtime", "operators", "engine", "cuda"},
 }
 LONGEST_FILE = 400
 TYPE = re.compile(r"^(?:template <[^;{]*>\s*)?(?:struct|class|enum class|enum) ([\w:]+)[^;()\n]*\{", re.MULTILINE)

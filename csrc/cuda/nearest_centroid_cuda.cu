@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "cuda/shared_memory.h"
 #include "fastigpt/nearest_centroid.h"
 
 namespace fastigpt {
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     nearest_few_dimensions(View view, const float* __restrict__ centroids, int k, int64_t* __restrict__ indices,
                            float* __restrict__ distances) {
   constexpr int kRow = (kDim + 3) / 4 * 4, kTile = 4096 / kRow;
-  __shared__ float4 tile[kTile * kRow / 4];
+  FASTIGPT_SHARED(tile, float4[kTile * kRow / 4]);
   const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kPoints;
   float x[kPoints][kDim], best[kPoints], second[kPoints];
   int index[kPoints];
@@ -133,11 +134,13 @@ __global__ void __launch_bounds__(kThreads)
     nearest_many_dimensions(View view, const float* __restrict__ centroids, int k, int64_t* __restrict__ indices,
                             float* __restrict__ distances) {
   constexpr int kSide = 64, kDepth = 16, kCorner = 4;
-  __shared__ float xs[kDepth][kSide + 1], cs[kDepth][kSide + 1];
-  __shared__ float bests[kSide][17], seconds[kSide][17];
-  __shared__ int winners[kSide][17];
-  __shared__ double low[kThreads];
-  __shared__ int low_index[kThreads];
+  FASTIGPT_SHARED(xs, float[kDepth][kSide + 1]);
+  FASTIGPT_SHARED(cs, float[kDepth][kSide + 1]);
+  FASTIGPT_SHARED(bests, float[kSide][17]);
+  FASTIGPT_SHARED(seconds, float[kSide][17]);
+  FASTIGPT_SHARED(winners, int[kSide][17]);
+  FASTIGPT_SHARED(low, double[kThreads]);
+  FASTIGPT_SHARED(low_index, int[kThreads]);
   // This thread's points: row + 16 i, centroids: column + 16 j.
   const int row = threadIdx.x / 16, column = threadIdx.x % 16;
   const int64_t first = int64_t(blockIdx.x) * kSide;
@@ -202,7 +205,7 @@ __global__ void __launch_bounds__(kThreads)
       }
       low[threadIdx.x] = exact;
       low_index[threadIdx.x] = winner;
-      for (int half = kThreads / 2; half; half /= 2) {
+      for (unsigned half = kThreads / 2; half; half /= 2) {
         __syncthreads();
         if (threadIdx.x < half) {
           const double other = low[threadIdx.x + half];
@@ -270,12 +273,19 @@ const char* to_view(const PointsView& points, View& view) {
   return nullptr;
 }
 
-const char* launched() {
-  const cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+// A block for every `per_block` of n. Null, or what CUDA has to complain about.
+template <class... Parameters, class... Arguments>
+const char* launch(void* stream, int64_t n, int64_t per_block, void (*kernel)(Parameters...),
+                   const Arguments&... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = unsigned((n + per_block - 1) / per_block);
+  config.blockDim = kThreads;
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
+  if (error == cudaSuccess) return nullptr;
+  cudaGetLastError();  // told here: whoever asks CUDA next is not told again
+  return cudaGetErrorString(error);
 }
-
-unsigned blocks_for(int64_t n, int64_t per_block) { return unsigned((n + per_block - 1) / per_block); }
 
 }  // namespace
 
@@ -284,22 +294,14 @@ const char* nearest_centroid_cuda(const PointsView& points, const float* centroi
   View view;
   if (const char* error = to_view(points, view)) return error;
   if (view.n == 0) return nullptr;
-  const auto on = static_cast<cudaStream_t>(stream);
-  const auto few = [&](auto kernel, int points) {
-    kernel<<<blocks_for(view.n, int64_t(kThreads) * points), kThreads, 0, on>>>(view, centroids, int(k), indices,
-                                                                                distances);
+  const auto run = [&](int64_t points, auto kernel) {
+    return launch(stream, view.n, points, kernel, view, centroids, int(k), indices, distances);
   };
-  if (view.dim <= 3)
-    few(nearest_few_dimensions<3, 4>, 4);
-  else if (view.dim == 4)
-    few(nearest_few_dimensions<4, 4>, 4);
-  else if (view.dim <= 8)
-    few(nearest_few_dimensions<8, 2>, 2);
-  else if (view.dim <= 16)
-    few(nearest_few_dimensions<16, 2>, 2);
-  else
-    nearest_many_dimensions<<<blocks_for(view.n, 64), kThreads, 0, on>>>(view, centroids, int(k), indices, distances);
-  return launched();
+  if (view.dim <= 3) return run(kThreads * 4, nearest_few_dimensions<3, 4>);
+  if (view.dim == 4) return run(kThreads * 4, nearest_few_dimensions<4, 4>);
+  if (view.dim <= 8) return run(kThreads * 2, nearest_few_dimensions<8, 2>);
+  if (view.dim <= 16) return run(kThreads * 2, nearest_few_dimensions<16, 2>);
+  return run(64, nearest_many_dimensions);
 }
 
 const char* rgb_lookup_cuda(const PointsView& points, const uint32_t* cells, const uint16_t* blocks, int64_t* indices,
@@ -307,21 +309,20 @@ const char* rgb_lookup_cuda(const PointsView& points, const uint32_t* cells, con
   View view;
   if (const char* error = to_view(points, view)) return error;
   if (view.n == 0) return nullptr;
-  const auto on = static_cast<cudaStream_t>(stream);
   const bool packed = view.shape[0] * view.shape[1] == 1 && view.strides[2] == 3 && view.dim_stride == 1 &&
                       reinterpret_cast<uintptr_t>(view.data) % 4 == 0 && reinterpret_cast<uintptr_t>(indices) % 16 == 0;
   int64_t done = 0;
   if (packed && view.n >= 4) {
     const int64_t quads = view.n / 4;
-    rgb_lookup_packed<<<blocks_for(quads, kThreads), kThreads, 0, on>>>(
-        reinterpret_cast<const uint32_t*>(view.data), quads, cells, blocks, reinterpret_cast<longlong2*>(indices));
+    const char* error = launch(stream, quads, kThreads, rgb_lookup_packed, reinterpret_cast<const uint32_t*>(view.data),
+                               quads, cells, blocks, reinterpret_cast<longlong2*>(indices));
+    if (error) return error;
     done = quads * 4;
     view.data += done * 3;
     view.n -= done;
     view.shape[2] -= done;
   }
-  if (view.n) rgb_lookup<<<blocks_for(view.n, kThreads), kThreads, 0, on>>>(view, cells, blocks, indices + done);
-  return launched();
+  return view.n ? launch(stream, view.n, kThreads, rgb_lookup, view, cells, blocks, indices + done) : nullptr;
 }
 
 }  // namespace fastigpt
