@@ -17,6 +17,7 @@ from fastigpt.bench.timing import graph_seconds
 from fastigpt.kernels import launch
 
 SHAPES = {"small": (8, 64), "large": (16, 96), "medium": (8, 128)}
+BATCH, LENGTH = 16, 1024  # on a GPU
 
 
 def one(batch: int, length: int, heads: int, head_dim: int, configs: launch.Table, config=None):
@@ -30,11 +31,12 @@ def one(batch: int, length: int, heads: int, head_dim: int, configs: launch.Tabl
     return call, 2 * batch * heads * length * length * head_dim, (q, k, v)
 
 
-def measure(rate: float, batch: int = 16, length: int = 1024) -> list[dict[str, object]]:
+def measure(rate: float) -> list[dict[str, object]]:
     """Rows of name, microseconds, share of the bf16 rate measured in this run, and the peers' microseconds."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     configs = launch.table(launch.family(torch.device("cuda")))
+    batch, length = BATCH, LENGTH
     mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, length, length, device="cuda")
     flex = torch.compile(flex_attention)
     rows = []

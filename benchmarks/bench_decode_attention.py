@@ -1,4 +1,5 @@
-"""Decode attention beside SDPA, in bandwidth: the cache is all there is to read.
+"""Decode attention beside SDPA, on a GPU beside FlexAttention and FlashInfer too, in bandwidth: the cache is all there
+is to read.
 
 pytest benchmarks/bench_decode_attention.py --benchmark-only -s
 """
@@ -10,14 +11,19 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from decode_peers import PEERS, why_not, wrong
 from race import on_cpu, on_gpu, race, rows_on_gpu
 
 import fastigpt.ops as ops
 from fastigpt.bench.timing import copies_needed, graph_seconds
 from fastigpt.kernels import launch
 
+DEVICE = "cuda"
 KEYS = 1024
 SHAPES = {"small": (8, 64), "large": (16, 96), "medium": (8, 128)}
+IMAGES = {1: 1, 64: 64}  # by the number in the name of the work
+WINDOWS = (4, 16, 64)
+TOLERANCE = 2e-2  # of the largest result, for peers
 
 
 def one(n: int, heads: int, head_dim: int, window: int, dtype: torch.dtype, configs: launch.Table, config=None):
@@ -43,32 +49,43 @@ def one(n: int, heads: int, head_dim: int, window: int, dtype: torch.dtype, conf
     return calls, size
 
 
-def sdpa(n: int, heads: int, head_dim: int):
-    size = 4 * n * heads * KEYS * head_dim
-    q = torch.randn(n, heads, 1, head_dim, device="cuda").bfloat16()
-    calls = []
-    for _ in range(copies_needed(size, "cuda")):
-        k, v = (torch.randn(n, heads, KEYS, head_dim, device="cuda").bfloat16() for _ in range(2))
-        calls.append(partial(F.scaled_dot_product_attention, q, k, v))
-    return calls, size
+def peers(n: int, heads: int, head_dim: int) -> dict[str, object]:
+    """Microseconds of each peer at the same work on caches that are as cold, or why there are none."""
+    found: dict[str, object] = {}
+    shape, copies = (n, heads, KEYS, head_dim), copies_needed(4 * n * heads * KEYS * head_dim, DEVICE)
+    q = torch.randn(n, heads, 1, head_dim, device=DEVICE).bfloat16()
+    caches = [[torch.randn(shape, device=DEVICE).bfloat16() for _ in range(2)] for _ in range(copies)]
+    for name, prepare in PEERS.items():
+        reason = why_not(name, head_dim)
+        if reason is None:
+            calls = [prepare(q, k, v) for k, v in caches]
+            off = wrong(calls[0], q, *caches[0])
+            if not off <= TOLERANCE:
+                reason = f"is wrong by {off:.2g} of the largest result"
+        found[f"{name}_microseconds"] = reason or graph_seconds(calls) * 1e6
+    return found
 
 
 def measure(bandwidth: float) -> list[dict[str, object]]:
-    """Rows of name, microseconds, share of the bandwidth measured in this run, and SDPA's share where it can do it."""
+    """Rows of name, microseconds, share of the bandwidth measured in this run, and the peers' microseconds at what they
+    can do: one query, a 16-bit cache."""
     configs = launch.table(launch.family(torch.device("cuda")))
     types = [torch.bfloat16, torch.int8] + [torch.float8_e4m3fn] * launch.stores_float8(torch.device("cuda"))
-    work = [(name, n, 1, torch.bfloat16) for name in SHAPES for n in (1, 64)]
-    work += [("small", 64, 1, t) for t in types[1:]] + [("small", 64, w, torch.bfloat16) for w in (4, 16, 64)]
+    most = max(IMAGES)
+    work = [(name, n, 1, torch.bfloat16) for name in SHAPES for n in IMAGES]
+    work += [("small", most, 1, t) for t in types[1:]] + [("small", most, w, torch.bfloat16) for w in WINDOWS]
     rows = []
     for name, n, window, dtype in work:
         heads, head_dim = SHAPES[name]
-        calls, size = one(n, heads, head_dim, window, dtype, configs)
+        calls, size = one(IMAGES[n], heads, head_dim, window, dtype, configs)
         seconds = graph_seconds(calls)
-        row = {"work": f"decode_attention {name} n={n} W={window} {str(dtype).removeprefix('torch.')}",
-               "microseconds": seconds * 1e6, "share_of_bandwidth": size / seconds / bandwidth}  # fmt: skip
+        row: dict[str, object] = {
+            "work": f"decode_attention {name} n={n} W={window} {str(dtype).removeprefix('torch.')}",
+            "microseconds": seconds * 1e6,
+            "share_of_bandwidth": size / seconds / bandwidth,
+        }
         if window == 1 and dtype == torch.bfloat16:
-            calls, size = sdpa(n, heads, head_dim)
-            row["sdpa_microseconds"] = graph_seconds(calls) * 1e6
+            row |= peers(IMAGES[n], heads, head_dim)
         rows.append(row)
     return rows
 

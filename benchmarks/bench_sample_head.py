@@ -20,6 +20,10 @@ from fastigpt.kernels import launch
 from fastigpt.sampling import Drawing, filter_logits
 
 N_COLORS, N_POSITIONS = 512, 1024
+SIZES = (  # images, window and tokens of what is measured on a GPU
+    (1, 1, N_COLORS), (1, 16, N_COLORS), (64, 1, N_COLORS), (64, 8, N_COLORS), (512, 1, N_COLORS), (1, 1, 16384),
+    (64, 1, 16384),
+)  # fmt: skip
 
 
 def one(n: int, window: int, drawing: Drawing, configs: launch.Table, n_tokens: int, width: int = 512):
@@ -44,8 +48,7 @@ def one(n: int, window: int, drawing: Drawing, configs: launch.Table, n_tokens: 
 def measure(bandwidth: float) -> list[dict[str, object]]:
     configs = launch.table(launch.family(torch.device("cuda")))
     rows: list[dict[str, object]] = []
-    sizes = [(n, window, N_COLORS) for n, window in ((1, 1), (1, 16), (64, 1), (64, 8), (512, 1))]
-    for n, window, tokens in (*sizes, (1, 1, 16384), (64, 1, 16384)):
+    for n, window, tokens in SIZES:
         for name, drawing in (("", Drawing()), (" top_k top_p", Drawing(top_k=100, top_p=0.9))):
             seconds = graph_seconds([one(n, window, drawing, configs, tokens)])
             rows.append({"work": f"sample_head {tokens} n={n} W={window}{name}", "microseconds": seconds * 1e6})

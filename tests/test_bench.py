@@ -22,6 +22,7 @@ from fastigpt.bench.peers import EnginePeer, LlamaPeer, TransformersPeer
 from fastigpt.bench.timing import typical
 from fastigpt.cli import app
 from fastigpt.families import image_gpt
+from fastigpt.kernels.launch import SCALED_TYPES
 from fastigpt.spec import BlockSpec
 
 SMALL = ImageGPTConfig.preset("small")
@@ -45,6 +46,12 @@ def test_the_floor_counts_what_a_pass_must_move_and_compute():
     assert floor.seconds == max(floor.memory_seconds, floor.compute_seconds)
     assert kv_bytes_per_token(image_gpt.spec(SMALL), torch.bfloat16) * 1024 == pytest.approx(50.3e6, rel=1e-3)
     assert kv_bytes_per_token(image_gpt.spec(SMALL), torch.int8) == 2 * 24 * (512 + 4 * 8)
+
+
+@pytest.mark.parametrize("kv_dtype", list(SCALED_TYPES), ids=str)
+def test_the_scales_of_every_eight_bit_cache_count_in_the_floor(kv_dtype):
+    spec = image_gpt.spec(TINY)
+    assert kv_bytes_per_token(spec, kv_dtype) == 2 * spec.n_layer * spec.block.n_head * (spec.block.head_dim + 4)
 
 
 def test_whole_images_are_exact_where_time_is_linear_in_the_position():

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks.acceptance.dry import dry
 from benchmarks.acceptance.results import Rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def build(out: Path, rows: Rows) -> None:
     """The extension, and the package where Python finds it: installed, or failing that in place."""
     install = [sys.executable, "-m", "pip", "install", "-q", "-e", ".", "--no-build-isolation", "--no-deps"]
+    install += ["--dry-run"] if dry() else []
     run = subprocess.run(install, cwd=ROOT, capture_output=True, text=True, check=False)
     rows.add(step="pip install -e .", ok=run.returncode == 0, output=(run.stdout + run.stderr)[-1500:])
     if run.returncode:
@@ -60,7 +62,7 @@ def pybind11_of_torch(folder: Path) -> None:
 def compile_on_all_cores(stage: str, out: Path, seconds: float) -> None:
     """Triton compiles for seconds per kernel and keeps the result on disk: processes that each launch a share of a
     stage's kernels leave the stage itself nothing to wait for. What they do not get done in `seconds` it compiles
-    itself."""
+    itself; a dry run waits."""
     shares = max(1, min(14, (os.cpu_count() or 2) - 1))
     command = [sys.executable, "-m", "benchmarks.acceptance", "--out", str(out), "--compile", stage]
     begun = time.monotonic()
@@ -68,7 +70,7 @@ def compile_on_all_cores(stage: str, out: Path, seconds: float) -> None:
     late = 0
     for process in processes:
         try:
-            process.wait(timeout=max(0.1, begun + seconds - time.monotonic()))
+            process.wait(timeout=None if dry() else max(0.1, begun + seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -11,6 +11,10 @@ from benchmarks.acceptance.building import compile_on_all_cores
 from benchmarks.acceptance.results import Results, Rows
 
 COMPILING = 60.0  # most seconds for that
+PRESETS = {"small": {1: 1, 64: 64, 512: 512}, "large": {1: 1, 64: 64}}  # images at once, by the number in their name
+RESULTS = 64  # of a completion
+BUNDLED = (1, 64, 512)  # images at once of the bundled model
+CHECKED = 16  # of its images that are held against the reference
 
 
 def random_weights(spec, device):
@@ -53,10 +57,6 @@ def floor_seconds(config, n: int, kv_bytes: float, bandwidth: float) -> float:
     return (weights + n * kv_bytes * config.n_pixels**2 / 2) / bandwidth
 
 
-PRESETS = (("small", (1, 64, 512)), ("large", (1, 64)))
-BUNDLED = (1, 64, 512)  # images at once of the bundled model
-
-
 def engine(out: Path, rows: Rows) -> None:
     """Whole images: the presets with random weights, then the bundled model with windows."""
     compile_on_all_cores("engine", out, COMPILING)
@@ -74,38 +74,41 @@ def engine(out: Path, rows: Rows) -> None:
         return build_engine(spec, weights, backend="triton", device=device, dtype=torch.bfloat16, **options)
 
     def whole(name: str, config, made, n: int) -> None:
-        work = requests(made.spec, n)
+        images = PRESETS[name][n]
+        work = requests(made.spec, images)
         seconds = repeat(lambda: fill(made, work), device, 1)[0]
-        floor = floor_seconds(config, n, kv_bytes_per_token(image_gpt.spec(config), made.kv_dtype), limits["bandwidth"])
+        floor = floor_seconds(
+            config, images, kv_bytes_per_token(image_gpt.spec(config), made.kv_dtype), limits["bandwidth"]
+        )
         cache = str(made.kv_dtype).removeprefix("torch.")
-        rows.add(work=f"{name} n={n} {cache} cache", seconds=seconds, images_per_second=n / seconds, floor=floor,
+        rows.add(work=f"{name} n={n} {cache} cache", seconds=seconds, images_per_second=images / seconds, floor=floor,
                  share_of_floor=floor / seconds)  # fmt: skip
 
     def completion(made) -> None:
-        spec, known = made.spec, 16 * made.spec.columns
-        tokens = torch.full((64, spec.n_positions), -1)
-        tokens[:, :known] = torch.randint(0, spec.n_tokens, (64, known))
-        alone = repeat(partial(fill, made, requests(spec, 64, tokens)), device, 1)[0]
+        spec, known = made.spec, made.spec.n_positions // 2
+        tokens = torch.full((RESULTS, spec.n_positions), -1)
+        tokens[:, :known] = torch.randint(0, spec.n_tokens, (RESULTS, known))
+        alone = repeat(partial(fill, made, requests(spec, RESULTS, tokens)), device, 1)[0]
         tokens[:, :known] = tokens[:1, :known]
-        shared = repeat(partial(fill, made, requests(spec, 64, tokens)), device, 1)[0]
-        rows.add(work="completion, 16 rows known, 64 results", seconds=shared, without_sharing=alone,
+        shared = repeat(partial(fill, made, requests(spec, RESULTS, tokens)), device, 1)[0]
+        rows.add(work="completion, half known, 64 results", seconds=shared, without_sharing=alone,
                  speed_up=alone / shared)  # fmt: skip
 
-    def preset(name: str, sizes: tuple[int, ...]) -> None:
+    def preset(name: str) -> None:
         config = ImageGPTConfig.preset(name)
         spec = image_gpt.spec(config)
         weights = random_weights(spec, device)
         made = make(spec, weights)
-        for n in sizes:
+        for n in PRESETS[name]:
             rows.attempt(f"{name} n={n}", partial(whole, name, config, made, n))
         if name == "small":
             rows.attempt("completion", partial(completion, made))
             for kv_dtype in eight_bit_caches():
                 eight_bit = partial(make, spec, weights, kv_dtype=kv_dtype)
-                rows.attempt(f"{kv_dtype} cache", lambda: whole(name, config, eight_bit(), 512))  # noqa: B023
+                rows.attempt(f"{kv_dtype} cache", lambda: whole(name, config, eight_bit(), max(PRESETS[name])))  # noqa: B023
 
-    for name, sizes in PRESETS:
-        rows.attempt(name, partial(preset, name, sizes))
+    for name in PRESETS:
+        rows.attempt(name, partial(preset, name))
         torch.cuda.empty_cache()  # of that preset's weights and caches
     rows.attempt("bundled model, accuracy", partial(accuracy, rows))
     rows.attempt("bundled model, windows", partial(windows, rows))
@@ -130,7 +133,7 @@ def accuracy(rows: Rows) -> None:
     reference = fastigpt.load(device="cuda", dtype="float32", backend="reference").engine
     for kv_dtype in (torch.bfloat16, *eight_bit_caches()):
         engine = fastigpt.load(device="cuda", dtype="bfloat16", kv_dtype=kv_dtype, backend="triton").engine
-        tokens = fill(engine, requests(engine.spec, 16, temperature=0.0)).tokens
+        tokens = fill(engine, requests(engine.spec, CHECKED, temperature=0.0)).tokens
         truth = reference.logits(tokens).double().cpu()
         lost = truth.max(-1).values - truth.gather(-1, tokens[..., None])[..., 0]
         figures = {"nats_lost_by_greedy": float(lost.mean()), "most_lost": float(lost.max())}
@@ -152,7 +155,7 @@ def windows(rows: Rows) -> None:
     model = fastigpt.load(device="cuda", backend="triton")
     spec = model.engine.spec
     fixed = TritonEngine(spec, image_gpt.canonical(model.config, model.weights), device="cuda", configs="fixed")
-    one, eight = (fill(fixed, requests(spec, 16, seed=7), window).tokens for window in (1, 8))
+    one, eight = (fill(fixed, requests(spec, CHECKED, seed=7), window).tokens for window in (1, 8))
     rows.add(work="fixed configuration, window=8", identical_images=float((one == eight).all(1).double().mean()))
     for n in BUNDLED:
         figures = {}
@@ -180,7 +183,8 @@ def compile_engine(share: int, shares: int) -> None:
     from fastigpt.kernels import launch
 
     family = launch.family(torch.device("cuda"))
-    presets = {name: replace(ImageGPTConfig.preset(name), n_layer=2) for name, _ in PRESETS}
+    presets = {name: replace(ImageGPTConfig.preset(name), n_layer=2) for name in PRESETS}
+    most = max(PRESETS["small"].values())
     bundled = replace(fastigpt.load(device="cpu", backend="reference").config, n_layer=2)
 
     def make(config, kv_dtype=torch.bfloat16, configs=family):
@@ -192,22 +196,22 @@ def compile_engine(share: int, shares: int) -> None:
         make(*how).prepared_pass(n=n, position=1, window=window)()
 
     def completion(prefixes: int, config) -> None:
-        tokens = torch.full((64, config.n_pixels), -1)
-        tokens[:, : -config.width] = (torch.arange(64) * prefixes // 64)[:, None]
+        tokens = torch.full((RESULTS, config.n_pixels), -1)
+        tokens[:, : -config.width] = (torch.arange(RESULTS) * prefixes // RESULTS)[:, None]
         made = make(config)
-        fill(made, requests(made.spec, 64, tokens))
+        fill(made, requests(made.spec, RESULTS, tokens))
 
     def scores(config) -> None:
-        make(config).logits(torch.zeros((16, config.n_pixels), dtype=torch.int64))
+        make(config).logits(torch.zeros((CHECKED, config.n_pixels), dtype=torch.int64))
 
     todo: list[Callable[[], None]] = [
-        partial(a_pass, n, 1, config) for name, config in presets.items() for n in dict(PRESETS)[name]
+        partial(a_pass, n, 1, config) for name, config in presets.items() for n in PRESETS[name].values()
     ]
-    todo += [partial(a_pass, 512, 1, presets["small"], kv_dtype) for kv_dtype in eight_bit_caches()]
-    todo += [partial(completion, prefixes, presets["small"]) for prefixes in (1, 64)]
+    todo += [partial(a_pass, most, 1, presets["small"], kv_dtype) for kv_dtype in eight_bit_caches()]
+    todo += [partial(completion, prefixes, presets["small"]) for prefixes in (1, RESULTS)]
     todo += [partial(a_pass, n, width, bundled) for n in BUNDLED for width in WIDTHS]
-    todo += [partial(a_pass, 16, 1, bundled, kv_dtype) for kv_dtype in (torch.bfloat16, *eight_bit_caches())]
-    todo += [partial(a_pass, 16, window, bundled, torch.bfloat16, "fixed") for window in (1, 8)]
+    todo += [partial(a_pass, CHECKED, 1, bundled, kv_dtype) for kv_dtype in (torch.bfloat16, *eight_bit_caches())]
+    todo += [partial(a_pass, CHECKED, window, bundled, torch.bfloat16, "fixed") for window in (1, 8)]
     todo += [partial(scores, bundled)]
     for work in todo[share::shares]:
         work()

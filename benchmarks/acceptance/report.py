@@ -3,40 +3,67 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.acceptance.engines import floor_seconds
 from benchmarks.acceptance.results import Results
 
-TARGETS = {  # the figures asked for on an H200 in bf16: what, reach, stretch
-    "small n=1, seconds per image": (0.35, 0.15),
-    "small n=64, seconds": (0.65, 0.48),
-    "small n=512, images/s": (130.0, 160.0),
-    "small n=512 float8_e4m3fn cache, images/s": (220.0, 300.0),
-    "large n=64, seconds": (3.8, 3.2),
-    "completion speed-up by prefix sharing": (1.8, None),
-    "nearest centroid, 512 colours, uint8, Gpixel/s": (10.0, None),
-}
+H200 = 4.3e12  # bytes per second that copies move on the GPU for which seconds were asked
 
 
-def figures(out: Path) -> dict[str, float]:
-    """The measured value of each target."""
-    results = Results(out)
-    found = {row["work"]: row for row in results.of("engine") if "error" not in row}
-    values = {}
-    for target, work, key in (
-        ("small n=1, seconds per image", "small n=1 bfloat16 cache", "seconds"),
-        ("small n=64, seconds", "small n=64 bfloat16 cache", "seconds"),
-        ("small n=512, images/s", "small n=512 bfloat16 cache", "images_per_second"),
-        ("small n=512 float8_e4m3fn cache, images/s", "small n=512 float8_e4m3fn cache", "images_per_second"),
-        ("large n=64, seconds", "large n=64 bfloat16 cache", "seconds"),
-        ("completion speed-up by prefix sharing", "completion, 16 rows known, 64 results", "speed_up"),
-    ):
-        if work in found:
-            values[target] = found[work][key]
-    for row in results.of("nearest_centroid"):
-        if row["work"] == "512 colours, uint8":
-            values["nearest centroid, 512 colours, uint8, Gpixel/s"] = row["gigapixels"]
-    return values
+@dataclass(frozen=True)
+class Target:
+    """A figure that is asked for: `key` of the row `work` of `stage`. reach, stretch: of "share_of_floor" or
+    "share_of_bandwidth" what part of what this machine's memory allows, so that any GPU can be held to it."""
+
+    stage: str
+    work: str
+    key: str
+    reach: float
+    stretch: float | None = None
+
+
+def of_floor(preset: str, n: int, seconds: tuple[float, float], cache: str = "bfloat16") -> Target:
+    """Asked for as seconds for n images on an H200: as shares of the floor there."""
+    import torch
+
+    from fastigpt import ImageGPTConfig
+    from fastigpt.bench.floor import kv_bytes_per_token
+
+    config = ImageGPTConfig.preset(preset)
+    floor = floor_seconds(config, n, kv_bytes_per_token(config, getattr(torch, cache)), H200)
+    reach, stretch = (floor / each for each in seconds)
+    return Target("engine", f"{preset} n={n} {cache} cache", "share_of_floor", reach, stretch)
+
+
+def targets() -> list[Target]:
+    pixel = (3 + 8) / H200  # seconds to read one of three bytes and write its int64
+    return [
+        of_floor("small", 1, (0.35, 0.15)),
+        of_floor("small", 64, (0.65, 0.48)),
+        of_floor("small", 512, (512 / 130, 512 / 160)),
+        *(of_floor("small", 512, (512 / 220, 512 / 300), cache) for cache in ("int8", "float8_e4m3fn")),
+        of_floor("large", 64, (3.8, 3.2)),
+        Target("kernels", "decode_attention small n=64 W=1 bfloat16", "share_of_bandwidth", 0.85),
+        Target("engine", "completion, half known, 64 results", "speed_up", 1.8),
+        Target("quantise", "512 colours, uint8", "share_of_floor", 10e9 * pixel),
+    ]
+
+
+def measured(out: Path) -> list[dict[str, object]]:
+    """Each target beside what was measured: its row, or that there is none."""
+    results, lines = Results(out), []
+    for target in targets():
+        row = next((r for r in results.of(target.stage) if r.get("work") == target.work and target.key in r), None)
+        line: dict[str, object] = {"work": target.work, "figure": target.key.replace("_", " ")}
+        line |= {"measured": "not measured" if row is None else row[target.key], "reach": target.reach}
+        line |= {"stretch": "" if target.stretch is None else target.stretch}
+        line["met"] = "" if row is None else "yes" if row[target.key] >= target.reach else "no"
+        seconds = None if row is None else row.get("seconds")
+        line["seconds"] = "" if seconds is None else seconds
+        lines.append(line)
+    return lines
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -81,13 +108,10 @@ def report(out: Path, stages: list[dict[str, object]]) -> None:
     if "bandwidth" in limits:
         terabytes, teraflops = limits["bandwidth"] / 1e12, limits["gemm"]["bfloat16"] / 1e12
         lines.append(f"In this run: copies at {terabytes:.2f} TB/s, bf16 products at {teraflops:.0f} TFLOP/s, ")
-        lines += [f"torch {limits['torch']}.", ""]
-    values = figures(out)
-    lines += ["## Targets", "", "| | measured | reach | stretch |", "| --- | --- | --- | --- |"]
-    for name, (reach, stretch) in TARGETS.items():
-        measured = f"{values[name]:.4g}" if name in values else "not measured"
-        lines.append(f"| {name} | {measured} | {reach} | {stretch if stretch is not None else '–'} |")
-    for stage in ("engine", "peers", "kernels", "nearest_centroid", "tests", "memcheck"):
+        lines += [f"torch {limits['torch']}. Launch configurations: {limits['family']}, {limits['table']}.", ""]
+    lines += ["## Targets", "", "Shares of what the memory bandwidth above allows; a speed-up is a ratio.", ""]
+    lines += table(measured(out))
+    for stage in ("engine", "peers", "kernels", "quantise", "tune", "tests", "memcheck"):
         lines += ["", f"## {stage}", "", *table(results.of(stage))]
     lines += ["", "## Stages", "", *table(stages), ""]
     (out / "README.md").write_text("\n".join(lines))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastigpt.kernels.launch import SCALED_TYPES
 from fastigpt.spec import ModelSpec
 
 
@@ -42,9 +43,9 @@ def parameters(spec: ModelSpec) -> int:
 
 
 def kv_bytes_per_token(spec: ModelSpec, kv_dtype: torch.dtype) -> float:
-    """Keys and values of one token in all layers. int8 caches keep a float32 scale per head beside each."""
+    """Keys and values of one token in all layers. 8-bit caches keep a float32 scale per head beside each."""
     _, keys, values = spec.block.sections
-    scales = 2 * 4.0 * spec.block.n_kv_head if kv_dtype == torch.int8 else 0.0
+    scales = 2 * 4.0 * spec.block.n_kv_head if kv_dtype in SCALED_TYPES else 0.0
     return spec.n_layer * ((keys + values) * kv_dtype.itemsize + scales)
 
 

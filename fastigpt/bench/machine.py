@@ -12,7 +12,8 @@ import torch
 from fastigpt import _C
 from fastigpt.bench.timing import repeat
 
-_GEMM_ROWS, _GEMM_SIDE = 512, 2048
+_GEMM_ROWS, _GEMM_SIDE = 512, 2048  # on a CPU
+_CUDA_SIDE, _CUDA_BYTES = 8192, 1 << 30  # of the products' matrices, and of what is copied, on a GPU
 _REPEATS = 5
 
 
@@ -61,7 +62,7 @@ def _threads() -> int:
 
 
 def _gemm_rates(device: torch.device, dtype: torch.dtype) -> list[float]:
-    side = _GEMM_SIDE if device.type == "cpu" else 8192
+    side = _GEMM_SIDE if device.type == "cpu" else _CUDA_SIDE
     rows = _GEMM_ROWS if device.type == "cpu" else side
     a = torch.randn(rows, side, device=device).to(dtype)
     b = torch.randn(side, side, device=device).to(dtype)
@@ -71,7 +72,7 @@ def _gemm_rates(device: torch.device, dtype: torch.dtype) -> list[float]:
 
 def _cuda_bandwidths(device: torch.device) -> list[float]:
     """Of a copy, which reads and writes: bytes moved per second."""
-    source = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+    source = torch.empty(_CUDA_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return [
         2 * source.numel() / seconds for seconds in repeat(lambda: target.copy_(source), device, _REPEATS, inner=10)

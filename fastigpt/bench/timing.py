@@ -51,13 +51,16 @@ def copies_needed(size: int, device: torch.device | str = "cpu") -> int:
 def graph_seconds(calls: Calls, *, repeats: int = 5, at_least: float = 0.01) -> float:
     """Median seconds of one call on a GPU, without the cost of launching it. calls: the same work on different inputs,
     captured into one CUDA graph in turn; `repeats` times it is replayed for `at_least` seconds."""
-    for call in calls[:2]:
-        call()  # compiles, outside the capture
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    from fastigpt.engine.triton.graphs import capture, launching
+
+    def all_of_them() -> None:
         for call in calls:
             call()
+
+    with launching(torch.device("cuda")):
+        for call in calls[:2]:
+            call()  # compiles, outside the capture
+        graph = capture(all_of_them, torch.cuda.Stream())
     graph.replay()
     estimate = timed(graph.replay, "cuda", 2)[1]
     times = max(1, round(at_least / max(1e-6, estimate)))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from fastigpt import formulas
+from fastigpt.kernels.launching import launching
 from fastigpt.operands import operands, same_device
 from fastigpt.ops import devices
 from fastigpt.ops.checks import check_qkv_types, check_shape, need_tensors
@@ -54,7 +55,7 @@ def _run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     configs = devices.launch_configs(q)
     from fastigpt.kernels.causal_attention import causal_attention
 
-    with torch.cuda.device_of(q):
+    with launching(q.device):
         return causal_attention(q, k, v, configs=configs)
 
 

@@ -9,6 +9,7 @@ import torch
 from fastigpt import _C, formulas
 from fastigpt.kernels import launch
 from fastigpt.kernels.launch import SCALED_TYPES
+from fastigpt.kernels.launching import launching
 from fastigpt.operands import operands, same_device
 from fastigpt.ops import devices
 from fastigpt.ops.checks import OPTIONAL, check_contiguous, check_dtype, check_qkv_types, check_shape, need_tensors
@@ -281,7 +282,7 @@ def _on_gpu(
             prefix.k, prefix.v, lengths, _sources(len(q), sources), window, configs, q.dtype, prefix.k_scale,
             prefix.v_scale,
         )  # fmt: skip
-    with torch.cuda.device_of(q):
+    with launching(q.device):
         append_kv(k, v, cache.k, cache.v, positions, cache.k_scale, cache.v_scale)
         return decode_attention(
             q, cache.k, cache.v, positions, configs=configs, k_scale=cache.k_scale, v_scale=cache.v_scale, prefix=shared

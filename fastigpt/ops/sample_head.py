@@ -9,6 +9,7 @@ import torch
 from fastigpt import _C
 from fastigpt.formulas import rms_norm
 from fastigpt.kernels.launch import PLAIN_TYPES
+from fastigpt.kernels.launching import launching
 from fastigpt.operands import operands, same_device
 from fastigpt.ops import devices
 from fastigpt.ops.checks import OPTIONAL, check_dtype, check_shape, need_tensors
@@ -200,7 +201,7 @@ def _on_gpu(
     )  # fmt: skip
     steps = Steps.of([drawing], len(weight))
     inputs = torch.zeros((n, 1), dtype=torch.int32, device=device)
-    with torch.cuda.device_of(hidden):
+    with launching(hidden.device):
         scratch = make_scratch(n, 1, head, steps, configs)
         sample_head(x.float().contiguous(), inputs, head, canvases, scratch, steps, configs=configs, advance=False)
     return scratch.chosen[:, 0].long()

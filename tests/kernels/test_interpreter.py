@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent
 GROUPS = (
     ("test_triton_engine.py", "test_kv_cache.py", "test_norm_linear.py", "test_causal_attention.py"),
     ("test_triton_sessions.py", "test_sample_head.py", "test_decode_attention.py", "test_gpu_ops.py"),
+    ("test_capture.py", "test_shipped_rows.py", "test_tuning.py"),
 )
 
 
@@ -47,3 +48,16 @@ def test_every_file_is_in_a_group():
         "test_launches.py",
     }
     assert files == {name for group in GROUPS for name in group}
+
+
+@pytest.mark.slow
+def test_every_shipped_row_equals_its_twin_in_the_interpreter():
+    """Those of all tables, of which the quick tests run one GPU's."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-m", "slow"]
+    run = subprocess.run(
+        [*command, "test_shipped_rows.py"], cwd=FOLDER, env=environment, capture_output=True, text=True, check=False
+    )
+    print(run.stdout[-6000:], run.stderr[-2000:])
+    assert run.returncode == 0 and " passed" in run.stdout and "skipped" not in run.stdout

@@ -7,26 +7,19 @@ are handed out.
 from __future__ import annotations
 
 import gc
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-# One for the process: Triton's interpreter changes triton.language while a kernel runs, and a capture must be alone.
-_LAUNCHING = threading.RLock()
+from fastigpt.kernels.launching import launching as alone
 
 
 @contextmanager
 def launching(device: torch.device) -> Iterator[None]:
-    """Whoever launches kernels does it in here: alone in this process, with `device` as the current one, which is where
-    Triton launches whatever its arguments are on."""
-    with _LAUNCHING, torch.inference_mode():
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                yield
-        else:
-            yield
+    """Whoever launches kernels of an engine does it in here: alone in this process, on `device`, without autograd."""
+    with alone(device), torch.inference_mode():
+        yield
 
 
 def capture(run: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
@@ -37,7 +30,7 @@ def capture(run: Callable[[], None], stream: torch.cuda.Stream) -> torch.cuda.CU
     own, and torch refuses a pool whose graphs are all gone while cuBLAS's workspace is still in it. stream: of the
     session alone; torch's default would be one for all GPUs and threads.
     """
-    with _LAUNCHING:
+    with launching(stream.device):
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # The collector might free another graph or event in here, which is no call for the time of a capture.

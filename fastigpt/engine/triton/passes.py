@@ -82,7 +82,7 @@ class Passes:
     @property
     def at_once(self) -> int:
         """Passes of one launch. Where nothing is replayed, more than one would only do too much at the end."""
-        return max(1, AT_ONCE // self.width) if self.x.device.type == "cuda" else 1
+        return max(1, AT_ONCE // self.width) if self.model.device.type == "cuda" else 1
 
     def enter(self, old: Passes | None, fresh: torch.Tensor) -> None:
         """Makes inputs and hidden states for where the canvases are. The guesses of a canvas are those of `old`, or, if
