@@ -15,11 +15,12 @@ from fastigpt.scenes.paint import paint
 from fastigpt.scenes.world import Scene, random_scene
 
 
-def scenes(seed: int, first: int = 0) -> Iterator[tuple[np.ndarray, str, Scene]]:
-    """Endless (image uint8 [32, 32, 3], caption, scene). Item k depends on (seed, first + k) alone."""
+def scenes(seed: int, first: int = 0, side: int = 32) -> Iterator[tuple[np.ndarray, str, Scene]]:
+    """Endless (image uint8 [side, side, 3], caption, scene). Item k depends on (seed, first + k) and the side, a
+    multiple of 32; the scene and its caption do not depend on that."""
     index = first
     while True:
         rng = np.random.default_rng([seed, index])
         scene = random_scene(rng)
-        yield paint(scene), caption(scene, rng), scene
+        yield paint(scene, side), caption(scene, rng), scene
         index += 1
