@@ -10,12 +10,12 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from fastigpt.scenes.brush import SIDE, Brush, Color
+from fastigpt.scenes.brush import Brush, Color
 
 if TYPE_CHECKING:
     from fastigpt.scenes.subjects import SubjectPainter
 
-# --- the sky and the land, in pixels of the 32 × 32 picture ------------------------------------------------------------
+# --- the sky and the land, in pixels of the 32 × 32 picture -------------------------------------------------------
 
 
 def rays(brush: Brush, x: float, y: float) -> None:
@@ -59,7 +59,9 @@ def patch(brush: Brush, ground: str, x: float, y: float, color: Color, dark: Col
             brush.line([(x + 0.2 * lean, y), (x + lean, y - 1.5 + 0.3 * abs(lean))], 1.2, color)
     elif ground == "water":
         for dx, dy, length in ((0.0, 0.0, 3.2), (1.2, 0.9, 2.0)):
-            crest = [(x + dx + t * length, y + dy - 0.28 * math.sin(t * 2 * math.pi)) for t in (k / 8 for k in range(9))]
+            crest = [
+                (x + dx + t * length, y + dy - 0.28 * math.sin(t * 2 * math.pi)) for t in (k / 8 for k in range(9))
+            ]
             brush.line(crest, 1.5, color)
     elif ground == "sand":
         brush.disc(x + 0.15, y + 0.15, 0.65, dark, flat=0.6)
@@ -176,7 +178,9 @@ def _person(p: SubjectPainter) -> None:
 def _balloon(p: SubjectPainter) -> None:
     for half in (0.13, 0.25):
         for s in (-1, 1):
-            seam = [(s * half * math.cos(a), 0.66 + 0.33 * math.sin(a)) for a in (k * math.pi / 8 for k in range(-4, 5))]
+            seam = [
+                (s * half * math.cos(a), 0.66 + 0.33 * math.sin(a)) for a in (k * math.pi / 8 for k in range(-4, 5))
+            ]
             p.stroke(seam, 0.0, p.line, thinnest=0.8)
     for y in (0.05, 0.11):
         p.stroke([(-0.11, y), (0.11, y)], 0.0, (78, 48, 30), thinnest=0.8)
