@@ -179,7 +179,7 @@ class Janus:
             data = {"model_type": "janus", "fastigpt": asdict(self.config)}
             (target / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
             (target / TOKENIZER).write_text(self.reader.tokenizer)
-            vq = {f"vqmodel.{_their_vq_name(name)}": tensor for name, tensor in self.vq_weights.items()}
+            vq = {f"vqmodel.{their_vq_name(name)}": tensor for name, tensor in self.vq_weights.items()}
             held = {f"model.{name}": tensor for name, tensor in {**self.weights, **vq}.items()}
             save_file(held, target / SAFETENSORS, metadata={"format": "pt"})
 
@@ -365,7 +365,7 @@ def _vq_name(name: str) -> str:
     return name.replace(".down.", ".conv_blocks.").replace(".up.", ".conv_blocks.").replace(".block.", ".res.")
 
 
-def _their_vq_name(name: str) -> str:
+def their_vq_name(name: str) -> str:
     for ours, theirs in _MIDDLE.items():
         name = name.replace(ours, theirs)
     side = "down" if name.startswith("encoder.") else "up"

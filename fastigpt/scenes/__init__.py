@@ -20,7 +20,12 @@ def scenes(seed: int, first: int = 0, side: int = 32) -> Iterator[tuple[np.ndarr
     multiple of 32; the scene and its caption do not depend on that."""
     index = first
     while True:
-        rng = np.random.default_rng([seed, index])
-        scene = random_scene(rng)
+        scene, rng = scene_at(seed, index)
         yield paint(scene, side), caption(scene, rng), scene
         index += 1
+
+
+def scene_at(seed: int, index: int) -> tuple[Scene, np.random.Generator]:
+    """That item's scene, not yet painted, and the chances that its caption takes."""
+    rng = np.random.default_rng([seed, index])
+    return random_scene(rng), rng

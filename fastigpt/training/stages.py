@@ -12,6 +12,8 @@ import math
 import os
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,14 @@ _WARMUP = 100
 @dataclass(frozen=True)
 class StageSettings:
     """steps: optimiser steps of batch_size images. learning_rate: reached after the first steps, kept, and lowered to
-    zero along a line over the last three tenths. seed: of weights and scenes."""
+    zero along a line over the last three tenths. seed: of weights and scenes. parts: of a batch, computed beside each
+    other."""
 
     steps: int
     batch_size: int
     learning_rate: float
     seed: int
+    parts: int = 2
 
     @property
     def cooldown(self) -> int:
@@ -63,8 +67,31 @@ class Stage(ABC):
         self.log: list[dict[str, float]] = []
 
     @abstractmethod
-    def train_step(self) -> torch.Tensor:
-        """The loss, of which the gradients have been taken, before `loop` lets the optimisers step."""
+    def loss(self, first: int, n: int) -> torch.Tensor:
+        """The mean loss of images first, …, first + n − 1 of the endless row that training sees."""
+
+    def gradients(self) -> float:
+        """Leaves the gradients of the step's batch in the parameters. Its parts are computed in threads of their own,
+        each with one thread of the CPU: they wait for each other once, where the threads of an operation would wait
+        for each other after each. Returns the loss."""
+        size, parts = self.settings.batch_size, min(self.settings.parts, self.settings.batch_size)
+        edges = [size * k // parts for k in range(parts + 1)]
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+
+        def part(k: int) -> tuple[float, Sequence[torch.Tensor]]:
+            share = (edges[k + 1] - edges[k]) / size
+            loss = self.loss(self.step * size + edges[k], edges[k + 1] - edges[k]) * share
+            return loss.item(), torch.autograd.grad(loss, parameters)
+
+        with ThreadPoolExecutor(parts) as threads:
+            found = list(threads.map(part, range(parts)))
+        for each, *shares in zip(parameters, *(gradients for _, gradients in found)):
+            each.grad = torch.stack(shares).sum(0)
+        self.after(self.step)
+        return sum(loss for loss, _ in found)
+
+    def after(self, step: int) -> None:  # noqa: B027
+        """What else a step does, once all parts of its batch have been seen."""
 
     @abstractmethod
     def held_out(self) -> dict[str, float]:
@@ -85,7 +112,7 @@ class Stage(ABC):
             for optimizer, each in zip(self.optimizers, peaks):
                 for group, peak in zip(optimizer.param_groups, each):
                     group["lr"] = peak * self.settings.share(self.step)
-            total += self.train_step().item()
+            total += self.gradients()
             nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             for optimizer in self.optimizers:
                 optimizer.step()

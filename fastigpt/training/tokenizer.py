@@ -25,7 +25,7 @@ from fastigpt.training.vq_network import TrainableVQ
 
 SIDE = 128
 CONFIG = VQConfig(base=32, multipliers=(1, 1, 2, 4), res_blocks=1, latent=128, n_codes=1024, code_dim=8)
-DEFAULTS = StageSettings(steps=4000, batch_size=2, learning_rate=3e-3, seed=0)
+DEFAULTS = StageSettings(steps=4000, batch_size=4, learning_rate=3e-3, seed=0)
 UNQUANTISED = 200  # steps, the first ones, in which vectors are not replaced by entries
 _HELD_OUT = 24
 
@@ -54,18 +54,24 @@ class TokenizerStage(Stage):
             self.vq.vectors(), settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
         )
         self.optimizers = [muon, adam]
+        self._seen: dict[int, torch.Tensor] = {}  # vectors of the parts of a batch, by first image
 
     def identity(self) -> dict[str, Any]:
         return {"side": self.side} | {k: _plain(v) for k, v in dataclasses.asdict(self.config).items()}
 
-    def train_step(self) -> torch.Tensor:
-        size = self.settings.batch_size
-        images = pictures(self.settings.seed, self.step * size, size, self.side)
+    def loss(self, first: int, n: int) -> torch.Tensor:
+        images = pictures(self.settings.seed, first, n, self.side)
         self.vq.train()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = self.vq.loss(images, quantised=self.step >= UNQUANTISED)
-        loss.backward()
-        return loss.detach()
+            loss, seen = self.vq.loss(images, quantised=self.step >= UNQUANTISED)
+        self._seen[first] = seen
+        return loss
+
+    def after(self, step: int) -> None:
+        rows = torch.cat([rows for _, rows in sorted(self._seen.items())])
+        self._seen.clear()
+        if step >= UNQUANTISED:
+            self.vq.codebook.follow(rows)
 
     @torch.no_grad()
     def held_out(self) -> dict[str, float]:
@@ -73,11 +79,10 @@ class TokenizerStage(Stage):
         images = pictures(HELD_OUT_SEED, 0, _HELD_OUT, self.side)
         self.vq.eval()
         with torch.autocast("cpu", torch.bfloat16):
-            loss = self.vq.loss(images).item()
-            rows = torch.nn.functional.normalize(self.vq.encoder(images).float(), dim=1)
-            codes = self.vq.codebook.nearest(rows.permute(0, 2, 3, 1).flatten(0, 2))
-            entries = self.vq.codebook.entries[codes].view(len(images), *rows.shape[2:], -1).permute(0, 3, 1, 2)
-            shown = self.vq.decoder(entries).float().clamp(-1, 1)
+            loss = self.vq.loss(images)[0].item()
+            codes = self.vq.codes(images)
+            edge = self.side // self.config.patch
+            shown = self.vq.shown(codes, edge, edge)
         error = (shown - images).square().mean((1, 2, 3))
         return {
             "held_out": loss,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ class TrainableVQ(nn.Module, VQNetworks):
         self.parameters_by_name = nn.ParameterDict(
             {name.replace(".", "/"): nn.Parameter(_start(name, shape, generator)) for name, shape in shapes.items()}
         )
-        self.weights = self._kernels()
+        self.weights = self._kernels()  # views, through which gradients go any number of times
         entries = torch.empty(config.n_codes, config.code_dim, dtype=torch.float32).normal_(generator=generator)
         self.codebook = Codebook(F.normalize(entries, dim=-1))
 
@@ -47,20 +48,37 @@ class TrainableVQ(nn.Module, VQNetworks):
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return super()._norm(_Laid.apply(x, torch.contiguous_format, torch.channels_last), name)
 
-    def loss(self, images: torch.Tensor, *, quantised: bool = True) -> torch.Tensor:
-        """Of images float32 [B, 3, height, width] in [−1, 1]; in training the codebook follows. Not quantised: as if
-        every vector were an entry, so that the first entries can be vectors that mean something."""
-        self.weights = self._kernels()  # of this pass: gradients go through views once
+    def loss(self, images: torch.Tensor, *, quantised: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of images float32 [B, 3, height, width] in [−1, 1], and their vectors float32 [B·h·w, code_dim], which the
+        codebook should follow. Not quantised: as if every vector were an entry, so that the first entries can be
+        vectors that mean something. Several threads may call it at once."""
         z = F.normalize(self.encoder(images).float(), dim=1)
+        rows = z.detach().permute(0, 2, 3, 1).flatten(0, 2)
         entries = z
         if quantised:
-            rows = z.detach().permute(0, 2, 3, 1).flatten(0, 2)
             nearest = self.codebook.nearest(rows)
             entries = self.codebook.entries[nearest].view(len(z), *z.shape[2:], -1).permute(0, 3, 1, 2)
-            if self.training:
-                self.codebook.follow(rows, nearest)
         shown = self.decoder(z + (entries - z).detach()).float()
-        return reconstruction_loss(shown, images) + _COMMITMENT * F.mse_loss(z, entries)
+        return reconstruction_loss(shown, images) + _COMMITMENT * F.mse_loss(z, entries.detach()), rows
+
+    @torch.no_grad()
+    def codes(self, images: torch.Tensor) -> torch.Tensor:
+        """int64 [B, h·w] of images as for `loss`."""
+        z = F.normalize(self.encoder(images).float(), dim=1).permute(0, 2, 3, 1)
+        return self.codebook.nearest(z.flatten(0, 2)).view(len(images), -1)
+
+    @torch.no_grad()
+    def shown(self, codes: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """float32 [B, 3, H, W] in [−1, 1]: the pictures of codes [B, height · width]."""
+        entries = self.codebook.entries[codes].unflatten(1, (height, width)).permute(0, 3, 1, 2)
+        return self.decoder(entries).float().clamp(-1, 1)
+
+    def take(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Those of `tensors`, for what is already trained."""
+        with torch.no_grad():
+            for name, kernel in self._kernels().items():
+                kernel.copy_(tensors[name])
+            self.codebook.entries.copy_(F.normalize(tensors[CODEBOOK], dim=-1))
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """float32, as config.tensor_shapes() says."""
@@ -102,7 +120,9 @@ class Codebook(nn.Module):
             return (rows @ self.entries.T).argmax(1)
 
     @torch.no_grad()
-    def follow(self, rows: torch.Tensor, nearest: torch.Tensor) -> None:
+    def follow(self, rows: torch.Tensor) -> None:
+        """rows: unit vectors float32 [n, dim], those of a batch."""
+        nearest = self.nearest(rows)
         uses = torch.bincount(nearest, minlength=len(self.entries)).float()
         sums = torch.zeros_like(self.sums).index_add_(0, nearest, rows)
         self.uses.lerp_(uses, 1 - self.decay)
