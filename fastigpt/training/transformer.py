@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from fastigpt.untrusted import exists, refusing
 DEFAULTS = StageSettings(steps=6000, batch_size=12, learning_rate=3e-3, seed=0)
 SIZES = {"n_layer": 4, "n_head": 4, "n_kv_head": 4, "head_dim": 64, "width": 256, "n_inner": 704}
 N_SCENES = 40_000
-_ROUND = 400  # scenes that are encoded between two writes
+_ROUND, _AT_ONCE = 400, 8  # scenes that are encoded between two writes, and in one pass
 _DROPOUT = 0.1
 _HELD_OUT = 64
 _WEIGHT_DECAY = 0.05
@@ -53,11 +54,17 @@ class TransformerStage(Stage):
     name = "transformer"
 
     def __init__(
-        self, folder: Path, settings: StageSettings, *, n_scenes: int = N_SCENES, sizes: dict[str, int] = SIZES
+        self,
+        folder: Path,
+        settings: StageSettings,
+        *,
+        n_scenes: int = N_SCENES,
+        sizes: dict[str, int] = SIZES,
+        side: int = SIDE,
     ) -> None:
         super().__init__(folder, settings)
         self.vq, self.vq_weights = trained_vq(folder)
-        self.n_scenes, edge = n_scenes, SIDE // self.vq.patch
+        self.n_scenes, self.side, edge = n_scenes, side, side // self.vq.patch
         self.tokenizer = janus_files.word_tokenizer(WORDS[1:])
         self.config = JanusConfig(
             **sizes,
@@ -135,12 +142,13 @@ class TransformerStage(Stage):
             return self._kept
         file = self.folder / "training" / "codes.safetensors"
         vq = hashlib.sha256(weights_file(self.folder).read_bytes()).hexdigest()
-        done = _kept_codes(file, {"vq": vq, "seed": str(self.settings.seed)})
+        made_by = {"vq": vq, "seed": str(self.settings.seed)}
+        done = _kept_codes(file, made_by, self.config.height * self.config.columns)
         while len(done) < self.n_scenes:
             more = self._encode(self.settings.seed, len(done), min(_ROUND, self.n_scenes - len(done)))
             done = torch.cat([done, more.to(torch.int16)])
             with replacing(file) as path:
-                save_file({"codes": done}, path, metadata={"vq": vq, "seed": str(self.settings.seed)})
+                save_file({"codes": done}, path, metadata=made_by)
             say(f"{self.name}: encoded {len(done)} of {self.n_scenes} scenes")
         self._kept = done[: self.n_scenes]
         return self._kept
@@ -151,13 +159,17 @@ class TransformerStage(Stage):
         encoder.take(self.vq_weights)
         return encoder
 
-    @torch.no_grad()
     def _encode(self, seed: int, first: int, n: int) -> torch.Tensor:
-        found = []
-        for k in range(first, first + n, 8):
+        """int64 [n, h·w] of scenes first, …, first + n − 1, parts of them in threads of their own."""
+        encoder = self._encoder
+
+        @torch.no_grad()
+        def part(k: int) -> torch.Tensor:
             with torch.autocast("cpu", torch.bfloat16):
-                found.append(self._encoder.codes(pictures(seed, k, min(8, first + n - k), SIDE)))
-        return torch.cat(found)
+                return encoder.codes(pictures(seed, k, min(_AT_ONCE, first + n - k), self.side))
+
+        with ThreadPoolExecutor(self.settings.parts) as threads:
+            return torch.cat(list(threads.map(part, range(first, first + n, _AT_ONCE))))
 
 
 def trained_vq(folder: Path) -> tuple[VQConfig, dict[str, torch.Tensor]]:
@@ -170,9 +182,9 @@ def trained_vq(folder: Path) -> tuple[VQConfig, dict[str, torch.Tensor]]:
     return take_vq({name: lambda tensor=tensor: tensor for name, tensor in weights.items()}, str(file))
 
 
-def _kept_codes(file: Path, made_by: dict[str, str]) -> torch.Tensor:
+def _kept_codes(file: Path, made_by: dict[str, str], canvas: int) -> torch.Tensor:
     """Those of an earlier run, if the same VQ made them of the same scenes."""
-    empty = torch.empty(0, (SIDE // 8) ** 2, dtype=torch.int16)
+    empty = torch.empty(0, canvas, dtype=torch.int16)
     if not exists(file):
         return empty
     with refusing(file, "holds no codes of scenes"), safe_open(file, "pt") as stored:
