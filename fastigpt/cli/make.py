@@ -1,7 +1,7 @@
 """`fastigpt convert` and `fastigpt train`: commands that write checkpoints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,8 +73,14 @@ def train(
     """Train a model, on a folder of your images or on drawn scenes: `fastigpt train photos/ --out my-model`."""
     folder = given("--out", out)
     numbers = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
-    chosen = {name: value for name, value in numbers.items() if value is not None}
-    shape = {"init": init, "resolution": resolution, "n_layer": n_layer, "n_head": n_head, "n_embd": n_embd}
+    chosen: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    shape: dict[str, Any] = {
+        "init": init,
+        "resolution": resolution,
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_embd": n_embd,
+    }
     if stage is not None:
         from fastigpt.training.captioned import train_stage
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,7 +53,7 @@ def train_stage(
     if not isinstance(out, (str, os.PathLike)):
         raise TypeError(f"out must be a path, not {out!r}")
     given = {"steps": steps, "batch_size": batch_size, "parts": threads}
-    numbers = {name: whole(name, value, 1, _MOST) for name, value in given.items() if value is not None}
+    numbers: dict[str, Any] = {name: whole(name, value, 1, _MOST) for name, value in given.items() if value is not None}
     if learning_rate is not None:
         if isinstance(learning_rate, bool) or not isinstance(learning_rate, (int, float)) or not 0 < learning_rate < 1:
             raise ValueError(f"learning_rate must be a positive number below 1, not {learning_rate!r}")

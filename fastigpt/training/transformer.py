@@ -31,6 +31,7 @@ from fastigpt.families.named_tensors import take_vq
 from fastigpt.files import replacing
 from fastigpt.scenes import scene_at
 from fastigpt.scenes.captions import PROMPT_LENGTH, WORDS, caption
+from fastigpt.tensor_files import in_memory
 from fastigpt.training.data import HELD_OUT_SEED
 from fastigpt.training.janus_network import TrainableJanus
 from fastigpt.training.run import say
@@ -179,7 +180,7 @@ def trained_vq(folder: Path) -> tuple[VQConfig, dict[str, torch.Tensor]]:
         raise CheckpointError(f"{file} is missing: train the tokenizer first (--stage tokenizer)")
     with refusing(file, "is no trained tokenizer"):
         weights = load_file(file)
-    return take_vq({name: lambda tensor=tensor: tensor for name, tensor in weights.items()}, str(file))
+    return take_vq(in_memory(weights), str(file))
 
 
 def _kept_codes(file: Path, made_by: dict[str, str], canvas: int) -> torch.Tensor:
