@@ -162,7 +162,7 @@ class Stage(ABC):
             torch.save(state, path)
             with open(path, "rb+") as file:
                 os.fsync(file.fileno())
-        with replacing(self._state.with_suffix(".json")) as path:
+        with replacing(self._state.with_name(f"{self.name}-log.json")) as path:
             path.write_text(json.dumps(self.log))
 
     def resume(self) -> None:
