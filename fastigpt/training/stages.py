@@ -90,6 +90,9 @@ class Stage(ABC):
         self.after(self.step)
         return sum(loss for loss, _ in found)
 
+    def prepare(self) -> None:  # noqa: B027
+        """What must be there before the first step that is taken."""
+
     def after(self, step: int) -> None:  # noqa: B027
         """What else a step does, once all parts of its batch have been seen."""
 
@@ -107,6 +110,8 @@ class Stage(ABC):
 
     def loop(self, *, save_seconds: float, log_every: int) -> None:
         peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        if self.step < self.settings.steps:
+            self.prepare()
         total, began, saved = 0.0, time.monotonic() - self.seconds, time.monotonic()
         while self.step < self.settings.steps:
             for optimizer, each in zip(self.optimizers, peaks):

@@ -92,7 +92,7 @@ class TransformerStage(Stage):
             self.janus.others(), settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         )
         self.optimizers = [muon, adam]
-        self._kept: torch.Tensor | None = None
+        self.codes = torch.empty(0, dtype=torch.int16)  # see `prepare`
 
     def identity(self) -> dict[str, Any]:
         return {"n_scenes": self.n_scenes} | dataclasses.asdict(self.config)
@@ -104,7 +104,7 @@ class TransformerStage(Stage):
             prefixes.append(self._prefix(picked[-1], epoch))
         self.janus.train()
         with torch.autocast("cpu", torch.bfloat16):
-            return self.janus.loss(prefixes, self._codes()[picked].long())
+            return self.janus.loss(prefixes, self.codes[picked].long())
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.settings.seed, epoch]).permutation(self.n_scenes)
@@ -137,10 +137,8 @@ class TransformerStage(Stage):
 
     # --- scenes as codes -----------------------------------------------------------------------------------------
 
-    def _codes(self) -> torch.Tensor:
-        """int16 [n_scenes, h·w], encoded once; a run that was killed goes on from what was written."""
-        if self._kept is not None:
-            return self._kept
+    def prepare(self) -> None:
+        """Encodes the scenes, int16 [n_scenes, h·w], once; a run that was killed goes on from what was written."""
         file = self.folder / "training" / "codes.safetensors"
         vq = hashlib.sha256(weights_file(self.folder).read_bytes()).hexdigest()
         made_by = {"vq": vq, "seed": str(self.settings.seed)}
@@ -151,8 +149,7 @@ class TransformerStage(Stage):
             with replacing(file) as path:
                 save_file({"codes": done}, path, metadata=made_by)
             say(f"{self.name}: encoded {len(done)} of {self.n_scenes} scenes")
-        self._kept = done[: self.n_scenes]
-        return self._kept
+        self.codes = done[: self.n_scenes]
 
     @cached_property
     def _encoder(self) -> TrainableVQ:

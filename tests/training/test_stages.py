@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import fastigpt
 from fastigpt import CheckpointError
@@ -199,16 +199,25 @@ def test_another_number_of_steps_is_fine_until_the_rate_falls(tmp_path):
 def test_scenes_are_encoded_once(tmp_path, trained, monkeypatch):
     weights_file(tmp_path).parent.mkdir()
     weights_file(tmp_path).write_bytes(weights_file(trained).read_bytes())
-    first = transformer_stage(tmp_path, n_scenes=4)._codes()
+    calls, encode = [], TransformerStage._encode
+
+    def counted(self, seed, first, n):
+        calls.append((seed, first, n))
+        return encode(self, seed, first, n)
+
+    monkeypatch.setattr(TransformerStage, "_encode", counted)
+    first = run(transformer_stage(tmp_path, n_scenes=4)).codes
+    assert [call for call in calls if call[0] == SETTINGS.seed] == [(3, 0, 3), (3, 3, 1)]
     monkeypatch.setattr(TransformerStage, "_encode", lambda self, seed, first, n: torch.full((n, 16), first))
-    more = transformer_stage(tmp_path, n_scenes=6)._codes()
-    assert torch.equal(more[:4], first) and (more[4:] == 4).all()
+    more = transformer_stage(tmp_path, n_scenes=6)
+    more.prepare()
+    assert torch.equal(more.codes[:4], first) and (more.codes[4:] == 4).all()
     other = load_file(weights_file(tmp_path))
     other[CODEBOOK] = other[CODEBOOK].flip(0)
-    from safetensors.torch import save_file
-
     save_file(other, weights_file(tmp_path))
-    assert (transformer_stage(tmp_path, n_scenes=2)._codes() == 0).all()  # made by another VQ: anew
+    anew = transformer_stage(tmp_path, n_scenes=2)
+    anew.prepare()
+    assert (anew.codes == 0).all()  # by another VQ
 
 
 def test_a_transformer_without_a_tokenizer_is_refused(tmp_path):
