@@ -19,6 +19,7 @@ from benchmarks.acceptance.engines import floor_seconds
 from benchmarks.acceptance.results import Results, Rows
 from fastigpt import ImageGPTConfig
 from fastigpt.bench.floor import kv_bytes_per_token
+from fastigpt.families import image_gpt
 
 
 def accept(out: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -158,7 +159,7 @@ def test_targets_mean_the_same_at_any_bandwidth(tmp_path, bandwidth):
     config = ImageGPTConfig.preset("small")
     rows = Rows(tmp_path, "engine")
     for n, asked in ((1, 0.35), (64, 0.65), (512, 512 / 130)):
-        floor = floor_seconds(config, n, kv_bytes_per_token(config, torch.bfloat16), bandwidth)
+        floor = floor_seconds(config, n, kv_bytes_per_token(image_gpt.spec(config), torch.bfloat16), bandwidth)
         seconds = asked * report.H200 / bandwidth * (0.99 if n == 1 else 1.01)
         rows.add(work=f"small n={n} bfloat16 cache", seconds=seconds, share_of_floor=floor / seconds)
     met = {line["work"]: line["met"] for line in report.measured(tmp_path)}

@@ -28,7 +28,8 @@ PALETTE = Palette(np.random.default_rng(0).uniform(-1, 1, (16, 3)))
 def colours() -> _C.RgbTable:
     """The table that the palette looks its colours up in."""
     clusters = 255 * PALETTE.clusters.astype(np.float64)
-    return _C.RgbTable(address_of(clusters), len(clusters), 2.0, -255.0, 1)
+    levels = np.tile(2.0 * np.arange(256) - 255.0, (3, 1))
+    return _C.RgbTable(address_of(clusters), len(clusters), address_of(levels), "auto", 1)
 
 
 def expected(case: Case) -> tuple[np.ndarray, np.ndarray | None]:

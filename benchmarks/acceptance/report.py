@@ -30,9 +30,10 @@ def of_floor(preset: str, n: int, seconds: tuple[float, float], cache: str = "bf
 
     from fastigpt import ImageGPTConfig
     from fastigpt.bench.floor import kv_bytes_per_token
+    from fastigpt.families import image_gpt
 
     config = ImageGPTConfig.preset(preset)
-    floor = floor_seconds(config, n, kv_bytes_per_token(config, getattr(torch, cache)), H200)
+    floor = floor_seconds(config, n, kv_bytes_per_token(image_gpt.spec(config), getattr(torch, cache)), H200)
     reach, stretch = (floor / each for each in seconds)
     return Target("engine", f"{preset} n={n} {cache} cache", "share_of_floor", reach, stretch)
 

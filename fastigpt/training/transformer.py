@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fastigpt.codecs.vq_networks import CODEBOOK, VQConfig
 from fastigpt.errors import CheckpointError
@@ -29,9 +29,9 @@ from fastigpt.families.chat import read as read_tokenizer
 from fastigpt.families.janus import TOKENIZER, JanusConfig
 from fastigpt.families.named_tensors import take_vq
 from fastigpt.files import replacing
+from fastigpt.lazy_tensors import open_safetensors
 from fastigpt.scenes import scene_at
 from fastigpt.scenes.captions import PROMPT_LENGTH, WORDS, caption
-from fastigpt.tensor_files import in_memory
 from fastigpt.training.data import HELD_OUT_SEED
 from fastigpt.training.janus_network import TrainableJanus
 from fastigpt.training.run import say
@@ -175,9 +175,8 @@ def trained_vq(folder: Path) -> tuple[VQConfig, dict[str, torch.Tensor]]:
     file = weights_file(folder)
     if not exists(file):
         raise CheckpointError(f"{file} is missing: train the tokenizer first (--stage tokenizer)")
-    with refusing(file, "is no trained tokenizer"):
-        weights = load_file(file)
-    return take_vq(in_memory(weights), str(file))
+    config, weights = take_vq(open_safetensors(file), str(file))
+    return config, dict(weights)
 
 
 def _kept_codes(file: Path, made_by: dict[str, str], canvas: int) -> torch.Tensor:

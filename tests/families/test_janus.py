@@ -142,8 +142,8 @@ def test_a_prompt_that_is_too_long_is_refused(model):
 # --- files -------------------------------------------------------------------------------------------------------
 
 
-def test_auto_takes_an_engine_that_can(saved):
-    assert fastigpt.load(saved, device="cpu").backend == "portable"
+def test_auto_takes_the_fastest_engine(saved):
+    assert fastigpt.load(saved, device="cpu").backend == "cpu"
 
 
 def test_what_is_saved_or_pickled_draws_the_same(saved, tmp_path):
