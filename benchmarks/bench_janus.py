@@ -13,10 +13,9 @@ import argparse
 
 import pytest
 import torch
-from per_pass import Passes, measured, ours
+from per_pass import Passes, guided_pass, measured, ours
 
 from fastigpt.bench.models import SHAPES, made_up
-from fastigpt.bench.peers import EnginePeer, LlamaPeer
 from fastigpt.engine.choose import build
 
 NAME = "janus-pro-1b"
@@ -61,12 +60,7 @@ def theirs(spec, device: torch.device) -> tuple[Passes, object]:
 def bench_pass(benchmark, device, who):
     """A pass of one guided image in the middle of its canvas."""
     benchmark.group = "one pass of Janus-Pro-1B, both branches"
-    spec = SHAPES[NAME]
-    if who == "fastigpt":
-        peer = EnginePeer(build(spec, made_up(spec), device=device, dtype="bfloat16"))
-    else:
-        peer = LlamaPeer(spec, device, torch.bfloat16, guided=True)
-    benchmark.pedantic(peer.prepared_pass(n=2, position=spec.n_positions // 2), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(guided_pass(who, SHAPES[NAME], device, sequences=2), rounds=3, warmup_rounds=1)
 
 
 def main() -> None:

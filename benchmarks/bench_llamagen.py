@@ -13,10 +13,10 @@ import argparse
 
 import pytest
 import torch
-from per_pass import Passes, measured, ours
+from per_pass import Passes, guided_pass, measured, ours
 
 from fastigpt.bench.models import SHAPES, made_up
-from fastigpt.bench.peers import EnginePeer, LlamaPeer
+from fastigpt.bench.peers import LlamaPeer
 from fastigpt.engine.choose import build
 
 NAME, SCALE, TOP_K = "llamagen-b", 4.0, 2000
@@ -46,12 +46,7 @@ def theirs(peer: LlamaPeer, n: int) -> Passes:
 def bench_pass(benchmark, device, who):
     """A pass of eight guided images in the middle of their canvases."""
     benchmark.group = "one pass of LlamaGen-B, eight images, both branches"
-    spec = SHAPES[NAME]
-    if who == "fastigpt":
-        peer = EnginePeer(build(spec, made_up(spec), device=device, dtype="bfloat16"))
-    else:
-        peer = LlamaPeer(spec, device, torch.bfloat16, guided=True)
-    benchmark.pedantic(peer.prepared_pass(n=16, position=spec.n_positions // 2), rounds=3, warmup_rounds=1)
+    benchmark.pedantic(guided_pass(who, SHAPES[NAME], device, sequences=16), rounds=3, warmup_rounds=1)
 
 
 def main() -> None:

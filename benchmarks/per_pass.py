@@ -11,8 +11,11 @@ import torch
 
 from fastigpt.bench.floor import Floor, pass_floor
 from fastigpt.bench.machine import measure_machine
+from fastigpt.bench.models import made_up
+from fastigpt.bench.peers import EnginePeer, LlamaPeer
 from fastigpt.bench.timing import timed
 from fastigpt.engine import Engine, loop
+from fastigpt.engine.choose import build
 from fastigpt.job import Request
 from fastigpt.sampling import Drawing
 from fastigpt.spec import ModelSpec
@@ -35,6 +38,16 @@ class Figures:
         return (
             f"{1e3 * middle:.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f}), {self.floor.seconds / middle:.0%} of floor"
         )
+
+
+def guided_pass(who: str, spec: ModelSpec, device: torch.device, sequences: int) -> Callable[[], object]:
+    """One pass of so many sequences in the middle of their canvases, made-up weights in bfloat16. who: "fastigpt", or
+    "transformers" for its LlamaModel."""
+    if who == "fastigpt":
+        peer = EnginePeer(build(spec, made_up(spec), device=device, dtype="bfloat16"))
+        return peer.prepared_pass(n=sequences, position=spec.n_positions // 2)
+    other = LlamaPeer(spec, device, torch.bfloat16, guided=True)
+    return other.prepared_pass(n=sequences, position=spec.n_positions // 2)
 
 
 def measured(

@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,22 +72,12 @@ class Vocabulary:
         ids = {word: i for i, word in enumerate(self.words) if i}
         unknown = [word for word in dict.fromkeys(found) if word not in ids]
         if unknown:
-            raise ValueError(f"{name}: {self._advice(unknown)}")
+            raise ValueError(f"{name}: {advice(unknown, self.words[1:])}")
         return [ids[word] for word in found] + [0] * (self.max_words - len(found))
 
     def decode(self, ids: Sequence[int]) -> str:
         """The words of these ids, padding left out."""
         return " ".join(self.words[i] for i in ids if i)
-
-    def _advice(self, unknown: Sequence[str]) -> str:
-        known = self.words[1:]
-        parts = []
-        for word in unknown:
-            near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-            parts.append(f"unknown word {word!r}" + (f" (near: {', '.join(near)})" if near else ""))
-        if not any("near" in part for part in parts):
-            parts.append(f"the model knows {', '.join(sorted(known))}")
-        return "; ".join(parts)
 
     def _example(self) -> str:
         return repr(self.examples[0] if self.examples else self.words[1])
@@ -114,6 +104,17 @@ class Vocabulary:
             return cls(tuple(data["words"]), data["max_words"], tuple(examples))
         except TypeError as error:
             raise ValueError(str(error)) from None
+
+
+def advice(unknown: Sequence[str], known: Iterable[str]) -> str:
+    """What to say about words that a model does not know; "" for none."""
+    words, parts = [word for word in known if _WORD.fullmatch(word)], []
+    for word in unknown:
+        near = difflib.get_close_matches(word, words, n=3, cutoff=0.5)
+        parts.append(f"unknown word {word!r}" + (f" (near: {', '.join(near)})" if near else ""))
+    if parts and not any("near" in part for part in parts):
+        parts.append(f"the model knows {', '.join(sorted(words))}")
+    return "; ".join(parts)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,7 @@ def quick(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("XDG_DATA_HOME", str(folder / "data"))
     monkeypatch.setattr("fastigpt.training.run.Run.loop", nothing)
+    monkeypatch.setattr("fastigpt.training.stages.Stage.loop", nothing)
     monkeypatch.setattr("fastigpt.bench.run.measure", nothing)
     monkeypatch.setattr("fastigpt.probe.probe", nothing)
     monkeypatch.setattr("fastigpt.server.run.serve", nothing)
@@ -118,6 +119,32 @@ def test_every_option_takes_hostile_values(command, option, quick, monkeypatch, 
         if found:
             wrong[value[:40]] = found
     assert not wrong
+
+
+@pytest.mark.parametrize("option", ["--stage", "--scenes", "--steps", "--batch-size", "--learning-rate", "--seed"])
+def test_the_stages_take_hostile_values(option, quick, tmp_path, monkeypatch, capsys):
+    base = ["train", "--stage", "tokenizer", "--out", str(tmp_path / "stages")]
+    found = {value[:40]: outcome(monkeypatch, capsys, [*base, f"{option}={value}"]) for value in VALUES}
+    assert not any(found.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["photos", "--stage", "tokenizer"], "images was given"),
+        (["--stage", "tokenizer", "--n-layer", "2"], "n_layer was given"),
+        (["--stage", "tokenizer", "--compile"], "compile was given"),
+        (["--stage", "tokenizer", "--device", "cuda"], "--device was given"),
+        (["--stage", "tokenizer", "--scenes", "5"], "n_scenes was given"),
+        (["--stage", "transformer"], "train the tokenizer first"),
+        (["--scenes", "5"], "--scenes was given"),
+    ],
+)
+def test_what_the_stages_do_not_take_is_said(arguments, word, quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fastigpt", "train", "--out", str(tmp_path / "stages"), *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2 and word in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,10 @@ def build(out: Path, rows: Rows) -> None:
         run = subprocess.run(command, cwd=site, capture_output=True, text=True, check=False)
         rows.add(step="setup.py build_ext", ok=run.returncode == 0, output=(run.stdout + run.stderr)[-1500:])
         run.check_returncode()
-        for library in (site / "built" / "fastigpt").iterdir():
-            shutil.copy(library, ROOT / "fastigpt")
+        for library in () if dry() else (site / "built" / "fastigpt").iterdir():  # others may run what is there
+            fresh = ROOT / "fastigpt" / f".{library.name}"
+            shutil.copy(library, fresh)
+            os.replace(fresh, ROOT / "fastigpt" / library.name)
 
 
 def pybind11_of_torch(folder: Path) -> None:

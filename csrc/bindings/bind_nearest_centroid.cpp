@@ -69,10 +69,8 @@ void bind_nearest_centroid(py::module_& m) {
              return std::make_unique<CentroidIndex>(reinterpret_cast<const float*>(centroids), k, dim, cosine);
            }),
            py::arg("centroids"), py::arg("k"), py::arg("dim"), py::arg("cosine"))
-      .def("holds",
-           [](const CentroidIndex& index, uintptr_t centroids) {
-             return index.holds(reinterpret_cast<const float*>(centroids));
-           })
+      .def("holds", [](const CentroidIndex& index,
+                       uintptr_t centroids) { return index.holds(reinterpret_cast<const float*>(centroids)); })
       .def("copy",
            [](const CentroidIndex& index, uintptr_t centroids) { index.copy(reinterpret_cast<float*>(centroids)); })
       .def(

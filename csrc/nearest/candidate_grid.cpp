@@ -1,7 +1,7 @@
 // Which centroids can win inside a box of three dimensions, and the grid of such boxes for float32 points.
 //
-// (cell_impl.h does the work.) A centroid i is dropped when the one nearest to the box's middle, j, is strictly closer in the whole box: |x - i|^2 -
-// |x - j|^2 is linear in x, so its minimum over the box is known.
+// (cell_impl.h does the work.) A centroid i is dropped when the one nearest to the box's middle, j, is strictly closer
+// in the whole box: |x - i|^2 - |x - j|^2 is linear in x, so its minimum over the box is known.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -12,8 +12,8 @@
 namespace fastigpt {
 
 Candidates::Candidates(int64_t capacity)
-    : index(size_t(capacity)), at{Lines<double>(size_t(capacity)), Lines<double>(size_t(capacity)),
-                                  Lines<double>(size_t(capacity))},
+    : index(size_t(capacity)),
+      at{Lines<double>(size_t(capacity)), Lines<double>(size_t(capacity)), Lines<double>(size_t(capacity))},
       distance(size_t(capacity)), reach(size_t(capacity)) {}
 
 void Candidates::add(int32_t i, double x, double y, double z) {
@@ -98,8 +98,7 @@ Grid::Grid(const Codebook& book, Isa isa, int threads) {
           cell.index[slot] = used ? uint16_t(box.index[slot]) : 0;
         }
         cell.first = cell.count = 0;
-        if (box.count > kWidth)
-          left_over[place].assign(box.index.begin() + kWidth, box.index.begin() + box.count);
+        if (box.count > kWidth) left_over[place].assign(box.index.begin() + kWidth, box.index.begin() + box.count);
       };
   const int edge = wanted / 4;
   parallel(64, threads, [&](int64_t i) {

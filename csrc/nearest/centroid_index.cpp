@@ -5,10 +5,11 @@
 // while searching: it counts the leaves it opens, over the life of the index.
 //
 // In float32, by brute force, in two passes. The first finds, in the cheap form |c|^2 - 2 x.c, the smallest value in
-// each group of centroids. Its rounding error has a bound, so every centroid that could be nearest lies in a group whose
-// smallest value is within that bound of the overall smallest: nearly always one group. The second pass looks into those
-// groups with direct float64 distances, and where two of them are too close for float64, in exact arithmetic. Points
-// and centroids are centred on the codebook's mean first, which keeps the bound small wherever the data lie.
+// each group of centroids. Its rounding error has a bound, so every centroid that could be nearest lies in a group
+// whose smallest value is within that bound of the overall smallest: nearly always one group. The second pass looks
+// into those groups with direct float64 distances, and where two of them are too close for float64, in exact
+// arithmetic. Points and centroids are centred on the codebook's mean first, which keeps the bound small wherever the
+// data lie.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -23,8 +24,7 @@
 namespace fastigpt {
 
 struct CentroidIndex::Parts {
-  Parts(const float* centroids, int64_t k, int64_t dim, bool cosine)
-      : book(centroids, k, dim, cosine), cosine(cosine) {
+  Parts(const float* centroids, int64_t k, int64_t dim, bool cosine) : book(centroids, k, dim, cosine), cosine(cosine) {
     if (cosine) given.assign(centroids, centroids + k * dim);
   }
   const std::vector<float>& original() const { return cosine ? given : book.rows; }
@@ -174,8 +174,8 @@ int64_t CentroidIndex::search(const PointsView& points, int64_t* indices, float*
   // What is there, and what is worth making.
   const bool table_fits = points.dtype == DType::u8 && dim == 3 && !parts.cosine && k <= 65536 &&
                           book.largest <= 1e5f;  // beyond it all colours are nearly alike, and each is decided alone
-  const bool looked_up = asked(SearchMethod::table, table_fits) ||
-                         (automatic && table_fits && (parts.table.get() || seen >= (1 << 18)));
+  const bool looked_up =
+      asked(SearchMethod::table, table_fits) || (automatic && table_fits && (parts.table.get() || seen >= (1 << 18)));
   if (looked_up) {
     double levels[3 * 256];
     for (int i = 0; i < 3 * 256; ++i) levels[i] = i % 256;
@@ -267,8 +267,9 @@ int64_t CentroidIndex::search(const PointsView& points, int64_t* indices, float*
           if (!buffers) buffers = std::make_unique<BlockBuffers>(book, tiles);
           BlockBuffers& w = *buffers;
           centre(book, tiles, rows, count, w);
-          searches.nearest(book, tiles, {count, rows, w.centred.data(), w.slack.data(), w.group_min.data(),
-                                         w.low.data(), w.index, w.distance});
+          searches.nearest(
+              book, tiles,
+              {count, rows, w.centred.data(), w.slack.data(), w.group_min.data(), w.low.data(), w.index, w.distance});
           std::copy(w.index, w.index + count, out);
         }
         for (int p = 0; p < count; ++p) {

@@ -6,11 +6,7 @@
 #include <limits>
 
 namespace fastigpt {
-namespace {
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-}  // namespace
+namespace { constexpr float kInfinity = std::numeric_limits<float>::infinity(); }  // namespace
 
 Codebook::Codebook(const float* centroids, int64_t k, int64_t dim, bool cosine)
     : k(k), dim(dim), tolerance(double(dim + 8) * std::numeric_limits<double>::epsilon()),

@@ -33,9 +33,13 @@ struct LineAllocator {
       ::new (static_cast<void*>(p)) U(std::forward<Values>(values)...);
   }
   template <class U>
-  bool operator==(const LineAllocator<U>&) const { return true; }
+  bool operator==(const LineAllocator<U>&) const {
+    return true;
+  }
   template <class U>
-  bool operator!=(const LineAllocator<U>&) const { return false; }
+  bool operator!=(const LineAllocator<U>&) const {
+    return false;
+  }
 };
 template <class T>
 using Lines = std::vector<T, LineAllocator<T>>;
@@ -60,7 +64,7 @@ struct Tiles {
   int64_t bytes() const { return int64_t(tiles.size() + columns.size()) * 4; }
 
   int64_t group, n_groups;
-  double radius2;              // largest |c - mean|^2
+  double radius2;        // largest |c - mean|^2
   Lines<float> tiles;    // [n_groups * group / 4, 1 + dim, 4]: |c'|^2, then -2 c'; padding has norm infinity
   Lines<float> columns;  // [n_groups, dim, group]
 };
@@ -73,7 +77,7 @@ struct Leaves {
   int64_t bytes() const { return int64_t(columns.size() + index.size()) * 4; }
   int64_t size() const { return int64_t(index.size()) / kWidth; }
 
-  Lines<float> columns;  // [n, dim, 16]
+  Lines<float> columns;        // [n, dim, 16]
   std::vector<int32_t> index;  // [n, 16]
 
   void resize(int64_t n, int64_t dim);
@@ -89,9 +93,9 @@ struct Int8Book {
   bool usable() const { return scale > 0; }
   int64_t bytes() const { return int64_t(panels.size()) + int64_t(first_terms.size() + corrections.size()) * 4; }
 
-  int64_t n_groups, quads;           // quads: of dimensions, ceil(dim / 4)
-  float scale = 0;                   // c - mean is nearly scale * q; 0 where the coordinates are too large or small
-  double error, largest;             // bounds of |f| = |c - mean - scale q| and of the scores' first terms
+  int64_t n_groups, quads;     // quads: of dimensions, ceil(dim / 4)
+  float scale = 0;             // c - mean is nearly scale * q; 0 where the coordinates are too large or small
+  double error, largest;       // bounds of |f| = |c - mean - scale q| and of the scores' first terms
   Lines<int8_t> panels;        // [n_groups, quads, 16, 4]: -q
   Lines<float> first_terms;    // [n_groups, 16]: |c - mean|^2 / 2 - (c - mean).f
   Lines<int32_t> corrections;  // [n_groups, 16]: 128 times the sum of q; padding: kPadding
@@ -116,7 +120,7 @@ struct Int8Scratch {
 // Centroids that can win in a box of three dimensions, with their coordinates, in rising order of index.
 struct Candidates {
   int64_t count = 0;
-  Lines<int32_t> index;                 // [capacity]
+  Lines<int32_t> index;                  // [capacity]
   Lines<double> at[3], distance, reach;  // the same
 
   explicit Candidates(int64_t capacity);
@@ -164,8 +168,8 @@ struct Tree {
   explicit Tree(const Codebook& book);
   int64_t bytes() const { return leaves.bytes() + int64_t(leaf_boxes.size() + branch_boxes.size()) * 4; }
 
-  int64_t n_branches;               // rounded up to a multiple of kWidth
-  Leaves leaves;                    // [n_branches * 16]
+  int64_t n_branches;         // rounded up to a multiple of kWidth
+  Leaves leaves;              // [n_branches * 16]
   Lines<float> leaf_boxes;    // [n_branches, 2 (low, high), dim, 16]
   Lines<float> branch_boxes;  // [n_branches / 16, 2, dim, 16]
 };
@@ -241,9 +245,10 @@ FASTIGPT_SEARCHES(avx512)
 #undef FASTIGPT_SEARCHES
 
 // By the grid, and by the tree for points outside it. A cell is eight wide, so there is nothing for AVX-512 to do.
-#define FASTIGPT_GRID(isa)                                                                                           \
-  namespace nearest_##isa {                                                                                          \
-    void in_grid(const Codebook& book, const Grid& grid, const Tree& tree, const float* points, int count, int64_t* out); \
+#define FASTIGPT_GRID(isa)                                                                                 \
+  namespace nearest_##isa {                                                                                \
+    void in_grid(const Codebook& book, const Grid& grid, const Tree& tree, const float* points, int count, \
+                 int64_t* out);                                                                            \
   }
 FASTIGPT_GRID(generic)
 FASTIGPT_GRID(avx2)

@@ -4,8 +4,8 @@
 //
 //     t(c) = |c'|^2 / 2 - x'.c' = (|x - c|^2 - |x'|^2) / 2.
 //
-// In place of x' and c' stand integers of at most 127: x' = u p + e, c' = s q + f, with one unit u for a block of points
-// and one s for the codebook. The score is an integer, and only its first term is ever rounded:
+// In place of x' and c' stand integers of at most 127: x' = u p + e, c' = s q + f, with one unit u for a block of
+// points and one s for the codebook. The score is an integer, and only its first term is ever rounded:
 //
 //     T(c) = n(c) - p.q,   n(c) = the integer nearest to (|c'|^2 / 2 - c'.f) / (u s).
 //
@@ -16,8 +16,8 @@
 //
 // The error grows with the distance from the centroid, not with the size of either: that is what -c'.f is for. Of |f|
 // the largest of the codebook is kept (`error`); let g = |e| + error, h = |e| error + u s a. Let m have the least score
-// and r = |x - m|. Then r^2 / 2 - r g - h <= u s T(m) + |x'|^2 / 2 - e.x' =: M, so r <= g + sqrt(g^2 + 2 (M + h)), which
-// is known. The nearest centroid c is no farther than that, hence
+// and r = |x - m|. Then r^2 / 2 - r g - h <= u s T(m) + |x'|^2 / 2 - e.x' =: M, so r <= g + sqrt(g^2 + 2 (M + h)),
+// which is known. The nearest centroid c is no farther than that, hence
 //
 //     u s T(c)  <=  r^2 / 2 + r g + h - |x'|^2 / 2 + e.x',
 //
@@ -74,7 +74,7 @@ Int8Book::Int8Book(const Codebook& book, const Leaves& leaves)
 }
 
 Int8Scratch::Int8Scratch(const Int8Book& book)
-    : minima(size_t(book.n_groups * kBlock)), survivors(size_t(book.n_groups)),
-      bytes(size_t(book.quads * kBlock * 4)) {}
+    : minima(size_t(book.n_groups * kBlock)), survivors(size_t(book.n_groups)), bytes(size_t(book.quads * kBlock * 4)) {
+}
 
 }  // namespace fastigpt

@@ -1,9 +1,9 @@
-// The exact search for one point, leaf by leaf of 16 centroids, written once for all instruction sets. Included inside a
-// namespace of each search_<isa>.cpp after its vector type, so that no inline function is shared between them.
+// The exact search for one point, leaf by leaf of 16 centroids, written once for all instruction sets. Included inside
+// a namespace of each search_<isa>.cpp after its vector type, so that no inline function is shared between them.
 //
 // What the including file defines: kLanes, Vec, load, store, broadcast, fma (a*b+c, fused or not), min, max, plus,
-// sub, lowest (of all lanes), first_bit, not_above(a, b) (bit i set unless a[i] > b[i]; NaN counts), kPointVecs (vectors of
-// points held in registers).
+// sub, lowest (of all lanes), first_bit, not_above(a, b) (bit i set unless a[i] > b[i]; NaN counts), kPointVecs
+// (vectors of points held in registers).
 
 constexpr int kParts = Tree::kWidth / kLanes;
 

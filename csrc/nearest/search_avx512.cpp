@@ -20,7 +20,7 @@ namespace kernel {
 #include "nearest/search_impl.h"
 
 #include "nearest/cell_impl.h"
-}
+}  // namespace kernel
 
 }  // namespace
 

@@ -169,9 +169,9 @@ int64_t sift(const Int8Book& book, Quantised& block, int count, int32_t* minima,
 // The centroids of a group, one bit each, that one point's limit leaves.
 unsigned left_in_group(const Int8Book& book, const Quantised& block, int64_t g, int p) {
   const __m512 inverse = _mm512_set1_ps(float(1 / (double(block.unit) * book.scale)));
-  __m512i score = _mm512_add_epi32(
-      _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(&book.first_terms[g * kGroup]), inverse)),
-      _mm512_loadu_si512(&book.corrections[g * kGroup]));
+  __m512i score =
+      _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(&book.first_terms[g * kGroup]), inverse)),
+                       _mm512_loadu_si512(&book.corrections[g * kGroup]));
   const int8_t* const panel = book.panels.data() + g * book.quads * kGroup * 4;
   __m512i sums[4] = {score, _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()};
   const auto add = [&](int64_t q, __m512i& sum) {  // to four sums in turn: one would wait for itself
@@ -214,7 +214,8 @@ bool bounded(const Codebook& book, const Int8Book& quantised, const Leaves& leav
   int64_t pairs;
   const int64_t n = kSift[block.vectors - 1](quantised, block, count, scratch.minima.data(), found, &pairs);
   // In instructions: looking into a group, and the float32 pass.
-  const int64_t look = book.dim < kLongRow ? 2 * book.dim + 30 : book.dim / 4 + 100, pass = quantised.n_groups * book.dim;
+  const int64_t look = book.dim < kLongRow ? 2 * book.dim + 30 : book.dim / 4 + 100,
+                pass = quantised.n_groups * book.dim;
   if (pairs * look > count * (pass + 1000)) return false;
   kernel::with_dim(book.dim, [&](auto dim) {
     using Search = kernel::Search<decltype(dim)::value>;

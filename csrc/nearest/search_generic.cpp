@@ -70,7 +70,7 @@ namespace kernel {
 #include "nearest/cell_impl.h"
 
 #include "nearest/grid_impl.h"
-}
+}  // namespace kernel
 
 }  // namespace
 

@@ -1,7 +1,7 @@
 """`fastigpt convert` and `fastigpt train`: commands that write checkpoints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -51,32 +51,63 @@ def train(
     colors: Annotated[
         int | None, typer.Option(min=1, max=65_536, help="Colours of the palette, at most. Default: init's, else 512.")
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3800,
-    batch_size: Annotated[int, typer.Option(min=1, max=65_536, help="Images per step.")] = 12,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule.")] = 3e-3,
+    stage: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a model of captions and 128 × 128 scenes: [bold]tokenizer[/], then [bold]transformer[/]."
+        ),
+    ] = None,
+    scenes: Annotated[
+        int | None, typer.Option(min=1, max=10_000_000, help="That the transformer is shown. Default: 40,000.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: 3,800, or the stage's.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, max=65_536, help="Images per step. Default: 12, or the stage's.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its peak. Default: 0.003.")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of weights and data.")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     compile: Annotated[bool, typer.Option("--compile", help="torch.compile: a minute, then faster steps.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="Of the CPU. Default: torch's choice.")] = None,
 ) -> None:
     """Train a model, on a folder of your images or on drawn scenes: `fastigpt train photos/ --out my-model`."""
-    from fastigpt.training.train import train as train_model
+    folder = given("--out", out)
+    numbers = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
+    chosen: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
+    shape: dict[str, Any] = {
+        "init": init,
+        "resolution": resolution,
+        "n_layer": n_layer,
+        "n_head": n_head,
+        "n_embd": n_embd,
+    }
+    if stage is not None:
+        from fastigpt.training.captioned import train_stage
 
-    folder = train_model(
-        given("--out", out),
-        images=images,
-        init=init,
-        resolution=resolution,
-        n_layer=n_layer,
-        n_head=n_head,
-        n_embd=n_embd,
-        n_colors=colors,
-        steps=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        device=device,
-        compile=compile,
-        threads=threads,
-    )
-    print(f"trained {folder}; draw from it: fastigpt sample --model {folder}")
+        unfit = {"images": images, **shape, "colors": colors, "compile": compile or None}
+        for name, value in unfit.items():
+            if value is not None:
+                raise ValueError(f"{name} was given, but --stage trains on scenes, in a shape of its own")
+        if device != "cpu":
+            raise ValueError("--device was given, but --stage trains on the CPU")
+        trained = train_stage(stage, folder, **chosen, n_scenes=scenes, seed=seed, threads=threads)
+        if stage == "tokenizer":
+            print(f"trained the tokenizer of {trained}; next: fastigpt train --stage transformer --out {trained}")
+            return
+    else:
+        from fastigpt.training.train import train as train_model
+
+        if scenes is not None:
+            raise ValueError("--scenes was given, but only --stage transformer takes it")
+        trained = train_model(
+            folder,
+            images=images,
+            **shape,
+            n_colors=colors,
+            **chosen,
+            seed=seed,
+            device=device,
+            compile=compile,
+            threads=threads,
+        )
+    print(f"trained {trained}; draw from it: fastigpt sample --model {trained}")

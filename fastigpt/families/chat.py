@@ -9,6 +9,7 @@ from typing import Any
 
 from fastigpt.errors import CheckpointError
 from fastigpt.extras import require
+from fastigpt.prompts import advice
 from fastigpt.untrusted import JSON_LIMIT, exists, read_bytes, refusing
 
 WORDS = {
@@ -48,12 +49,21 @@ class ChatReader:
             ids = self._tokenizer.encode(f"{before}{prompt}{after}{IMAGE}").ids
         except (TypeError, UnicodeError):  # half of a surrogate pair
             raise ValueError(f"{name} is no text that UTF-8 can hold") from None
+        except Exception as error:  # what tokenizers raises for a word that it has no id for
+            raise ValueError(f"{name}: {self._advice(prompt) or error}") from None
         found = tuple(ids) if ids[0] == self.start else (self.start, *ids)
         if len(found) > self.longest:
             raise ValueError(
                 f"{name} has {len(found)} tokens with the words around it, the model reads at most {self.longest}"
             )
         return found
+
+    def _advice(self, prompt: str) -> str:
+        """On the words of a prompt that have no ids, where the tokenizer knows whole words only."""
+        known = self._tokenizer.get_vocab()
+        plain = self._tokenizer.normalizer.normalize_str(prompt) if self._tokenizer.normalizer else prompt
+        pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(plain) if self._tokenizer.pre_tokenizer else []
+        return advice([word for word in dict.fromkeys(word for word, _ in pieces) if word not in known], known)
 
     def unconditional(self, prefix: tuple[int, ...]) -> tuple[int, ...]:
         """As long, so that images of both stand at the same positions."""

@@ -15,11 +15,17 @@ from fastigpt.scenes.paint import paint
 from fastigpt.scenes.world import Scene, random_scene
 
 
-def scenes(seed: int, first: int = 0) -> Iterator[tuple[np.ndarray, str, Scene]]:
-    """Endless (image uint8 [32, 32, 3], caption, scene). Item k depends on (seed, first + k) alone."""
+def scenes(seed: int, first: int = 0, side: int = 32) -> Iterator[tuple[np.ndarray, str, Scene]]:
+    """Endless (image uint8 [side, side, 3], caption, scene). Item k depends on (seed, first + k) and the side, a
+    multiple of 32; the scene and its caption do not depend on that."""
     index = first
     while True:
-        rng = np.random.default_rng([seed, index])
-        scene = random_scene(rng)
-        yield paint(scene), caption(scene, rng), scene
+        scene, rng = scene_at(seed, index)
+        yield paint(scene, side), caption(scene, rng), scene
         index += 1
+
+
+def scene_at(seed: int, index: int) -> tuple[Scene, np.random.Generator]:
+    """That item's scene, not yet painted, and the chances that its caption takes."""
+    rng = np.random.default_rng([seed, index])
+    return random_scene(rng), rng

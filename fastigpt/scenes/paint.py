@@ -1,6 +1,7 @@
-"""Draws scenes: 32 × 32 pixels, painted four times as large and averaged down, so that edges are smooth.
+"""Draws scenes: painted four times as large as they are shown and averaged down, so that edges are smooth.
 
-The land, the sky and what falls from it are here; what stands in them is in subjects.py.
+The land, the sky and what falls from it are here; what stands in them is in subjects.py, and what only large pictures
+show of either in details.py.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fastigpt.scenes.subjects import SCALE, SIDE, Color, Light, SubjectPainter, height_of, lit, mix
+from fastigpt.scenes import details
+from fastigpt.scenes.brush import OVERSAMPLING, SIDE, Brush, Color
+from fastigpt.scenes.subjects import Light, SubjectPainter, height_of, lit, mix
 from fastigpt.scenes.world import FLYING, Scene
 
 # Colours of the sky from top to horizon, and what its light does to everything under it.
@@ -28,32 +31,39 @@ GROUND: dict[str, tuple[Color, Color]] = {
 }
 
 
-def paint(scene: Scene) -> np.ndarray:
-    """uint8 [32, 32, 3]: the same picture every time for the same scene."""
+def paint(scene: Scene, side: int = SIDE) -> np.ndarray:
+    """uint8 [side, side, 3]: the same picture every time for the same scene. side: a multiple of 32; a picture larger
+    than 32 × 32 shows more (windows, leaves, waves), and averaged down it is nearly the small one."""
+    if side < SIDE or side % SIDE:
+        raise ValueError(f"side must be a multiple of {SIDE}, not {side!r}")
     rng = np.random.default_rng(scene.style)
+    scale = OVERSAMPLING * side // SIDE
     horizon = float(rng.uniform(19.5, 21.5))
-    image = Image.fromarray(np.repeat(_background(scene, horizon, rng), SIDE * SCALE, axis=1))
-    line = round(horizon * SCALE)
+    image = Image.fromarray(np.repeat(_background(scene, horizon, scale, rng), SIDE * scale, axis=1))
+    line = round(horizon * scale)
     land = image.crop((0, line, *image.size))
-    draw = ImageDraw.Draw(image)
-    _sky(draw, scene, horizon, rng)
+    brush = Brush(ImageDraw.Draw(image), scale, None if side == SIDE else np.random.default_rng([scene.style, 1]))
+    _sky(brush, scene, horizon, rng)
     image.paste(land, (0, line))  # a low sun stands behind the horizon
-    _ground(draw, scene, horizon, rng)
+    _ground(brush, scene, horizon, rng)
     light = SKY[scene.sky][1]
     feet = [_foot(scene, k, horizon, rng) for k in range(len(scene.subjects))]
     for k in np.argsort(feet, kind="stable"):
-        _shadow(draw, scene, k, feet[k])
-        SubjectPainter(draw, scene.subjects[k], feet[k], light, scene.sky == "night", rng).paint()
+        _shadow(brush, scene, k, feet[k])
+        painter = SubjectPainter(brush, scene.subjects[k], feet[k], light, scene.sky == "night", rng)
+        painter.paint()
+        if brush.fine is not None:
+            details.adorn(painter)
     if scene.sky == "rain":
-        _rain(draw, rng)
-    return np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BOX))
+        _rain(brush, rng)
+    return np.asarray(image.resize((side, side), Image.Resampling.BOX))
 
 
-def _background(scene: Scene, horizon: float, rng: np.random.Generator) -> np.ndarray:
-    """uint8 [128, 1, 3]: sky and ground, each a gradient."""
+def _background(scene: Scene, horizon: float, scale: int, rng: np.random.Generator) -> np.ndarray:
+    """uint8 [32 · scale, 1, 3]: sky and ground, each a gradient."""
     colors, light = SKY[scene.sky]
     shade = rng.uniform(0.94, 1.06)
-    y = (np.arange(SIDE * SCALE) + 0.5) / SCALE
+    y = (np.arange(SIDE * scale) + 0.5) / scale
     stops = np.linspace(0, horizon, len(colors))
     sky = np.stack([np.interp(y, stops, [c[i] for c in colors]) for i in range(3)], 1) * shade
     near = np.array(GROUND[scene.ground], dtype=float) * light
@@ -77,70 +87,83 @@ def _foot(scene: Scene, k: int, horizon: float, rng: np.random.Generator) -> flo
     return horizon + rng.uniform(4.0, 8.0) - (1.5 if subject.size == "small" else 0.0)
 
 
-def _disc(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, color: Color, flat: float = 1.0) -> None:
-    """A filled ellipse around (x, y), in pixels of the finished picture."""
-    draw.ellipse([(x - r) * SCALE, (y - r * flat) * SCALE, (x + r) * SCALE, (y + r * flat) * SCALE], fill=color)
-
-
-def _sky(draw: ImageDraw.ImageDraw, scene: Scene, horizon: float, rng: np.random.Generator) -> None:
+def _sky(brush: Brush, scene: Scene, horizon: float, rng: np.random.Generator) -> None:
     x = float(rng.choice([4.5, 27.5]) + rng.uniform(-1.5, 1.5))
     if scene.sky == "day":
-        _disc(draw, x, 4.5, 3.4, (255, 236, 130))
-        _disc(draw, x, 4.5, 2.6, (255, 222, 60))
+        if brush.fine is not None:
+            details.rays(brush, x, 4.5)
+        brush.disc(x, 4.5, 3.4, (255, 236, 130))
+        brush.disc(x, 4.5, 2.6, (255, 222, 60))
         for _ in range(rng.integers(0, 3)):
-            _cloud(draw, rng.uniform(3, 29), rng.uniform(3, 9), (250, 252, 255), rng)
+            _cloud(brush, rng.uniform(3, 29), rng.uniform(3, 9), (250, 252, 255), rng)
+        if brush.fine is not None:
+            details.birds(brush, horizon)
     elif scene.sky == "sunset":
-        _disc(draw, x, horizon - 1.0, 4.4, (255, 206, 120))
-        _disc(draw, x, horizon - 1.0, 3.2, (255, 240, 170))
+        brush.disc(x, horizon - 1.0, 4.4, (255, 206, 120))
+        brush.disc(x, horizon - 1.0, 3.2, (255, 240, 170))
+        if brush.fine is not None:
+            details.bands(brush, horizon)
     elif scene.sky == "night":
         for _ in range(rng.integers(5, 10)):
             column, row = int(rng.integers(0, SIDE)), int(rng.integers(0, int(horizon) - 3))
-            box = (column * SCALE, row * SCALE, column * SCALE + SCALE - 1, row * SCALE + SCALE - 1)
-            draw.rectangle(box, fill=(232, 228, 190))
-        _disc(draw, x, 4.5, 3.0, (250, 244, 206))
-        if rng.random() < 0.6:
-            _disc(draw, x + 1.4, 3.9, 2.5, (12, 14, 42))
+            if brush.fine is not None:
+                details.star(brush, column + 0.5, row + 0.5)
+                continue
+            s = brush.scale
+            box = (column * s, row * s, column * s + s - 1, row * s + s - 1)
+            brush.draw.rectangle(box, fill=(232, 228, 190))
+        brush.disc(x, 4.5, 3.0, (250, 244, 206))
+        crescent = rng.random() < 0.6
+        if brush.fine is not None:
+            details.craters(brush, x, 4.5)
+        if crescent:
+            brush.disc(x + 1.4, 3.9, 2.5, (12, 14, 42))
     else:
         for left in range(-1, 34, 6):
-            _cloud(draw, left + rng.uniform(-1, 1), rng.uniform(0.5, 2.0), (70, 76, 88), rng)
+            _cloud(brush, left + rng.uniform(-1, 1), rng.uniform(0.5, 2.0), (70, 76, 88), rng)
 
 
-def _cloud(draw: ImageDraw.ImageDraw, x: float, y: float, color: Color, rng: np.random.Generator) -> None:
+def _cloud(brush: Brush, x: float, y: float, color: Color, rng: np.random.Generator) -> None:
     r = rng.uniform(1.4, 2.0)
-    for dx, dy, scale in ((-1.6, 0.35, 0.75), (0, 0, 1.0), (1.6, 0.35, 0.8)):
-        _disc(draw, x + dx * r, y + dy * r, r * scale, color, flat=0.8)
+    puffs = ((-1.6, 0.35, 0.75), (0, 0, 1.0), (1.6, 0.35, 0.8))
+    if brush.fine is not None:  # a darker belly
+        for dx, dy, scale in puffs:
+            brush.disc(x + dx * r, y + dy * r + 0.3, r * scale, mix(color, (90, 110, 140), 0.25), flat=0.8)
+    for dx, dy, scale in puffs:
+        brush.disc(x + dx * r, y + dy * r, r * scale, color, flat=0.8)
 
 
-def _ground(draw: ImageDraw.ImageDraw, scene: Scene, horizon: float, rng: np.random.Generator) -> None:
+def _ground(brush: Brush, scene: Scene, horizon: float, rng: np.random.Generator) -> None:
     light = SKY[scene.sky][1]
     near, far = GROUND[scene.ground]
     accent = mix(near, (255, 255, 255), 0.35) if scene.ground in ("water", "snow") else mix(far, (0, 0, 0), 0.15)
     color = lit(accent, light)
     if scene.ground in ("grass", "sand", "snow") and rng.random() < 0.5:  # a hill behind
         x = rng.uniform(4, 28)
-        _disc(draw, x, horizon + 2.2, 13, lit(mix(near, far, 0.15), light), flat=0.3)
+        brush.disc(x, horizon + 2.2, 13, lit(mix(near, far, 0.15), light), flat=0.3)
     for _ in range({"grass": 8, "sand": 5, "snow": 4, "water": 7}[scene.ground]):
         x, y = rng.uniform(0, SIDE), rng.uniform(horizon + 2, SIDE)
-        if scene.ground == "grass":
-            draw.line([x * SCALE, y * SCALE, x * SCALE, (y - 1.3) * SCALE], fill=color, width=SCALE - 1)
+        if brush.fine is not None:
+            details.patch(brush, scene.ground, x, y, color, lit(mix(far, (20, 30, 60), 0.22), light))
+        elif scene.ground == "grass":
+            brush.line([(x, y), (x, y - 1.3)], 3, color)
         elif scene.ground == "water":
-            draw.line([x * SCALE, y * SCALE, (x + 3) * SCALE, y * SCALE], fill=color, width=SCALE - 1)
+            brush.line([(x, y), (x + 3, y)], 3, color)
         else:
-            _disc(draw, x, y, 0.6 if scene.ground == "sand" else 1.6, color, flat=0.6)
+            brush.disc(x, y, 0.6 if scene.ground == "sand" else 1.6, color, flat=0.6)
 
 
-def _rain(draw: ImageDraw.ImageDraw, rng: np.random.Generator) -> None:
+def _rain(brush: Brush, rng: np.random.Generator) -> None:
     for column in range(1, SIDE, 5):
         x, y = column + int(rng.integers(0, 3)), int(rng.integers(4, 26))
-        line = [(x + 0.5) * SCALE, y * SCALE, (x - 0.5) * SCALE, (y + 3) * SCALE]
-        draw.line(line, fill=(190, 206, 224), width=2)
+        brush.line([(x + 0.5, y), (x - 0.5, y + 3)], 2, (190, 206, 224))
 
 
-def _shadow(draw: ImageDraw.ImageDraw, scene: Scene, k: int, foot: float) -> None:
+def _shadow(brush: Brush, scene: Scene, k: int, foot: float) -> None:
     subject = scene.subjects[k]
     if subject.kind in FLYING or subject.kind == "mountain":
         return
     width = {"car": 1.0, "boat": 0.55, "house": 0.55}.get(subject.kind, 0.34) * height_of(subject)
     near, far = GROUND[scene.ground]
     color = lit(mix(mix(near, far, 0.6), (20, 24, 50), 0.28), SKY[scene.sky][1])
-    _disc(draw, subject.x * SIDE, foot, width, color, flat=0.22)
+    brush.disc(subject.x * SIDE, foot, width, color, flat=0.22)

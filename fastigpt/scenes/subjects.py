@@ -8,13 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import ImageDraw
 
+from fastigpt.scenes.brush import SIDE, Brush, Color
 from fastigpt.scenes.world import Subject
 
-SIDE = 32  # pixels of a finished picture
-SCALE = 4  # it is painted so many times as large
-Color = tuple[int, int, int]
 Light = tuple[float, float, float]
 
 PAINT: dict[str, Color] = {
@@ -63,15 +60,16 @@ class SubjectPainter:
 
     def __init__(
         self,
-        draw: ImageDraw.ImageDraw,
+        brush: Brush,
         subject: Subject,
         foot: float,
         light: Light,
         night: bool,
         rng: np.random.Generator,
     ) -> None:
-        self.draw, self.subject, self.light, self.night, self.rng = draw, subject, light, night, rng
-        self.x, self.y, self.unit = subject.x * SIDE * SCALE, foot * SCALE, height_of(subject) * SCALE
+        self.brush, self.subject, self.light, self.night, self.rng = brush, subject, light, night, rng
+        self.draw, scale = brush.draw, brush.scale
+        self.x, self.y, self.unit = subject.x * SIDE * scale, foot * scale, height_of(subject) * scale
         base = PAINT[subject.color]
         # Colours are what captions name: they stay nearer to themselves under coloured light than the land does.
         self.light = tuple(0.55 + 0.45 * v for v in light)  # type: ignore[assignment]
@@ -82,6 +80,7 @@ class SubjectPainter:
         self.dark = mix(base, (20, 16, 30), 0.30)
         self.pale = mix(base, (255, 255, 255), 0.30)
         self.line = mix(base, (24, 18, 36), 0.62)
+        self.fir, self.skin = False, SKINS[0]  # of a tree and a person, by chance
 
     def paint(self) -> None:
         shapes: dict[str, Callable[[], None]] = {
@@ -107,7 +106,7 @@ class SubjectPainter:
 
     def outlined(self, points: Sequence[tuple[float, float]], color: Sequence[int]) -> None:
         corners = [self.at(*p) for p in points]
-        self.draw.polygon(corners, fill=self.color(color), outline=self.color(self.line), width=2)
+        self.draw.polygon(corners, fill=self.color(color), outline=self.color(self.line), width=self.brush.width(2))
 
     def box(self, x0: float, y0: float, x1: float, y1: float, color: Sequence[int], *, glow: bool = False) -> None:
         self.polygon([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], color, glow=glow)
@@ -117,12 +116,14 @@ class SubjectPainter:
     ) -> None:
         (x0, y0), (x1, y1) = self.at(x - rx, y + ry), self.at(x + rx, y - ry)
         outline = self.color(self.line) if line else None
-        self.draw.ellipse([x0, y0, x1, y1], fill=self.color(color, glow), outline=outline, width=2)
+        self.draw.ellipse([x0, y0, x1, y1], fill=self.color(color, glow), outline=outline, width=self.brush.width(2))
 
-    def stroke(self, points: Sequence[tuple[float, float]], width: float, color: Sequence[int]) -> None:
-        self.draw.line(
-            [self.at(*p) for p in points], fill=self.color(color), width=max(2, round(width * self.unit)), joint="curve"
-        )
+    def stroke(
+        self, points: Sequence[tuple[float, float]], width: float, color: Sequence[int], *, thinnest: float = 2
+    ) -> None:
+        """width: in heights of the subject; at least `thinnest`, see `Brush.width`."""
+        line = max(self.brush.width(thinnest), round(width * self.unit))
+        self.draw.line([self.at(*p) for p in points], fill=self.color(color), width=line, joint="curve")
 
     def color(self, color: Sequence[int], glow: bool = False) -> Color:
         r, g, b = color
@@ -142,7 +143,8 @@ class SubjectPainter:
 
     def tree(self) -> None:
         self.box(-0.07, 0, 0.07, 0.45, BROWN)
-        if self.rng.random() < 0.5:
+        self.fir = self.rng.random() < 0.5
+        if self.fir:
             for y0, y1, r in ((0.2, 0.62, 0.36), (0.42, 0.82, 0.29), (0.62, 1.0, 0.2)):
                 self.outlined([(-r, y0), (r, y0), (0, y1)], self.base)
         else:
@@ -198,14 +200,14 @@ class SubjectPainter:
         self.polygon([(lean, 1.0), *((lean * 0.7 + x, y) for x, y in edge)], cap)
 
     def person(self) -> None:
-        skin = SKINS[self.rng.integers(len(SKINS))]
+        self.skin = SKINS[self.rng.integers(len(SKINS))]
         hair = ((60, 40, 30), (30, 26, 30), (196, 140, 60))[self.rng.integers(3)]
         for s in (-1, 1):
             self.box(s * 0.09 - 0.065, 0, s * 0.09 + 0.065, 0.34, (58, 62, 92))
             self.stroke([(s * 0.16, 0.64), (s * 0.3, 0.42)], 0.11, self.dark)
         self.outlined([(-0.19, 0.3), (0.19, 0.3), (0.2, 0.68), (-0.2, 0.68)], self.base)
         self.disc(0, 0.84, 0.15, 0.15, hair)
-        self.disc(0, 0.81, 0.125, 0.125, skin)
+        self.disc(0, 0.81, 0.125, 0.125, self.skin)
 
     def balloon(self) -> None:
         for s in (-1, 1):

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 FOLDER = Path(__file__).parent
-# About equally long; every other file of this folder is in one of them.
+# Every other file of this folder is in one of them; the first is among the quick tests.
 GROUPS = (
     ("test_triton_engine.py", "test_kv_cache.py", "test_norm_linear.py", "test_causal_attention.py"),
     ("test_triton_sessions.py", "test_sample_head.py", "test_decode_attention.py", "test_gpu_ops.py"),
@@ -19,7 +19,7 @@ GROUPS = (
 )
 
 
-@pytest.mark.parametrize("group", range(len(GROUPS)))
+@pytest.mark.parametrize("group", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, len(GROUPS)))])
 def test_kernels_equal_their_twins_in_the_interpreter(group, tmp_path, show):
     xml = tmp_path / "results.xml"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

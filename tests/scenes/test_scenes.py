@@ -6,8 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-from fastigpt.scenes import scenes
+from fastigpt.scenes import details, scenes
 from fastigpt.scenes.captions import EXAMPLES, PROMPT_LENGTH, WORDS, caption, parse
+from fastigpt.scenes.describe import confirmed, describe
 from fastigpt.scenes.paint import paint
 from fastigpt.scenes.world import COLORS, GROUNDS, KINDS, RELATIONS, SIDES, SIZES, SKIES
 from fastigpt.training.data import scene_vocabulary
@@ -30,6 +31,25 @@ def test_images_are_uint8_and_never_the_same():
     assert images.shape == (200, 32, 32, 3) and images.dtype == np.uint8
     assert len({image.tobytes() for image in images}) == 200
     assert (images.std(axis=(1, 2, 3)) > 10).all()
+
+
+def test_larger_pictures_show_the_same_scene_with_more_in_it(monkeypatch):
+    small, large = drawn(200), list(itertools.islice(scenes(3, 0, 128), 200))
+    assert [item[1:] for item in small] == [item[1:] for item in large]
+    pictures = np.stack([image for image, _, _ in large])
+    means = pictures.reshape(200, 32, 4, 32, 4, 3).mean((2, 4))
+    assert np.abs(means - np.stack([image for image, _, _ in small])).mean() < 4
+    read = zip(large, describe(means.round().astype(np.uint8)))
+    assert np.mean([v for (_, _, scene), found in read for v in confirmed(scene.facts(), found).values()]) >= 0.96
+    monkeypatch.setattr(details, "adorn", lambda painter: None)
+    adorned = {scene.subjects[0].kind for picture, _, scene in large[:60] if (picture != paint(scene, 128)).any()}
+    assert adorned == set(KINDS)
+
+
+@pytest.mark.parametrize("side", [0, 16, 100])
+def test_a_side_is_a_multiple_of_32(side):
+    with pytest.raises(ValueError, match=f"multiple of 32, not {side}"):
+        paint(drawn(1)[0][2], side)
 
 
 def test_style_changes_the_picture_and_nothing_else_does():

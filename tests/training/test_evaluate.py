@@ -15,7 +15,7 @@ from fastigpt.training.data import scene_vocabulary
 class Painter:
     """Stands in for a model: its samples are the held-out scenes the captions were made from, `shift` places on."""
 
-    name, vocabulary = "painter", scene_vocabulary()
+    name, vocabulary, reader, codec = "painter", scene_vocabulary(), object(), None
     config = SimpleNamespace(height=32, width=32)
 
     def __init__(self, shift=0):
@@ -89,6 +89,19 @@ def test_collapse_and_memory_show_as_distances_of_zero():
         assert distances == pytest.approx((0, 0), abs=0.1) and figures["among held-out"] > 10
 
 
+def test_large_pictures_are_averaged_down():
+    drawn = evaluate.held_out(40, side=128)
+    means = evaluate.small(drawn.images)
+    assert means.shape == (40, 32, 32, 3)
+    assert (means[3, 5, 7] == drawn.images[3, 20:24, 28:32].mean((0, 1)).round()).all()
+    assert np.abs(means.astype(int) - evaluate.held_out(40).images).mean() < 4
+
+
+def test_what_tokens_keep_is_measured():
+    kept = evaluate.reconstruction(Painter(), 16)
+    assert kept["dB"] > 37 and 0 < kept["error"] < 4
+
+
 def test_nearest_is_the_root_mean_square_difference():
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 256, (2, 5, 2, 3, 3)).astype(np.uint8)
@@ -110,4 +123,4 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="n must be at least 2"):
         evaluate.evaluate(Painter(), n=1)
     with pytest.raises(ValueError, match="reads no prompts"):
-        evaluate.evaluate(SimpleNamespace(name="mute", vocabulary=None))
+        evaluate.evaluate(SimpleNamespace(name="mute", reader=None, codec=None))
