@@ -29,12 +29,15 @@ CONSTANT = {"weight", "gain", "bias"}  # what no kernel of a pass writes
 
 
 def overlapping(kernel, name=""):
-    """A kernel as it is launched where launches overlap, with the shipped configuration of a case of that name."""
+    """A kernel as it is launched where launches overlap, with the shipped configuration of a case of that name; its
+    arguments, and those of them that are memory."""
     case = next(case for case in cases(launch.table("sm90"), "*bf16") if case[1] is kernel and name in case[0])
     _, _, constants, warps, cache = case
-    return compiled(kernel, {**constants, "OVERLAP": True}, TARGETS["sm90"][0], warps, cache=cache, launch_pdl=True), [
-        each for each in kernel.arg_names if each not in constants and each != "OVERLAP"
-    ]
+    constants = {**constants, "OVERLAP": True}
+    types = test_compile.argument_types(kernel, constants, "*bf16", cache)
+    arguments = [each for each in kernel.arg_names if types[each] != "constexpr"]
+    made = compiled(kernel, constants, TARGETS["sm90"][0], warps, cache=cache, launch_pdl=True)
+    return made, arguments, [each for each in arguments if types[each][0] == "*"]
 
 
 def accesses(ptx, arguments):
@@ -69,9 +72,7 @@ def pointers(found, arguments):
 
 def sides(kernel, name=""):
     """Arguments whose memory is (loaded, prefetched) before the wait, loaded after it, and the compiled kernel."""
-    made, arguments = overlapping(kernel, name)
-    types = test_compile.argument_types(kernel, {}, "*bf16", "*bf16")
-    memory = [each for each in arguments if types[each][0] == "*"]
+    made, arguments, memory = overlapping(kernel, name)
     found = accesses(made.asm["ptx"], arguments)
     at = [kind for kind, _ in found].index("wait")
     assert [kind for kind, _ in found].count("wait") == 1
@@ -116,7 +117,7 @@ def test_small_operands_are_loaded_first(layer, operand):
 def test_all_weights_of_one_row_are_asked_for_in_one_round(layer):
     """As many loads of 16 bytes by each thread as its program's weights are stand before the first product."""
     name = f"norm_linear {layer} rows=1"
-    made, arguments = overlapping(_norm_linear, name)
+    made, arguments, _ = overlapping(_norm_linear, name)
     constants = next(case[2] for case in cases(launch.table("sm90"), "*bf16") if case[0] == name)
     found = accesses(made.asm["ptx"].split("mma.sync")[0], arguments)
     loads = sum("weight" in names for kind, names in found if kind == "load")
