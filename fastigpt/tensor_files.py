@@ -1,7 +1,5 @@
-"""The weights of a checkpoint directory: safetensors or pickles, whole or sharded, as tensors that are read when asked.
-
-Files are untrusted. Nothing is allocated that a file only promises: safetensors are mapped and copied tensor by tensor
-once their shape is known to be right, pickles may hold no more than their own length.
+"""The files in which a checkpoint directory holds its weights, safetensors or pickles, whole or sharded; and pickles,
+which are untrusted: they may hold no more than their own length, and nothing they say is run.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import safe_open
 
 from fastigpt.errors import CheckpointError
 from fastigpt.untrusted import exists, file_size, read_json, refusing, short
@@ -23,19 +20,13 @@ PICKLE = "pytorch_model.bin"
 INDEX = ".index.json"
 
 Held = TypeVar("Held")
-Stored = dict[str, Callable[[], torch.Tensor]]
-"""By the names of the file: a function that gives the tensor, which may share memory with the file or with others."""
-
-
-def open_weights(folder: Path, path_of: Callable[[str], Path]) -> tuple[Path, Stored]:
-    """The file that names the weights, and the tensors. path_of: where in the directory a file of a name lies."""
-    return open_with({SAFETENSORS: _open_safetensors, PICKLE: _open_pickle}, folder, path_of)
 
 
 def open_with(
     readers: Mapping[str, Callable[[Path], dict[str, Held]]], folder: Path, path_of: Callable[[str], Path]
 ) -> tuple[Path, dict[str, Held]]:
-    """The same of whatever these readers make of a file: by the name of the whole file, the best first."""
+    """The file that names the weights of a directory, and what these readers make of it. readers: by the name of the
+    whole file, the best first. path_of: where in the directory a file of a name lies."""
     for name, reader in readers.items():
         path, index = path_of(name), path_of(name + INDEX)
         if exists(path):
@@ -64,21 +55,6 @@ def _open_shards(index: Path, reader: Callable[[Path], dict[str, Held]]) -> dict
     return stored
 
 
-def _open_safetensors(path: Path) -> Stored:
-    file_size(path)
-    with refusing(path, "is damaged or no safetensors file"):
-        file = safe_open(path, framework="pt", device="cpu")
-
-        def reader(name: str) -> Callable[[], torch.Tensor]:
-            def read() -> torch.Tensor:
-                with refusing(path, "is damaged or no safetensors file"):
-                    return file.get_tensor(name)
-
-            return read
-
-        return {name: reader(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
-
-
 def load_pickle(path: Path, device: torch.device | str = "cpu", allowed: Sequence[type] = ()) -> object:
     """torch.load of tensors and plain containers; never runs what the file says. allowed: classes that may be in it
     besides, which have to be harmless whatever their attributes are. CheckpointError names it."""
@@ -105,22 +81,6 @@ class _Within(io.BufferedReader):
     def read(self, count: int | None = -1, /) -> bytes:
         left = max(0, self._size - self.tell())
         return super().read(left if count is None or count < 0 else min(count, left))
-
-
-def _open_pickle(path: Path) -> Stored:
-    data = load_pickle(path)
-    if not isinstance(data, dict) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in data.items()
-    ):
-        raise CheckpointError(f"{path} must hold a dictionary from names to tensors")
-    return in_memory(data)
-
-
-def in_memory(tensors: Mapping[str, torch.Tensor]) -> Stored:
-    def reader(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        return lambda: tensor
-
-    return {name: reader(tensor) for name, tensor in tensors.items()}
 
 
 def some(names: list[str]) -> str:

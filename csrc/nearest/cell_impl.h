@@ -1,4 +1,4 @@
-// Boxes and cells of the table of colours, in float32 and float64. Included after search_impl.h, with the same vectors.
+// Boxes and cells of the table of colours, in float32 and float64. Included after the vectors, as leaf_impl.h is.
 
 // The candidates of `box` that can win somewhere within half[d] of middle[d] go to `kept`, which has room for them all
 // (Candidates::keep says when they can). In loops that compilers turn into vectors of the instruction set.

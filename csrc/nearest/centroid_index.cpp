@@ -23,11 +23,33 @@
 
 namespace fastigpt {
 
+// Which method the caller asked for.
+struct CentroidIndex::Asked {
+  SearchMethod method;
+  bool automatic() const { return method == SearchMethod::automatic; }
+  bool wants(SearchMethod which, bool possible) const {
+    if (method == which && !possible) throw std::invalid_argument("this method cannot search these points");
+    return method == which;
+  }
+};
+
+// The parts that the blocks of one call go through; null: not this one.
+struct CentroidIndex::Way {
+  const Grid* grid = nullptr;
+  const Tree* tree = nullptr;
+  const Leaves* leaves = nullptr;
+  const Int8Book* quantised = nullptr;
+  bool scanned = false;  // leaf by leaf
+};
+
 struct CentroidIndex::Parts {
   Parts(const float* centroids, int64_t k, int64_t dim, bool cosine) : book(centroids, k, dim, cosine), cosine(cosine) {
     if (cosine) given.assign(centroids, centroids + k * dim);
   }
   const std::vector<float>& original() const { return cosine ? given : book.rows; }
+  double brute_cost(const Int8Book* quantised) const;
+  const RgbTable* table_for(const PointsView& points, double seen, const Asked& asked, Isa isa, int threads);
+  Way way_for(const PointsView& points, double seen, const Asked& asked, Isa isa, int threads);
 
   Codebook book;
   bool cosine;
@@ -158,126 +180,168 @@ int64_t CentroidIndex::bytes() const {
   return sum;
 }
 
+double CentroidIndex::Parts::brute_cost(const Int8Book* quantised) const {
+  return quantised ? int8_cost(book) : scan_cost(book);
+}
+
+// The table of colours, if these points are looked up in it.
+const RgbTable* CentroidIndex::Parts::table_for(const PointsView& points, double seen, const Asked& asked, Isa isa,
+                                                int threads) {
+  const bool fits = points.dtype == DType::u8 && book.dim == 3 && !cosine && book.k <= 65536 &&
+                    book.largest <= 1e5f;  // beyond it all colours are nearly alike, and each is decided alone
+  const RgbTable* const made = table.get();
+  if (!asked.wants(SearchMethod::table, fits) && !(asked.automatic() && fits && (made || seen >= (1 << 18))))
+    return nullptr;
+  if (made) return made;
+  double levels[3 * 256];
+  for (int i = 0; i < 3 * 256; ++i) levels[i] = i % 256;
+  const std::vector<double> rows(book.rows.begin(), book.rows.end());
+  return table.make(rows.data(), book.k, levels, isa, threads);
+}
+
+// What is there, and what is worth making. seen: points, with these.
+CentroidIndex::Way CentroidIndex::Parts::way_for(const PointsView& points, double seen, const Asked& asked, Isa isa,
+                                                 int threads) {
+  const int64_t n = points.size(), k = book.k, dim = book.dim;
+  const bool automatic = asked.automatic();
+  Way way;
+  const bool grid_fits = dim == 3 && k <= Grid::kMaxCentroids;
+  if (asked.wants(SearchMethod::grid, grid_fits) ||
+      (automatic && grid_fits && (grid.get() || seen * double(k) >= (1 << 23)))) {
+    way.grid = grid.make(book, isa, threads);
+    if (!way.grid->usable()) way.grid = nullptr;
+  }
+  const bool int8_fits = isa >= Isa::avx512vnni && dim <= Int8Book::kMaxDim;
+  if (!way.grid &&
+      (asked.wants(SearchMethod::int8, int8_fits) || (automatic && int8_fits && dim >= 3 && k >= 32 && n > kFew))) {
+    way.leaves = leaves.make(book);
+    way.quantised = int8.make(book, *way.leaves);
+    if (!way.quantised->usable()) way.quantised = nullptr;
+  }
+  const bool tree_fits = dim <= Tree::kMaxDim;
+  if (asked.wants(SearchMethod::tree, tree_fits) || way.grid ||
+      (automatic && tree_fits && k >= 64 &&
+       (tree.get() || seen * brute_cost(way.quantised) >= 400 * double(k) * double(dim + 8))))
+    way.tree = tree.make(book);
+  way.scanned = asked.wants(SearchMethod::scan, true) || (automatic && n <= kFew);
+  if (way.scanned) way.leaves = leaves.make(book);
+  return way;
+}
+
+// What one thread needs to search block by block.
+class CentroidIndex::Worker {
+ public:
+  Worker(Parts& parts, const PointsView& points, const Way* way, bool automatic, Isa isa)
+      : parts_(parts), book_(parts.book), points_(points), way_(way), automatic_(automatic),
+        searches_(searches_of(isa)),
+        in_place_(points.dtype == DType::f32 && !parts.cosine && points.shape.size() == 1 && points.dim_stride == 4 &&
+                  points.strides[0] == 4 * book_.dim),
+        widened_(in_place_ ? 0 : size_t(kBlock * book_.dim)) {}
+
+  // Nearest of up to kBlock points from `first` on, or, without a way, distances to those found; the position of the
+  // first point that is not finite, or -1.
+  int64_t block(int64_t first, int count, int64_t* indices, float* distances) {
+    const float* const rows = rows_of(first, count);
+    if (points_.dtype != DType::u8) {
+      const int wrong = first_not_finite(rows, count, book_.dim);
+      if (wrong >= 0) return first + wrong;
+    }
+    bool zero[kBlock] = {};
+    if (parts_.cosine)
+      for (int p = 0; p < count; ++p) zero[p] = !normalise(widened_.data() + p * book_.dim, book_.dim);
+    if (way_) find(rows, count, indices);
+    for (int p = 0; p < count; ++p) {
+      if (zero[p]) indices[p] = 0;
+      if (distances)
+        distances[p] =
+            zero[p] ? 1 : float(direct_distance(rows + p * book_.dim, &book_.rows[indices[p] * book_.dim], book_.dim));
+    }
+    return -1;
+  }
+
+ private:
+  const float* rows_of(int64_t first, int count) {
+    if (in_place_) return static_cast<const float*>(points_.data) + first * book_.dim;
+    gather(points_, first, count, widened_.data());
+    return widened_.data();
+  }
+
+  void find(const float* rows, int count, int64_t* out) {
+    if (way_->grid) {
+      searches_.in_grid(book_, *way_->grid, *way_->tree, rows, count, out);
+    } else if (way_->tree && (tree_pays() || count <= kFew)) {
+      parts_.opened += searches_.search(book_, *way_->tree, rows, count, out);
+      parts_.by_tree += count;
+    } else if (way_->scanned) {
+      searches_.scan(book_, *way_->leaves, rows, count, out);
+    } else if (!by_int8(rows, count, out)) {
+      by_float32(rows, count, out);
+    }
+  }
+
+  bool tree_pays() const {
+    return !automatic_ ||
+           double(parts_.opened) * leaf_cost(book_) <= double(parts_.by_tree) * parts_.brute_cost(way_->quantised);
+  }
+
+  bool by_int8(const float* rows, int count, int64_t* out) {
+    if (!way_->quantised) return false;
+    if (automatic_ && (count <= kFew || parts_.unbounded > parts_.bounded + 8)) return false;
+    if (!scratch_) scratch_ = std::make_unique<Int8Scratch>(*way_->quantised);
+    const bool done = bound_search(book_, *way_->quantised, *way_->leaves, *scratch_, rows, count, out);
+    ++(done ? parts_.bounded : parts_.unbounded);
+    return done;
+  }
+
+  void by_float32(const float* rows, int count, int64_t* out) {
+    const Tiles& tiles = *parts_.tiles.make(book_);
+    if (!buffers_) buffers_ = std::make_unique<BlockBuffers>(book_, tiles);
+    BlockBuffers& w = *buffers_;
+    centre(book_, tiles, rows, count, w);
+    searches_.nearest(
+        book_, tiles,
+        {count, rows, w.centred.data(), w.slack.data(), w.group_min.data(), w.low.data(), w.index, w.distance});
+    std::copy(w.index, w.index + count, out);
+  }
+
+  Parts& parts_;
+  const Codebook& book_;
+  const PointsView& points_;
+  const Way* way_;
+  bool automatic_;
+  Searches searches_;
+  bool in_place_;
+  Lines<float> widened_;
+  std::unique_ptr<BlockBuffers> buffers_;
+  std::unique_ptr<Int8Scratch> scratch_;
+};
+
 int64_t CentroidIndex::search(const PointsView& points, int64_t* indices, float* distances, Isa isa, int threads,
                               SearchMethod method) const {
   Parts& parts = *parts_;
-  const Codebook& book = parts.book;
-  const Searches searches = searches_of(isa);
-  const int64_t n = points.size(), k = book.k, dim = book.dim, blocks = (n + kBlock - 1) / kBlock;
+  const int64_t n = points.size(), blocks = (n + kBlock - 1) / kBlock;
   const double seen = double(parts.seen += n);
-  const bool automatic = method == SearchMethod::automatic;
-  const auto asked = [&](SearchMethod which, bool possible) {
-    if (method == which && !possible) throw std::invalid_argument("this method cannot search these points");
-    return method == which;
-  };
-
-  // What is there, and what is worth making.
-  const bool table_fits = points.dtype == DType::u8 && dim == 3 && !parts.cosine && k <= 65536 &&
-                          book.largest <= 1e5f;  // beyond it all colours are nearly alike, and each is decided alone
-  const bool looked_up =
-      asked(SearchMethod::table, table_fits) || (automatic && table_fits && (parts.table.get() || seen >= (1 << 18)));
-  if (looked_up) {
-    double levels[3 * 256];
-    for (int i = 0; i < 3 * 256; ++i) levels[i] = i % 256;
-    const RgbTable* table = parts.table.get();
-    if (!table) {
-      const std::vector<double> rows(book.rows.begin(), book.rows.end());
-      table = parts.table.make(rows.data(), k, levels, isa, threads);
-    }
+  const Asked asked{method};
+  const RgbTable* const table = parts.table_for(points, seen, asked, isa, threads);
+  if (table) {
     table->lookup(points, indices, threads);
     if (!distances) return -1;
   }
-  const bool grid_fits = dim == 3 && k <= Grid::kMaxCentroids;
-  const Grid* grid = nullptr;
-  if (!looked_up && (asked(SearchMethod::grid, grid_fits) ||
-                     (automatic && grid_fits && (parts.grid.get() || seen * double(k) >= (1 << 23))))) {
-    grid = parts.grid.make(book, isa, threads);
-    if (!grid->usable()) grid = nullptr;
-  }
-  const bool int8_fits = isa >= Isa::avx512vnni && dim <= Int8Book::kMaxDim;
-  const Leaves* leaves = nullptr;
-  const Int8Book* quantised = nullptr;
-  if (!looked_up && !grid &&
-      (asked(SearchMethod::int8, int8_fits) || (automatic && int8_fits && dim >= 3 && k >= 32 && n > kFew))) {
-    leaves = parts.leaves.make(book);
-    quantised = parts.int8.make(book, *leaves);
-    if (!quantised->usable()) quantised = nullptr;
-  }
-  const Tree* tree = nullptr;
-  const bool tree_fits = dim <= Tree::kMaxDim;
-  const double brute_cost = quantised ? int8_cost(book) : scan_cost(book);
-  if (asked(SearchMethod::tree, tree_fits) || grid ||
-      (automatic && !looked_up && tree_fits && k >= 64 &&
-       (parts.tree.get() || seen * brute_cost >= 400 * double(k) * double(dim + 8))))
-    tree = parts.tree.make(book);
-  const auto tree_pays = [&] {
-    return !automatic || double(parts.opened) * leaf_cost(book) <= double(parts.by_tree) * brute_cost;
-  };
-  const bool scanned = asked(SearchMethod::scan, true) || (automatic && n <= kFew);
-  if (scanned) leaves = parts.leaves.make(book);
+  const Way way = table ? Way() : parts.way_for(points, seen, asked, isa, threads);
 
   std::atomic<int64_t> bad{-1}, next{0};
-  const bool in_place = points.dtype == DType::f32 && !parts.cosine && points.shape.size() == 1 &&
-                        points.dim_stride == 4 && points.strides[0] == 4 * dim;
   // A thread takes some 20 us to wake.
-  const double cost = double(n) * (grid || looked_up ? kGridCost : brute_cost);
+  const double cost = double(n) * (table || way.grid ? kGridCost : parts.brute_cost(way.quantised));
   const int used = int(std::clamp<double>(cost / 40000, 1, threads));
   const int64_t chunk = std::clamp<int64_t>(blocks / (used * 4), 1, 16);
   const auto work = [&](int64_t) {
-    Lines<float> widened(in_place ? 0 : size_t(kBlock * dim));
-    std::unique_ptr<BlockBuffers> buffers;
-    std::unique_ptr<Int8Scratch> scratch;
-    bool zero[kBlock];
+    Worker worker(parts, points, table ? nullptr : &way, asked.automatic(), isa);
     for (int64_t begin; (begin = next.fetch_add(chunk)) < blocks;)
       for (int64_t b = begin; b < std::min(blocks, begin + chunk) && bad < 0; ++b) {
         const int64_t first = b * kBlock;
         const int count = int(std::min<int64_t>(kBlock, n - first));
-        int64_t* const out = indices + first;
-        const float* rows = widened.data();
-        if (in_place)
-          rows = static_cast<const float*>(points.data) + first * dim;
-        else
-          gather(points, first, count, widened.data());
-        if (points.dtype != DType::u8) {
-          const int wrong = first_not_finite(rows, count, dim);
-          if (wrong >= 0) {
-            bad = first + wrong;
-            return;
-          }
-        }
-        if (parts.cosine)
-          for (int p = 0; p < count; ++p) zero[p] = !normalise(widened.data() + p * dim, dim);
-        const auto by_int8 = [&] {
-          if (!quantised || (automatic && (count <= kFew || parts.unbounded > parts.bounded + 8))) return false;
-          if (!scratch) scratch = std::make_unique<Int8Scratch>(*quantised);
-          const bool done = bound_search(book, *quantised, *leaves, *scratch, rows, count, out);
-          ++(done ? parts.bounded : parts.unbounded);
-          return done;
-        };
-        if (looked_up) {
-        } else if (grid) {
-          searches.in_grid(book, *grid, *tree, rows, count, out);
-        } else if (tree && (tree_pays() || count <= kFew)) {
-          parts.opened += searches.search(book, *tree, rows, count, out);
-          parts.by_tree += count;
-        } else if (scanned) {
-          searches.scan(book, *leaves, rows, count, out);
-        } else if (!by_int8()) {
-          const Tiles& tiles = *parts.tiles.make(book);
-          if (!buffers) buffers = std::make_unique<BlockBuffers>(book, tiles);
-          BlockBuffers& w = *buffers;
-          centre(book, tiles, rows, count, w);
-          searches.nearest(
-              book, tiles,
-              {count, rows, w.centred.data(), w.slack.data(), w.group_min.data(), w.low.data(), w.index, w.distance});
-          std::copy(w.index, w.index + count, out);
-        }
-        for (int p = 0; p < count; ++p) {
-          const bool none = parts.cosine && zero[p];
-          if (none) out[p] = 0;
-          if (distances)
-            distances[first + p] = none ? 1 : float(direct_distance(rows + p * dim, &book.rows[out[p] * dim], dim));
-        }
+        const int64_t wrong = worker.block(first, count, indices + first, distances ? distances + first : nullptr);
+        if (wrong >= 0) bad = wrong;
       }
   };
   if (used == 1)

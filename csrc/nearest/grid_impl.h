@@ -1,9 +1,10 @@
-// By the grid of cells, over one block of points in three dimensions. Included after search_impl.h, with the same
-// vectors.
+// By the grid of cells, over one block of points in three dimensions. Included as search_impl.h is.
 //
 // A cell holds up to eight centroids in two cache lines, so a point costs two misses, asked for a block ahead, three
 // fused multiply-adds and the least of eight. Anything else (more than eight, two too close for float32, outside)
 // takes the long way.
+
+namespace {
 
 constexpr int kCellParts = Grid::kWidth / kLanes;
 static_assert(Grid::kWidth % kLanes == 0, "a cell is whole registers");
@@ -43,6 +44,8 @@ inline int64_t decide(const Codebook& book, const Grid& grid, const Grid::Cell& 
   for (int32_t i = 0; i < cell.count; ++i) one.open_leaf(grid.rest, cell.first + i);
   return one.winner;
 }
+
+}  // namespace
 
 void in_grid(const Codebook& book, const Grid& grid, const Tree& tree, const float* points, int count, int64_t* out) {
   const Grid::Cell* cells[kBlock];

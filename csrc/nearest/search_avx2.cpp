@@ -35,28 +35,16 @@ inline float lowest(Vec a) {
 inline int first_bit(unsigned mask) { return int(_mm_popcnt_u32(~mask & (mask - 1))); }
 inline unsigned not_above(Vec a, Vec b) { return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NGT_UQ))); }
 
-namespace kernel {
 #include "nearest/leaf_impl.h"
-
-#include "nearest/search_impl.h"
 
 #include "nearest/cell_impl.h"
 
-#include "nearest/grid_impl.h"
-}  // namespace kernel
-
 }  // namespace
 
-void nearest(const Codebook& book, const Tiles& tiles, const Block& block) { kernel::nearest(book, tiles, block); }
-int64_t search(const Codebook& book, const Tree& tree, const float* points, int count, int64_t* out) {
-  return kernel::search(book, tree, points, count, out);
-}
-void scan(const Codebook& book, const Leaves& leaves, const float* points, int count, int64_t* out) {
-  kernel::scan(book, leaves, points, count, out);
-}
-void in_grid(const Codebook& book, const Grid& grid, const Tree& tree, const float* points, int count, int64_t* out) {
-  kernel::in_grid(book, grid, tree, points, count, out);
-}
-const BoxWork boxes = {kernel::keep, kernel::fill_box};
+#include "nearest/search_impl.h"
+
+#include "nearest/grid_impl.h"
+
+const BoxWork boxes = {keep, fill_box};
 
 }  // namespace fastigpt::nearest_avx2

@@ -16,9 +16,7 @@ namespace {
 
 #include "nearest/vectors_avx512.h"
 
-namespace kernel {
 #include "nearest/leaf_impl.h"
-}
 
 constexpr int kGroup = Int8Book::kGroup, kTileRows = 4;
 
@@ -217,11 +215,11 @@ bool bounded(const Codebook& book, const Int8Book& quantised, const Leaves& leav
   const int64_t look = book.dim < kLongRow ? 2 * book.dim + 30 : book.dim / 4 + 100,
                 pass = quantised.n_groups * book.dim;
   if (pairs * look > count * (pass + 1000)) return false;
-  kernel::with_dim(book.dim, [&](auto dim) {
-    using Search = kernel::Search<decltype(dim)::value>;
-    alignas(Search) unsigned char room[sizeof(Search) * kBlock];
-    Search* const searches = reinterpret_cast<Search*>(room);
-    for (int p = 0; p < count; ++p) new (searches + p) Search(book, points + p * book.dim);
+  with_dim(book.dim, [&](auto dim) {
+    using One = Search<decltype(dim)::value>;
+    alignas(One) unsigned char room[sizeof(One) * kBlock];
+    One* const searches = reinterpret_cast<One*>(room);
+    for (int p = 0; p < count; ++p) new (searches + p) One(book, points + p * book.dim);
     for (int64_t i = 0; i < n; ++i)
       for (uint64_t rest = found[i].points; rest; rest &= rest - 1) {
         const int p = int(_mm_popcnt_u64(~rest & (rest - 1)));

@@ -1,5 +1,7 @@
-// Ways to search for a block of points: brute force in float32, by the tree, and leaf by leaf. Included after
-// leaf_impl.h, with the same vectors.
+// Ways to search for a block of points: brute force in float32, by the tree, and leaf by leaf. Included in the
+// namespace of each search_<isa>.cpp, after leaf_impl.h and with the same vectors.
+
+namespace {
 
 constexpr int kTile = Tiles::kTile;
 
@@ -63,6 +65,8 @@ inline void examine(const Codebook& book, const Tiles& tiles, const Block& block
     }
   }
 }
+
+}  // namespace
 
 void nearest(const Codebook& book, const Tiles& tiles, const Block& block) {
   static_assert(kBlock % (kLanes * kPointVecs) == 0, "a block is whole registers");

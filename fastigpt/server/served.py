@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastigpt.job import Request
 from fastigpt.model import Model
-from fastigpt.prompts import Vocabulary, WordReader
+from fastigpt.prompts import ClassReader, Vocabulary, WordReader
 from fastigpt.sampling import fresh_seed
 from fastigpt.server.batch import Batch
 from fastigpt.server.errors import invalid
@@ -58,6 +58,14 @@ class Served:
         """All words that the model reads, if there is such a list."""
         reader = self.model.reader
         return reader.vocabulary if isinstance(reader, WordReader) else None
+
+    @property
+    def prompts(self) -> str:
+        """What a prompt may be: "words" of the vocabulary, "text", a "class", or "none"."""
+        reader = self.model.reader
+        if reader is None:
+            return "none"
+        return "words" if isinstance(reader, WordReader) else "class" if isinstance(reader, ClassReader) else "text"
 
     @cached_property
     def size(self) -> tuple[int, int]:
@@ -137,13 +145,16 @@ class Served:
     def described(self, moderated: bool) -> dict[str, Any]:
         """As a model of the API."""
         width, height = self.size
-        vocabulary = self.vocabulary
+        vocabulary, defaults = self.vocabulary, self.model.defaults
         return {
             "id": self.name,
             "object": "model",
             "created": self.created,
             "owned_by": "fastigpt",
             "size": f"{width}x{height}",
+            "prompts": self.prompts,
+            "temperature": defaults.get("temperature", 1.0 if defaults else None),
+            "guidance_scale": defaults.get("guidance_scale"),
             "words": [] if vocabulary is None else list(vocabulary.words[1:]),
             "examples": [] if vocabulary is None else list(vocabulary.examples),
             "moderated": moderated,

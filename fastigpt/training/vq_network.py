@@ -137,13 +137,20 @@ class Codebook(nn.Module):
 
 def reconstruction_loss(shown: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Mean absolute error of the pixels, and of the differences between neighbours on three scales, so that edges stay
-    sharp."""
-    total = (shown - images).abs().mean()
+    sharp. What has more detail around it counts more: most of a scene is sky and ground, which are learnt soon."""
+    weighted = (shown - images) * _detail(images)
+    total = weighted.abs().mean()
     for scale in range(_SCALES):
-        a, b = (F.avg_pool2d(x, 2**scale) if scale else x for x in (shown, images))
-        error = a - b
+        error = F.avg_pool2d(weighted, 2**scale) if scale else weighted
         total = total + (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()) / _SCALES
     return total
+
+
+def _detail(images: torch.Tensor) -> torch.Tensor:
+    """float32 [B, 1, H, W], of mean 1 in each image: half of it follows the differences between neighbours nearby."""
+    edges = F.pad(images.diff(dim=3).abs(), (0, 1)) + F.pad(images.diff(dim=2).abs(), (0, 0, 0, 1))
+    near = F.avg_pool2d(edges.mean(1, keepdim=True), 9, 1, 4, count_include_pad=False) + 1e-6
+    return (1 + near / near.mean((2, 3), keepdim=True)) / 2
 
 
 def _start(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

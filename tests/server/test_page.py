@@ -9,12 +9,17 @@ import numpy as np
 from live import live
 from PIL import Image
 from served_models import Gate, tiny_model
+from tiny_janus import their_model, tokenizer
 from visiting import H, W, browser, expect, finished, needs_chromium, photo, pixels, server, take, visit  # noqa: F401
 
+import fastigpt
+from fastigpt.families.llamagen import read_file
+from fastigpt.model import Model
 from fastigpt.provenance.reading import State, read
 from fastigpt.server.keys import Keys, make_key
 from fastigpt.server.service import Settings
 
+CLASSES = Path(__file__).parents[1] / "families" / "llamagen_golden" / "c2i_tiny_64.pt"
 pytestmark = needs_chromium
 
 
@@ -168,6 +173,37 @@ def test_a_server_with_keys_asks_for_one(visit, tmp_path):
         expect(page.get_by_label("API key")).to_be_hidden()
         page.get_by_role("button", name="Draw 4 pictures").click()
         assert len(finished(page, 4)) == 4
+
+
+def test_a_model_of_classes_is_asked_by_name_or_number_with_its_own_defaults(visit):
+    model = Model(read_file(CLASSES, n_head=4), device="cpu", backend="portable", dtype="float32")
+    with live(model) as server:
+        page = visit(server, ready="#prompt-field:not([hidden])")
+        expect(page.locator("#prompt-help")).to_contain_text("by its name or its number")
+        expect(page.locator("#all-words")).to_be_hidden()
+        page.get_by_label("Prompt", exact=True).fill("7")
+        page.get_by_label("Seed").fill("3")
+        page.get_by_role("button", name="Draw 4 pictures").click()
+        assert np.array_equal(finished(page, 4), model.sample(4, label=7, seed=3, output_type="np"))
+        page.locator("#guidance").evaluate("(field) => (field.value = 1)")
+        page.get_by_role("button", name="Draw 4 pictures").click()
+        expect(page.locator(".batch")).to_have_count(2)
+        plain = model.sample(4, label=7, seed=3, guidance_scale=1.0, output_type="np")
+        assert np.array_equal(finished(page, 4), plain)
+
+
+def test_a_model_of_captions_reads_words_of_ones_own(visit, tmp_path):
+    their_model().save_pretrained(tmp_path / "janus")
+    (tmp_path / "janus" / "tokenizer.json").write_text(tokenizer().to_str())
+    model = fastigpt.load(tmp_path / "janus", device="cpu", backend="portable", dtype="float32")
+    with live(model) as server:
+        page = visit(server, ready="#prompt-field:not([hidden])")
+        page.get_by_label("Prompt", exact=True).fill("a red house <or so>")
+        expect(page.locator("#prompt-help")).to_contain_text("In words of your own")
+        page.get_by_label("Seed").fill("3")
+        page.get_by_role("button", name="Draw 4 pictures").click()
+        expected = model.sample(4, prompt="a red house <or so>", seed=3, output_type="np")
+        assert np.array_equal(finished(page, 4), expected)
 
 
 def test_several_models_can_be_chosen(visit):

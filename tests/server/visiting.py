@@ -68,21 +68,21 @@ def visit(browser: Any) -> Iterator[Any]:
 
 
 def pixels(picture: Any) -> np.ndarray:
-    """uint8 [H, W, 4] of an <img> or a <canvas> as it is on the page."""
-    data = picture.evaluate(
+    """uint8 [height, width, 4] of an <img> or a <canvas> as it is on the page."""
+    width, height, *data = picture.evaluate(
         """async (shown) => {
             if (shown.decode) await shown.decode();
             const [width, height] = [shown.naturalWidth ?? shown.width, shown.naturalHeight ?? shown.height];
             const canvas = Object.assign(document.createElement("canvas"), { width, height });
             canvas.getContext("2d").drawImage(shown, 0, 0);
-            return Array.from(canvas.getContext("2d").getImageData(0, 0, width, height).data);
+            return [width, height, ...canvas.getContext("2d").getImageData(0, 0, width, height).data];
         }"""
     )
-    return np.array(data, np.uint8).reshape(H, W, 4)
+    return np.array(data, np.uint8).reshape(height, width, 4)
 
 
 def finished(page: Any, count: int) -> np.ndarray:
-    """uint8 [count, H, W, 3]: the pictures of the newest batch, when they are all there."""
+    """uint8 [count, height, width, 3]: the pictures of the newest batch, when they are all there."""
     pictures = page.locator(".batch").first.locator(".picture img")
     expect(pictures).to_have_count(count)
     return np.stack([pixels(pictures.nth(i)) for i in range(count)])[..., :3]

@@ -16,7 +16,7 @@ from fastigpt.training.janus_network import TrainableJanus
 from fastigpt.training.stages import StageSettings
 from fastigpt.training.tokenizer import TokenizerStage, pictures, weights_file
 from fastigpt.training.transformer import TransformerStage
-from fastigpt.training.vq_network import Codebook, TrainableVQ
+from fastigpt.training.vq_network import Codebook, TrainableVQ, _detail, reconstruction_loss
 
 VQ = VQConfig(base=32, multipliers=(1, 1, 1, 1), res_blocks=1, latent=16, n_codes=20, code_dim=8)
 SIZES = {"n_layer": 1, "n_head": 2, "n_kv_head": 1, "head_dim": 8, "width": 16, "n_inner": 24}
@@ -110,6 +110,20 @@ def test_a_step_lowers_the_loss_and_reaches_every_parameter():
             assert gradient.shape == parameter.shape and (gradient != 0).any()
             parameter -= 1e-3 * gradient
     assert network.loss(images)[0] < loss
+
+
+def test_an_error_beside_detail_costs_more():
+    images = torch.full((2, 3, 32, 32), 0.1)
+    images[:, :, 4:12, 4:12] = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert reconstruction_loss(images, images) == 0
+
+    def cost(row, column):
+        shown = images.clone()
+        shown[:, :, row : row + 4, column : column + 4] += 0.2
+        return float(reconstruction_loss(shown, images))
+
+    assert cost(6, 6) > 3 * cost(22, 22) > 0
+    torch.testing.assert_close(_detail(images).mean((1, 2, 3)), torch.ones(2))
 
 
 def test_the_codebook_follows_and_revives_what_is_dead():

@@ -56,7 +56,10 @@ class CentroidIndex {
   int64_t bytes() const;  // that it takes by now
 
  private:
+  struct Asked;
+  struct Way;
   struct Parts;
+  class Worker;
   std::unique_ptr<Parts> parts_;
 };
 

@@ -22,10 +22,11 @@ from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.families.image_gpt.processor import Processor
 from fastigpt.families.image_gpt.tensor_names import HEAD, canonical_names, check_tensors
 from fastigpt.families.pretrained import CONFIG
+from fastigpt.lazy_tensors import in_memory, open_weights
 from fastigpt.prompts import Vocabulary, WordReader
 from fastigpt.save import CheckpointFiles
 from fastigpt.spec import ModelSpec
-from fastigpt.tensor_files import SAFETENSORS, in_memory, open_weights
+from fastigpt.tensor_files import SAFETENSORS
 from fastigpt.untrusted import exists, read_json, short
 
 PROCESSOR = "preprocessor_config.json"

@@ -9,7 +9,8 @@ import torch
 
 from fastigpt.errors import CheckpointError
 from fastigpt.families.image_gpt.config import ImageGPTConfig
-from fastigpt.tensor_files import Stored, some
+from fastigpt.lazy_tensors import Held
+from fastigpt.tensor_files import some
 from fastigpt.untrusted import short
 
 HEAD = "lm_head.weight"
@@ -21,7 +22,7 @@ _MASK_BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def canonical_names(stored: Stored, source: str) -> Stored:
+def canonical_names(stored: Held, source: str) -> Held:
     """The same tensors without wrappers' prefixes, and with the "transformer." that a bare ImageGPTModel lacks. Uses
     `stored` up."""
     bare: dict[str, str] = {}
@@ -40,7 +41,7 @@ def canonical_names(stored: Stored, source: str) -> Stored:
     if len(roots) > 1 and "" not in roots:
         raise CheckpointError(f"{source} holds several models, named {some(sorted(roots))}")
     root = "" if "" in roots or not roots else roots.pop()
-    found: Stored = {}
+    found: Held = {}
     for plain, name in bare.items():
         inner = plain.removeprefix(root)
         ours = f"transformer.{inner}" if inner.split(".", 1)[0] in _TRUNK else inner
@@ -51,13 +52,13 @@ def canonical_names(stored: Stored, source: str) -> Stored:
 
 
 def check_tensors(
-    config: ImageGPTConfig, stored: Stored, *, source: str, n_positions: int, headless: bool, own: bool
+    config: ImageGPTConfig, stored: Held, *, source: str, n_positions: int, headless: bool, own: bool
 ) -> dict[str, torch.Tensor]:
     """The tensors a model of this config uses. Raises CheckpointError for missing, misshapen or non-finite ones.
 
     n_positions: rows of the position embedding, of which the first n_pixels are kept. headless: lm_head.weight may be
-    missing. own: copies each into memory of its own: mapped weights would change, or end the process, with their file,
-    and a pickle of a slice would hold the whole. `stored` is used up.
+    missing. own: each is in memory of no others, and no larger than it is: a pickle may hold a slice of a whole.
+    `stored` is used up.
     """
     required, optional = config.tensor_shapes(), config.bias_shapes()
     missing = sorted(required.keys() - stored.keys())
@@ -77,10 +78,13 @@ def check_tensors(
             continue
         rows = (n_positions, *shape[1:]) if name == positions else shape
         # Taken out, so that what a pickle held is let go of tensor by tensor.
-        tensor = _checked(stored.pop(name)(), name, rows, source, whole=own)
+        found = stored.pop(name)
+        if found.dtype is not None:
+            _check_shape(found.shape, name, rows, source)  # before memory is taken for it
+        tensor = _checked(found.read(), name, rows, source, whole=own)
         if name == positions:
             tensor = tensor[: config.n_pixels]
-        if own:
+        if own and tensor.untyped_storage().nbytes() != tensor.nbytes:
             tensor = tensor.clone(memory_format=torch.contiguous_format)
         if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(f"{source}: {name} holds NaN or infinite values")
@@ -103,11 +107,15 @@ def _checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], source: st
         what = "quantised"
     if what is not None:
         raise CheckpointError(f"{source}: {name} is {what}, expected a plain dense tensor")
-    if tuple(tensor.shape) != shape:
-        asks = f"config.json asks for {shape}" + (" (n_positions)" if name == "transformer.wpe.weight" else "")
-        raise CheckpointError(f"{source}: {name} has shape {tuple(tensor.shape)}, {asks}")
+    _check_shape(tuple(tensor.shape), name, shape, source)
     if tensor.dtype not in _FLOATS:
         raise CheckpointError(f"{source}: {name} is {tensor.dtype}, expected a floating-point tensor")
     if whole and tensor.untyped_storage().nbytes() < tensor.nbytes:
         raise CheckpointError(f"{source}: {name} has {tensor.numel()} numbers, of which not all are stored")
     return tensor.detach()
+
+
+def _check_shape(found: tuple[int, ...], name: str, shape: tuple[int, ...], source: str) -> None:
+    if found != shape:
+        asks = f"config.json asks for {shape}" + (" (n_positions)" if name == "transformer.wpe.weight" else "")
+        raise CheckpointError(f"{source}: {name} has shape {found}, {asks}")

@@ -6,6 +6,13 @@ import { Batch, Refused, ask } from "/page/pictures.js";
 const $ = (id) => document.getElementById(id);
 const KEY = "fastigpt-key";
 const SHOWN_EXAMPLES = 3;
+// By what a model reads, the help below its prompt.
+const PROMPTS = {
+  words: "Empty draws anything the model likes.",
+  text: "In words of your own. Empty draws anything the model likes.",
+  class: "A class, by its name or its number. Empty draws of any class.",
+  none: "",
+};
 const FIELDS = {
   prompt: "prompt",
   negative_prompt: "negative",
@@ -23,6 +30,9 @@ let photo = null; // the File
 
 const status = (text) => ($("status").textContent = text);
 const key = () => sessionStorage.getItem(KEY) ?? "";
+const reads = (model) => model.prompts !== "none";
+const usual = (model) => model.guidance_scale ?? 1; // guidance where nothing is said
+const START = { temperature: $("temperature").value, guidance: $("guidance").value }; // for models that name none
 const chosen = () => models.find((model) => model.id === $("model").value);
 const withPhoto = () => document.querySelector("[name=begin]:checked").value === "photo";
 const mask = new Mask($("mask-canvas"), $("mask-state"), () => {});
@@ -66,8 +76,13 @@ function choose() {
   const model = chosen();
   const [width, height] = model.size.split("x").map(Number);
   $("about").textContent = `${model.id} draws ${width} × ${height} pixels, row by row`;
-  const reads = model.words.length > 0;
-  for (const name of ["prompt-field", "guidance-field", "negative-field"]) $(name).hidden = !reads;
+  for (const name of ["prompt-field", "guidance-field", "negative-field"]) $(name).hidden = !reads(model);
+  $("all-words").hidden = !model.words.length;
+  const start = { temperature: model.temperature ?? START.temperature, guidance: model.guidance_scale ?? START.guidance };
+  for (const [name, value] of Object.entries(start)) {
+    $(name).value = value;
+    $(`${name}-value`).textContent = $(name).value;
+  }
   $("examples").replaceChildren(...model.examples.map((text) => new Option(text)));
   const chip = (text, use) => {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
@@ -88,12 +103,13 @@ function choose() {
 // The words of a text that the model does not know.
 function unknown(text) {
   const known = new Set(chosen().words);
+  if (!known.size) return [];
   const words = text.toLowerCase().match(/[\p{L}\p{N}]+(?:'[\p{L}\p{N}]+)?/gu) ?? [];
   return [...new Set(words.filter((word) => !known.has(word)))];
 }
 
 function checkWords() {
-  const fields = { prompt: "Empty draws anything the model likes.", negative: "What to lead away from; needs guidance above 1." };
+  const fields = { prompt: PROMPTS[chosen().prompts], negative: "What to lead away from; needs guidance above 1." };
   for (const [name, help] of Object.entries(fields)) {
     const odd = unknown($(name).value);
     const told = $(`${name}-help`);
@@ -124,14 +140,14 @@ async function asked() {
   if (seed && !/^\d{1,20}$/.test(seed)) return fail("A seed is a whole number, or nothing for a new one.", $("seed")), null;
   if (seed) form.set("seed", seed);
   form.set("temperature", $("temperature").value);
-  const prompt = model.words.length ? $("prompt").value.trim() : "";
-  const negative = model.words.length ? $("negative").value.trim() : "";
+  const prompt = reads(model) ? $("prompt").value.trim() : "";
+  const negative = reads(model) ? $("negative").value.trim() : "";
   const guidance = Number($("guidance").value);
   form.set("prompt", prompt);
   if (negative && !prompt) return fail("A negative prompt needs a prompt to lead towards.", $("prompt")), null;
   if (negative && guidance <= 1) return fail("A negative prompt needs guidance above 1.", $("guidance")), null;
   if (negative) form.set("negative_prompt", negative);
-  if (prompt && guidance > 1) form.set("guidance_scale", guidance);
+  if (prompt && guidance !== usual(model)) form.set("guidance_scale", guidance);
   if (withPhoto()) {
     if (!photo) return fail("Choose a photo first.", $("file")), null;
     if (!mask.marked) return fail("Paint over what should be drawn anew, or keep the top half.", $("mask-canvas")), null;
