@@ -357,6 +357,23 @@ def test_room_is_what_fits() -> None:
     assert 64 * per_image < 4e9  # 64 images of small in bfloat16 fit 4 GB
 
 
+def test_more_slots_than_are_of_use_take_no_memory() -> None:
+    """A job of many images goes through the few slots that keep all threads busy, unless it is told otherwise."""
+    engine = cpu_engine(PLAIN, random_weights(PLAIN), threads=3)
+    enough = engine.enough(guided=False)
+    assert enough == max(
+        16, 3 * 8, -(-8 * engine.describe()["weight_bytes"] // engine._model.cache_bytes(engine.spec.context))
+    )
+    assert engine.enough(guided=True) <= enough
+    many = requests(engine, empty(PLAIN, 3 * enough), Drawing(seed=0))
+    assert loop.slots_for(engine, many, batch_size=None) == enough
+    assert loop.slots_for(engine, many[:5], batch_size=None) == 5
+    assert loop.slots_for(engine, many, batch_size=2 * enough) == 2 * enough
+    assert cpu_engine(PLAIN, random_weights(PLAIN), threads=20).enough(guided=False) >= 160
+    image_gpt_small = 152e6 / (4 * 24 * 512 * 1024)  # bfloat16: weights in caches of one slot
+    assert 16 < 8 * image_gpt_small < 64
+
+
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,9 @@ def run(
         typer.Option(help="Draw with Ray: [bold]local[/], [bold]auto[/] (this machine's cluster) or an address."),
     ] = None,
     device: Device = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images at a time. Default: what fits memory.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images at a time. Default: what fits memory and is of use.")
+    ] = None,
     window: Annotated[str, typer.Option(help="Tokens per pass: auto, 1, 2, … Same images.")] = "auto",
     draft: Annotated[str | None, typer.Option(help="A smaller model that guesses the windows. Same images.")] = None,
     as_json: AsJson = False,

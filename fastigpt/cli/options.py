@@ -38,7 +38,7 @@ class DrawingOptions(TypedDict):
     backend: Backend
     dtype: Dtype
     kv_dtype: Annotated[str | None, typer.Option(help="Of the key-value cache.")]
-    batch_size: Annotated[int | None, typer.Option(help="Images at a time. Default: what fits memory.")]
+    batch_size: Annotated[int | None, typer.Option(help="Images at a time. Default: what fits memory and is of use.")]
     window: Annotated[str, typer.Option(help="Tokens per pass (fixed-point sampling): auto, 1, 2, … Same images.")]
     draft: Annotated[
         str | None, typer.Option(help="A smaller model, same palette, that guesses the windows. Same images.")

@@ -99,6 +99,10 @@ class Engine(Protocol):
         """How many slots of such canvases fit into the memory that is free now, at least 1."""
         ...
 
+    def enough(self, *, guided: bool) -> int | None:
+        """Slots from which on more make no canvas cheaper and only take memory; None where more always help."""
+        ...
+
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         """A function that runs one pass each time it is called: scores a window of tokens of each of n canvases at this
         position and draws them, on caches of made-up contents. For benchmarks and cost models; returns when the pass is

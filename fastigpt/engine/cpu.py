@@ -26,6 +26,9 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 _BFLOAT16_OVERFLOWS = np.float32((2 - 2**-8) * 2.0**127)  # halfway between the largest and what would come next
 _PIECE = 1 << 20  # numbers that are looked at together
 _MEMORY_SHARE = 0.8  # of the free memory, for the caches of a session
+# Slots a thread is kept busy by; and how many times the weights the caches are, so that reading both costs as much as
+# reading the caches. Beyond, caches only leave the processor's: benchmarks/results/batch_size.md.
+_SLOTS_OF_A_THREAD, _FEWEST_SLOTS, _CACHES_TO_WEIGHTS = 8, 16, 8
 
 
 def default_dtypes(isa: str) -> tuple[torch.dtype, torch.dtype, str]:
@@ -141,6 +144,11 @@ class CpuEngine:
         engines = [self, *([] if draft is None else [_drafting(draft)])]
         cache = (2 if guided else 1) * sum(e._model.cache_bytes(e.spec.context) for e in engines if e is not None)
         return max(1, int(_MEMORY_SHARE * free_memory(self.device) / cache))
+
+    def enough(self, *, guided: bool) -> int | None:
+        cache = (2 if guided else 1) * self._model.cache_bytes(self.spec.context)
+        by_weights = -(-_CACHES_TO_WEIGHTS * self._model.weight_bytes // cache)
+        return max(_FEWEST_SLOTS, _SLOTS_OF_A_THREAD * self.threads, by_weights)
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         rehearsal = _C.CpuSession.rehearsal(self._model, n=n, position=position, window=window)

@@ -36,8 +36,9 @@ def run(
 ) -> tuple[Filled, int]:
     """Draws canvases; returns them in the order of the requests, and how many were drawn side by side at most.
 
-    batch_size: slots; None: what fits the memory that is free. on_row is called once for every row of every canvas, for
-    neighbours that started together; on_done with the number of canvases that have just been finished.
+    batch_size: slots; None: what fits the memory that is free and is of use. on_row is called once for every row of
+    every canvas, for neighbours that started together; on_done with the number of canvases that have just been
+    finished.
     """
     capacity = slots_for(engine, requests, batch_size=batch_size, window=window, draft=draft)
     with closing(engine.open(capacity, window=window, draft=draft)) as session:
@@ -139,6 +140,7 @@ def slots_for(
     if batch_size is None:
         guided = any(request.negative is not None for request in requests)
         batch_size = engine.room(guided=guided, window=window, draft=draft)
+        batch_size = min(batch_size, engine.enough(guided=guided) or batch_size)
     return max(of_each, min(len(requests) * of_each, batch_size // of_each * of_each))
 
 

@@ -108,6 +108,9 @@ class ReferenceEngine:
     def room(self, *, guided: bool, window: Window = "auto", draft: Engine | None = None) -> int:
         return 64  # without a cache there is nothing to be short of
 
+    def enough(self, *, guided: bool) -> int | None:
+        return None
+
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         """Without a cache a pass reads everything before it again."""
         length = min(position + window, self.spec.n_positions)

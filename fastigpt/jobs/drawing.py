@@ -104,7 +104,8 @@ def draws(job: JobDirectory, model: Model, how: How, on_rows: Callable[[int], No
         guidance_scale = 1.0  # off: what the job says holds, not what is this model's default now
     if batch_size is None and how.workers > 1:  # each would take the memory that it finds free
         guided = guidance_scale not in (None, 1.0)
-        batch_size = max(1, min(p.shard_size, model.engine.room(guided=guided) // how.workers))
+        room = model.engine.room(guided=guided) // how.workers
+        batch_size = max(1, min(p.shard_size, room, model.engine.enough(guided=guided) or room))
 
     def draw(images: range) -> np.ndarray:
         tokens = model.fill(

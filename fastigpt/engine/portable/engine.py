@@ -84,6 +84,9 @@ class PortableEngine:
         )
         return max(1, int(_MEMORY_SHARE * free_memory(self.device) / bytes_of_a_slot))
 
+    def enough(self, *, guided: bool) -> int | None:
+        return None
+
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         length = len(self.spec.unconditional)
         first = torch.full((n,), position + length - 1, device="cpu")

@@ -118,6 +118,9 @@ class TritonEngine:
             n -= 1
         return n
 
+    def enough(self, *, guided: bool) -> int | None:
+        return None
+
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
         batch, width = Batch(self.model, bucket(n)), self._window(window)
         assert width is not None
