@@ -12,7 +12,7 @@ import struct
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+_LAZY = "a lazily negated or conjugated view"
 
 
 class Tensors(Mapping[str, torch.Tensor]):
@@ -67,11 +68,14 @@ class Tensors(Mapping[str, torch.Tensor]):
 @dataclass(frozen=True)
 class Stored:
     """A tensor in a file. shape, dtype: as the file says; dtype None: of none that torch has, or no plain tensor. read:
-    gives it, possibly in memory that it shares with others. Raises CheckpointError."""
+    gives it, possibly in memory that it shares with others. Raises CheckpointError. odd: what it is instead of a plain
+    dense tensor, in words that follow "is". whole: every number is stored, none repeated by a stride of 0."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     read: Callable[[], torch.Tensor]
+    odd: str | None = None
+    whole: bool = True
 
 
 Held = dict[str, Stored]
@@ -90,12 +94,36 @@ def named(data: object, source: Path) -> Held:
 
 
 def in_memory(tensors: Mapping[str, torch.Tensor]) -> Held:
-    def stored(tensor: torch.Tensor) -> Stored:
-        if not _plain(tensor) or tensor.device.type == "meta":
-            return Stored((), None, lambda: tensor)
-        return Stored(tuple(tensor.shape), tensor.dtype, lambda: tensor)
+    """Lazily negated and conjugated views are worked out."""
+    lazy = (name for name, tensor in tensors.items() if _described(tensor).odd == _LAZY)
+    worked_out = {name: tensors[name].resolve_neg().resolve_conj() for name in lazy}
+    return {name: _in_memory(worked_out.get(name, tensor)) for name, tensor in tensors.items()}
 
-    return {name: stored(tensor) for name, tensor in tensors.items()}
+
+def _in_memory(tensor: torch.Tensor) -> Stored:
+    if isinstance(tensor, torch.Tensor) and tensor.device.type == "meta":
+        return Stored((), None, lambda: tensor, odd="on the meta device, without values")
+    return _described(tensor)
+
+
+def _described(tensor: torch.Tensor, read: Callable[[], torch.Tensor] | None = None) -> Stored:
+    """By a tensor with or without values; read None: it is what is read."""
+    odd = None
+    if read is None:
+        read = lambda: tensor  # noqa: E731
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        odd = f"a {type(tensor).__name__}"
+    elif tensor.is_nested:
+        odd = "a nested tensor"
+    elif tensor.layout != torch.strided:
+        odd = f"of layout {str(tensor.layout).removeprefix('torch.')}"
+    elif tensor.is_quantized:
+        odd = "quantised"
+    elif tensor.is_neg() or tensor.is_conj():
+        odd = _LAZY
+    if odd is not None:
+        return Stored((), None, read, odd)
+    return Stored(tuple(tensor.shape), tensor.dtype, read, whole=tensor.untyped_storage().nbytes() >= tensor.nbytes)
 
 
 class _OpenFile:
@@ -107,6 +135,10 @@ class _OpenFile:
             self._file = open(path, "rb", buffering=0)  # noqa: SIM115 (open as long as what it holds is used)
         self._lock = threading.Lock()
         self._opened = self._stamp()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
 
     def _stamp(self) -> tuple[int, int]:
         found = os.fstat(self._file.fileno())
@@ -170,9 +202,15 @@ def open_pickle(path: Path, allowed: Sequence[type] = ()) -> object:
     file = _OpenFile(path)
     if _in_place(path):
         # Tensors without memory, whose storages know their places in the file; in older versions of torch they do not.
-        data = load_pickle(path, "meta", allowed)
-        if any(_place(tensor) is not None for tensor in _tensors(data)):
-            return _stored(data, file)
+        try:
+            data = load_pickle(path, "meta", allowed)
+        except (
+            CheckpointError
+        ):  # some kinds of tensors cannot be without memory: what they are is told once they are read
+            pass
+        else:
+            if any(_place(tensor) is not None for tensor in _tensors(data)):
+                return _stored(data, file)
     return _stored(load_pickle(path, allowed=allowed), None)
 
 
@@ -195,13 +233,14 @@ def _stored(data: object, file: _OpenFile | None) -> object:
         return {name: _stored(value, file) for name, value in data.items()}
     if not isinstance(data, torch.Tensor):
         return data
-    return in_memory({"": data})[""] if file is None else _of_meta(file, data)
+    return _in_memory(data) if file is None else _of_meta(file, data)
 
 
 def _of_meta(file: _OpenFile, empty: torch.Tensor) -> Stored:
     offset = _place(empty)
     if offset is None:
-        return Stored((), None, lambda: _refuse(file))
+        stored = _described(empty, lambda: _refuse(file))
+        return stored if stored.odd else replace(_in_memory(empty), read=stored.read)
     size, shape, strides, first, dtype = (
         empty.untyped_storage().nbytes(), tuple(empty.shape), empty.stride(), empty.storage_offset(), empty.dtype
     )  # fmt: skip
@@ -210,7 +249,7 @@ def _of_meta(file: _OpenFile, empty: torch.Tensor) -> Stored:
         with refusing(file.path, "is damaged"):
             return torch.as_strided(file.read(offset, size).view(dtype), shape, strides, first)
 
-    return Stored(shape, dtype, read)
+    return _described(empty, read)
 
 
 def _tensors(data: object) -> Iterator[torch.Tensor]:
@@ -221,15 +260,11 @@ def _tensors(data: object) -> Iterator[torch.Tensor]:
 
 
 def _place(empty: torch.Tensor) -> int | None:
-    """Where in its file the storage of a tensor begins; None for one that is not plain."""
-    return getattr(empty.untyped_storage(), "_checkpoint_offset", None) if _plain(empty) else None
-
-
-def _plain(tensor: torch.Tensor) -> bool:
-    """Whether all its numbers are stored, as they are and none of them twice."""
-    if tensor.is_nested or tensor.layout != torch.strided or tensor.is_quantized:
-        return False
-    return not (tensor.is_neg() or tensor.is_conj()) and tensor.untyped_storage().nbytes() >= tensor.nbytes
+    """Where in its file the storage of a tensor begins; None for one that is not plain, or has no values there."""
+    plain = not (empty.is_nested or empty.is_quantized or empty.is_neg() or empty.is_conj())
+    if not plain or empty.layout != torch.strided:
+        return None
+    return getattr(empty.untyped_storage(), "_checkpoint_offset", None)
 
 
 def _refuse(file: _OpenFile) -> torch.Tensor:

@@ -23,12 +23,16 @@ def take(stored: Held, shapes: Mapping[str, tuple[int, ...]], source: str) -> Te
         raise CheckpointError(f"{source} lacks {some(missing)}")
     for name, shape in shapes.items():
         found = stored[name]
+        if found.odd is not None:
+            raise CheckpointError(f"{source}: {name} is {found.odd}, expected a plain dense tensor")
         if found.dtype is None:
-            raise CheckpointError(f"{source}: {name} is no plain dense tensor of a dtype that torch has")
+            raise CheckpointError(f"{source}: {name} is of a dtype that torch does not have")
         if found.shape != shape:
             raise CheckpointError(f"{source}: {name} has the shape {list(found.shape)}, expected {list(shape)}")
         if found.dtype not in _FLOATS:
             raise CheckpointError(f"{source}: {name} holds {found.dtype}, expected floating-point numbers")
+        if not found.whole:
+            raise CheckpointError(f"{source}: {name} has numbers of which not all are stored")
     return Tensors({name: _finite(stored[name], name, source) for name in shapes})
 
 

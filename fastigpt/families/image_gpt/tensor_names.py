@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
+from math import prod
 
 import torch
 
 from fastigpt.errors import CheckpointError
 from fastigpt.families.image_gpt.config import ImageGPTConfig
-from fastigpt.lazy_tensors import Held
+from fastigpt.lazy_tensors import Held, Stored
 from fastigpt.tensor_files import some
 from fastigpt.untrusted import short
 
@@ -79,9 +80,8 @@ def check_tensors(
         rows = (n_positions, *shape[1:]) if name == positions else shape
         # Taken out, so that what a pickle held is let go of tensor by tensor.
         found = stored.pop(name)
-        if found.dtype is not None:
-            _check_shape(found.shape, name, rows, source)  # before memory is taken for it
-        tensor = _checked(found.read(), name, rows, source, whole=own)
+        _check(found, name, rows, source, whole=own)
+        tensor = found.read().detach()
         if name == positions:
             tensor = tensor[: config.n_pixels]
         if own and tensor.untyped_storage().nbytes() != tensor.nbytes:
@@ -94,28 +94,15 @@ def check_tensors(
     return kept
 
 
-def _checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], source: str, *, whole: bool) -> torch.Tensor:
-    """A plain dense tensor of this shape. whole: every number must be stored, none repeated by a stride of 0."""
-    what = None
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_nested:
-        what = f"a {type(tensor).__name__}" if not tensor.is_nested else "a nested tensor"
-    elif tensor.layout != torch.strided:
-        what = f"of layout {str(tensor.layout).removeprefix('torch.')}"
-    elif tensor.device.type == "meta":
-        what = "on the meta device, without values"
-    elif tensor.is_quantized:
-        what = "quantised"
-    if what is not None:
-        raise CheckpointError(f"{source}: {name} is {what}, expected a plain dense tensor")
-    _check_shape(tuple(tensor.shape), name, shape, source)
-    if tensor.dtype not in _FLOATS:
-        raise CheckpointError(f"{source}: {name} is {tensor.dtype}, expected a floating-point tensor")
-    if whole and tensor.untyped_storage().nbytes() < tensor.nbytes:
-        raise CheckpointError(f"{source}: {name} has {tensor.numel()} numbers, of which not all are stored")
-    return tensor.detach()
-
-
-def _check_shape(found: tuple[int, ...], name: str, shape: tuple[int, ...], source: str) -> None:
-    if found != shape:
+def _check(found: Stored, name: str, shape: tuple[int, ...], source: str, *, whole: bool) -> None:
+    """Before memory is taken for it. whole: every number must be stored, none repeated by a stride of 0."""
+    if found.odd is not None:
+        raise CheckpointError(f"{source}: {name} is {found.odd}, expected a plain dense tensor")
+    if found.shape != shape:
         asks = f"config.json asks for {shape}" + (" (n_positions)" if name == "transformer.wpe.weight" else "")
-        raise CheckpointError(f"{source}: {name} has shape {found}, {asks}")
+        raise CheckpointError(f"{source}: {name} has shape {found.shape}, {asks}")
+    if found.dtype not in _FLOATS:
+        what = found.dtype or "of a dtype that torch does not have"
+        raise CheckpointError(f"{source}: {name} is {what}, expected a floating-point tensor")
+    if whole and not found.whole:
+        raise CheckpointError(f"{source}: {name} has {prod(shape)} numbers, of which not all are stored")
