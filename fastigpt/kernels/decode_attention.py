@@ -38,6 +38,7 @@ from fastigpt.kernels.prefix_attention import Prefix, prefix_attention
 from fastigpt.kernels.products import prefetch
 
 WIDEST = 32  # queries of a program: with more their products would become other instructions
+_WIDEST_FLOAT32 = 16  # with more, registers are spilled where a cache is scaled
 
 
 @triton.jit
@@ -198,10 +199,15 @@ def _decode_attention(
             tl.store(counter, 0)
 
 
-def heads_of_a_program(group: int, window: int) -> int:
-    """How many of the `group` heads that look at the same keys a program takes: as many as divide them and keep to
-    WIDEST queries."""
-    return max(n for n in range(1, group + 1) if group % n == 0 and (n == 1 or n * window <= WIDEST))
+def widest(dtype: torch.dtype) -> int:
+    """The most queries of a program."""
+    return _WIDEST_FLOAT32 if dtype == torch.float32 else WIDEST
+
+
+def heads_of_a_program(group: int, window: int, dtype: torch.dtype) -> int:
+    """How many of the `group` heads that look at the same keys a program takes: as many as divide them and keep to its
+    most queries."""
+    return max(n for n in range(1, group + 1) if group % n == 0 and (n == 1 or n * window <= widest(dtype)))
 
 
 def attention_scratch(
@@ -210,8 +216,8 @@ def attention_scratch(
 ) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
     """What launches of these sizes need: part_m, part_l, part_acc, arrivals; None for each where one program has all
     keys."""
-    config = _settings(configs, lanes, n_head // heads_of_a_program(n_head // n_kv_head, window), dtype)
-    return _scratch(lanes, window, n_head, head_dim, capacity, config, device)
+    config = _settings(configs, lanes, n_head // heads_of_a_program(n_head // n_kv_head, window, dtype), dtype)
+    return _scratch(lanes, window, n_head, head_dim, capacity, dtype, config, device)
 
 
 def keys_of_a_state(configs: Table, dtype: torch.dtype) -> int:
@@ -225,12 +231,13 @@ def _settings(configs: Table, lanes: int, programs: int, dtype: torch.dtype) -> 
 
 
 def _scratch(
-    lanes: int, window: int, n_head: int, head_dim: int, capacity: int, config: dict[str, Any], device: torch.device
-) -> tuple[torch.Tensor | None, ...]:
+    lanes: int, window: int, n_head: int, head_dim: int, capacity: int, dtype: torch.dtype, config: dict[str, Any],
+    device: torch.device,
+) -> tuple[torch.Tensor | None, ...]:  # fmt: skip
     if config["splits"] == 1:
         return (None,) * 4
     parts = triton.cdiv(capacity, config["block_s"])
-    arrivals = torch.zeros(triton.cdiv(window, WIDEST) * lanes * n_head, dtype=torch.int32, device=device)
+    arrivals = torch.zeros(triton.cdiv(window, widest(dtype)) * lanes * n_head, dtype=torch.int32, device=device)
     return (*part_scratch(parts, lanes * window, n_head, head_dim, device), arrivals)
 
 
@@ -271,14 +278,14 @@ def decode_attention(
     expect_contiguous(k_cache=k_cache, v_cache=v_cache, slots=slots, k_scale=k_scale, v_scale=v_scale, out=out)
 
     rows = lanes * window
-    share = heads_of_a_program(n_head // n_kv_head, window)
+    share = heads_of_a_program(n_head // n_kv_head, window, q.dtype)
     config = config or _settings(configs, lanes, n_head // share, q.dtype)
     splits = config["splits"]
-    block_w = min(WIDEST, max(16, triton.next_power_of_2(window * share)))
+    block_w = min(widest(q.dtype), max(16, triton.next_power_of_2(window * share)))
     if out is None:
         out = torch.empty((lanes, window, n_head, head_dim), dtype=q.dtype, device=q.device)
     if scratch is None:
-        scratch = _scratch(lanes, window, n_head, head_dim, capacity, config, q.device)
+        scratch = _scratch(lanes, window, n_head, head_dim, capacity, q.dtype, config, q.device)
     if prefix is not None:
         prefix_attention(q, q_stride, prefix, configs, scale)
     parts: tuple[torch.Tensor | None, ...] = (None,) * 5

@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import _causal_attention
 from fastigpt.kernels.choose_rows import choose_rows
-from fastigpt.kernels.decode_attention import WIDEST, _decode_attention, heads_of_a_program
+from fastigpt.kernels.decode_attention import _decode_attention, heads_of_a_program, widest
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
 from fastigpt.kernels.prefix_attention import _prefix_attention
@@ -151,6 +151,7 @@ def cases(configs, half):
         windows = [(1, c, half) for c in (decode if head_dim == 64 else without_equals(decode))]
         windows += [(8, c, half) for c in rows("decode_attention")[:1]]
         windows += [(64, c, half) for c in rows("decode_attention")[-1:]]
+        windows += [(16, decode[-1], "*i8")] if head_dim == 128 else []
         if head_dim == 64:
             windows += [(1, c, t) for c in rows("decode_attention")[-1:] for t in ("*i8", "*fp8e4nv")]
         windows = [(window, c, cache, shape) for window, c, cache in windows]
@@ -159,8 +160,8 @@ def cases(configs, half):
             fewer = {**shape, "HEADS": heads, "GROUP": heads // kv_heads}
             windows += [(1, decode[0], half, fewer), (4, decode[-1], half, fewer), (4, decode[-1], "*i8", fewer)]
         for window, c, cache, heads in windows:
-            share = heads_of_a_program(heads["GROUP"], window)
-            block_w = min(WIDEST, max(16, triton.next_power_of_2(window * share)))
+            share = heads_of_a_program(heads["GROUP"], window, dtype)
+            block_w = min(widest(dtype), max(16, triton.next_power_of_2(window * share)))
             constants = {**heads, "SHARE": share, "WINDOW": window, "BLOCK_W": block_w, "BLOCK_S": c["block_s"],
                          "SPLITS": c["splits"], "PREFIX": c["block_s"] if window == 8 else 0, "SCALED": cache != half,
                          "STAGES": c["stages"]}  # fmt: skip

@@ -92,9 +92,11 @@ def test_heads_that_share_their_keys(generator, device, heads, kv_heads, head_di
 
 
 def test_a_program_takes_as_many_heads_as_it_has_room_for():
-    assert [heads_of_a_program(7, window) for window in (1, 4, 5, 32)] == [7, 7, 1, 1]
-    assert [heads_of_a_program(16, window) for window in (1, 2, 4, 8, 32, 64)] == [16, 16, 8, 4, 1, 1]
-    assert heads_of_a_program(1, 1) == 1
+    half, windows = torch.bfloat16, (1, 2, 4, 8, 32, 64)
+    assert [heads_of_a_program(7, window, half) for window in (1, 4, 5, 32)] == [7, 7, 1, 1]
+    assert [heads_of_a_program(16, window, half) for window in windows] == [16, 16, 8, 4, 1, 1]
+    assert [heads_of_a_program(16, window, torch.float32) for window in windows] == [16, 8, 4, 2, 1, 1]
+    assert heads_of_a_program(1, 1, half) == 1
 
 
 @pytest.mark.parametrize("window", [1, 3])

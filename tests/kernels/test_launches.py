@@ -146,8 +146,17 @@ def test_llamas_blocks_compile(compiling):
 @pytest.mark.slow
 @pytest.mark.parametrize("n, window, known", [(1, 8, 16), (64, 1, 0), (16, 32, 63)])
 @pytest.mark.parametrize("spec", [llama(128, 4, 4, 512, 16384), llama(64, 14, 2), llama(100, 4, 4)])
-@pytest.mark.parametrize("arch, configs, dtype", [(90, "sm90", torch.bfloat16), (86, "default", torch.float32)])
-def test_llamas_of_every_kind_compile(compiling, arch, configs, dtype, spec, n, window, known):
+def test_llamas_of_every_kind_compile(compiling, spec, n, window, known):
+    check_llama(compiling, 90, "sm90", torch.bfloat16, spec, n, window, known)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", [llama(128, 4, 4, 512, 16384), llama(64, 14, 2), llama(100, 4, 4)])
+def test_llamas_compile_in_float32_without_a_table_of_their_own(compiling, spec):
+    check_llama(compiling, 86, "default", torch.float32, spec, 1, 8, 16)
+
+
+def check_llama(compiling, arch, configs, dtype, spec, n, window, known):
     compiling(arch)
     drawing = Drawing(guidance_scale=5.0, top_k=2000 if spec.n_tokens == 16384 else None)
     one_pass(spec, n, window, known, drawing, dtype=dtype, configs=configs)
