@@ -164,7 +164,7 @@ def test_the_distribution_is_the_exact_conditional():
         number = (drawn[:, unknown] * torch.tensor([4, 2, 1])).sum(1)
         return float((number.bincount(minlength=8) / n - exact).abs().sum() / 2)
 
-    plain, few, many = distance(1), distance(4), distance(64)
+    plain, few, many = distance(1), distance(4), distance(32)
     assert plain > 0.35 and plain > 2 * few and few > many and many < 0.03
 
 

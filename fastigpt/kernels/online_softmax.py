@@ -80,7 +80,8 @@ def attend_block(
         scores = tl.where(allowed & broken[None, :], float("nan"), scores)
     m = tl.max(scores, axis=1)
     p = tl.exp2(scores - finite(m)[:, None])
-    l = dot(p.to(q.dtype), tl.full([k.shape[0], 8], 1.0, q.dtype), tl.zeros([q.shape[0], 8], tl.float32))
+    ones = tl.full([k.shape[0], 8], 1.0, tl.float32).to(q.dtype)
+    l = dot(p.to(q.dtype), ones, tl.zeros([q.shape[0], 8], tl.float32))
     if SCALED:
         p *= value_scale[None, :]
     acc = dot(p.to(q.dtype), v, tl.zeros([q.shape[0], v.shape[1]], tl.float32))

@@ -99,7 +99,7 @@ def add_products(acc, squares, h, gain, w, NORM: tl.constexpr):
         if w.dtype == tl.float32:
             squares = dot(square, tl.full([SLICES, w.shape[2], 8], 1.0, tl.float32), squares)
         else:
-            ones = tl.full([SLICES, w.shape[2], 8], 1.0, tl.bfloat16)
+            ones = tl.full([SLICES, w.shape[2], 8], 1.0, tl.float32).to(tl.bfloat16)
             high = square.to(tl.bfloat16)
             squares = dot(high, ones, squares)
             squares = dot((square - high.to(tl.float32)).to(tl.bfloat16), ones, squares)

@@ -350,7 +350,13 @@ def cpu_engine_bytes(config: ImageGPTConfig, dtype: torch.dtype) -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the resident size from /proc")
-@pytest.mark.parametrize("module, dtype", [("float32", "float32"), ("bfloat16", "bfloat16"), ("bfloat16", "int8")])
+@pytest.mark.parametrize(
+    "module, dtype",
+    [
+        ("bfloat16", "bfloat16"),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("float32", "float32"), ("bfloat16", "int8"))),
+    ],
+)
 def test_the_cpu_engine_adds_the_stated_memory_and_no_more(module, dtype, tmp_path):
     command = [sys.executable, "-c", MEMORY, module, dtype]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -118,6 +118,7 @@ def test_small_models_compile(compiling):
     assert {"_norm_linear", "_decode_attention", "_append_kv", "_sample_head"} <= set(fake.launched)
 
 
+@pytest.mark.slow
 def test_shared_prefixes_and_large_vocabularies_compile(compiling):
     """With filters more tokens than a program holds take a launch of their own."""
     fake = compiling(90)
@@ -135,6 +136,7 @@ def llama(head_dim, n_head, n_kv_head, head_inner=None, n_tokens=64):
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_llamas_blocks_compile(compiling):
     """With heads that are padded and share their keys, and one canvas: what is 1 becomes a constant."""
     fake = compiling(90)
