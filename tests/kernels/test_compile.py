@@ -151,7 +151,7 @@ def cases(configs, half):
         windows = [(1, c, half) for c in (decode if head_dim == 64 else without_equals(decode))]
         windows += [(8, c, half) for c in rows("decode_attention")[:1]]
         windows += [(64, c, half) for c in rows("decode_attention")[-1:]]
-        windows += [(16, decode[-1], "*i8")] if head_dim == 128 else []
+        windows += [(16, decode[-1], "*i8")] if head_dim == 128 and wide else []
         if head_dim == 64:
             windows += [(1, c, t) for c in rows("decode_attention")[-1:] for t in ("*i8", "*fp8e4nv")]
         windows = [(window, c, cache, shape) for window, c, cache in windows]
