@@ -216,7 +216,7 @@ def finish(
     expect_contiguous(y=y, out=out, bias=bias, weight_scale=weight_scale)
     _finish[(rows,)](
         y, _or(weight_scale, y), _or(bias, y), out, *_turning(turns, y), N=width,
-        HEAD_DIM=2 if turns is None else turns.head_dim, BLOCK_N=min(2048, triton.next_power_of_2(width)),
+        HEAD_DIM=2 if turns is None else turns.head_dim, BLOCK_N=min(1024, triton.next_power_of_2(width)),
         SCALED=weight_scale is not None, BIAS=bias is not None, ACTIVATION=activation, RESIDUAL=residual,
         TURNED=0 if turns is None else turns.columns, num_warps=4, **overlap(configs or {}),
     )  # fmt: skip

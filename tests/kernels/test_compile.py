@@ -232,7 +232,7 @@ def cases(configs, half):
     ):
         finish = {"N": 2048, "HEAD_DIM": 2, "SCALED": True, "BIAS": True, "ACTIVATION": None, "RESIDUAL": False,
                   "TURNED": 0, **steps}  # fmt: skip
-        yield f"finish {name}", _finish, {**finish, "BLOCK_N": 2048}, 4, half
+        yield f"finish {name}", _finish, {**finish, "BLOCK_N": 1024}, 4, half
 
 
 def resources(kernel, target, folder, name):
