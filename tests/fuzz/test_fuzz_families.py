@@ -20,13 +20,13 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 from test_fuzz_checkpoints import _MEMORY, changed_json, damaged, pickles, safetensors, tried  # noqa: E402
 
 KINDS = {
-    "llamagen_config": 100,
-    "llamagen_safetensors": 100,
-    "llamagen_pickle": 100,
-    "janus_config": 100,
-    "janus_pickle": 100,
+    "llamagen_config": 120,
+    "llamagen_safetensors": 120,
+    "llamagen_pickle": 150,
+    "janus_config": 150,
+    "janus_pickle": 120,
     "generation_config": 60,
-    "tokenizer": 60,
+    "tokenizer": 100,
 }
 
 
