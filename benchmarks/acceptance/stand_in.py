@@ -194,6 +194,7 @@ class Event:
 @contextlib.contextmanager
 def gpu() -> Iterator[Captures]:
     """This process, and of its threads the caller's, has a GPU; other threads enter `OnProcessor()` themselves."""
+    import triton.language as tl
     from triton.language.extra import cuda as language
     from triton.runtime.interpreter import GridExecutor
 
@@ -236,6 +237,8 @@ def gpu() -> Iterator[Captures]:
         stack.enter_context(mock.patch.object(launch, "interpreting", lambda: False))
         for wait in ("gdc_wait", "gdc_launch_dependents"):  # launches follow each other anyway
             stack.enter_context(mock.patch.object(language, wait, lambda: None))
+        # The kernels' one use of it is a prefetch, which reads nothing.
+        stack.enter_context(mock.patch.object(tl, "inline_asm_elementwise", lambda *args, **kwargs: None))
         stack.enter_context(mock.patch.dict(timing._COLD_BYTES, cuda=1))
         stack.enter_context(OnProcessor())
         yield _captures
