@@ -26,14 +26,14 @@ WINDOWS = (4, 16, 64)
 TOLERANCE = 2e-2  # of the largest result, for peers
 
 
-def one(n: int, heads: int, head_dim: int, window: int, dtype: torch.dtype, configs: launch.Table, config=None):
-    """Calls on enough caches to be cold, and the bytes one of them reads."""
+def one(n, heads, head_dim, window: int, dtype: torch.dtype, configs: launch.Table, config=None, keys=None):
+    """Calls on enough caches to be cold, and the bytes one of them reads. keys: that there are, of KEYS."""
     from fastigpt.kernels.decode_attention import decode_attention
 
     scaled = dtype in launch.SCALED_TYPES
     size = 2 * n * heads * KEYS * (head_dim * dtype.itemsize + (4 if scaled else 0))
     device = torch.device("cuda")
-    slots = torch.full((n,), KEYS - window, dtype=torch.int32, device=device)
+    slots = torch.full((n,), (keys or KEYS) - window, dtype=torch.int32, device=device)
     q = torch.randn(n, window, heads, head_dim, device=device).bfloat16()
     calls = []
     for _ in range(copies_needed(size, "cuda")):

@@ -65,7 +65,7 @@ class Choice:
 def choices(table: launch.Table) -> Iterator[Choice]:
     """Every row that is tuned, on the shapes of the small preset unless it says otherwise."""
     for i, row in enumerate(table["norm_linear"]):
-        rows = row.get("upto", 256)
+        rows = row.get("upto", 512)
         counts = (1, rows) if rows <= 16 else (rows,)
         layers = served(table["norm_linear"], i, rows)
 
@@ -74,17 +74,18 @@ def choices(table: launch.Table) -> Iterator[Choice]:
 
         if layers:
             yield Choice("norm_linear", i, linear_candidates(rows), linear)
+    keys = bench_decode_attention.KEYS // 2  # as many as a canvas has in the middle of its way
     block_s = table["decode_attention"][0]["block_s"]  # what a result depends on is not for the tuner to choose
-    for i, (splits, n) in enumerate(zip(((8, 16), (2, 4, 8), (1, 2)), IMAGES)):
+    for i, (splits, n) in enumerate(zip(((1, 2, 4, 8, 16), (1, 2, 4, 8), (1, 2, 4)), IMAGES)):
 
         def decode(candidate: Row, n: int = n) -> list[Calls]:
             return [
-                bench_decode_attention.one(n, *s, window, torch.bfloat16, table, candidate)[0]
+                bench_decode_attention.one(n, *s, window, torch.bfloat16, table, candidate, keys)[0]
                 for s in HEADS for window in (1, 8)
             ]  # fmt: skip
 
         candidates = [{"block_s": block_s, "splits": split, "stages": stages, "warps": warps}
-                      for split in splits for stages, warps in ((2, 4), (3, 4), (4, 4), (3, 8))]  # fmt: skip
+                      for split in splits for stages, warps in ((3, 4), (4, 4), (3, 8), (3, 2))]  # fmt: skip
         yield Choice("decode_attention", i, candidates, decode)
     for i, head_dim in enumerate((64, 128)):
 
@@ -108,14 +109,21 @@ def served(rows: list[Row], i: int, count: int) -> Layers:
 
 def linear_candidates(rows: int) -> list[Row]:
     """What a result comes to is the same with all of them: see fastigpt/kernels/products.py."""
-    names = ("block_m", "block_n", "block_k", "stages", "warps", "early")
+    names = ("block_m", "block_n", "block_k", "stages", "warps", "early", "apart")
     few = ((16, 8, 64, 2, 8, True), (16, 8, 64, 4, 8, True), (16, 8, 128, 2, 8, True), (16, 8, 64, 2, 4, True),
-           (16, 16, 64, 2, 8, True), (16, 16, 64, 3, 8, True), (16, 16, 64, 3, 8, False))  # fmt: skip
+           (16, 16, 64, 2, 8, True), (16, 16, 64, 3, 8, True), (16, 16, 64, 3, 8, False), (16, 16, 64, 3, 4, True),
+           (16, 32, 64, 2, 8, True))  # fmt: skip
     some = ((16, 8, 64, 3, 8, True), (32, 8, 32, 3, 8, True), (32, 8, 64, 2, 8, True), (32, 16, 32, 3, 8, True),
-            (32, 16, 64, 2, 8, False), (32, 32, 32, 3, 8, False))  # fmt: skip
-    many = ((32, 32, 32, 3, 8, False), (32, 64, 32, 3, 8, False), (64, 32, 32, 2, 8, False), (64, 32, 32, 3, 8, False),
-            (64, 64, 32, 2, 16, False))  # fmt: skip
-    return [dict(zip(names, size)) for size in (few if rows <= 16 else some if rows <= 64 else many)]
+            (32, 16, 64, 2, 8, False), (32, 32, 32, 3, 8, False), (32, 16, 64, 3, 4, False), (64, 8, 64, 2, 8, False),
+            (64, 16, 32, 3, 8, False))  # fmt: skip
+    many = ((32, 32, 32, 3, 8, False), (32, 64, 32, 3, 8, False), (64, 32, 32, 3, 8, False), (64, 32, 64, 2, 8, False),
+            (64, 64, 16, 3, 8, False), (64, 64, 32, 2, 8, False), (32, 32, 32, 3, 4, False), (32, 32, 64, 2, 8, False),
+            (32, 16, 64, 3, 8, False))  # fmt: skip
+    if rows <= 16:
+        return [dict(zip(names, (*size, False))) for size in few]
+    if rows <= 64:
+        return [dict(zip(names, (*size, apart))) for apart in (False, True) for size in some]
+    return [dict(zip(names, (*size, True))) for size in many]
 
 
 def rehearse(share: int, shares: int) -> None:

@@ -2,8 +2,9 @@
 
 y = norm(x) · gain @ weightᵀ + bias, then an activation, or added to a float32 residual stream, or split into q, k, v,
 which rotary positions turn, with k and v written straight into the cache. The norm's factor is one number per row, so
-it is applied to the products: one pass over x and the weights serves both. What a row comes to depends on no other row
-and on no launch configuration: kernels/products.py. Weights are [out, in].
+it is applied to the products: one pass over x and the weights serves both. With many rows every program would repeat
+the norm of its rows, and a kernel of its own makes it (`apart`, kernels/norm_rows.py). What a row comes to depends on
+no other row and on no launch configuration: kernels/products.py. Weights are [out, in].
 
 With many rows the layer is bound by arithmetic and cuBLAS is better at it: from as many rows on as the measured
 configuration says, the product is cuBLAS's, between a kernel for the norm and one for what follows. How that sums is
@@ -23,6 +24,7 @@ import triton.language as tl
 
 from fastigpt.kernels.activations import activate, turn
 from fastigpt.kernels.launch import PLAIN_TYPES, Table, expect, expect_contiguous, settings
+from fastigpt.kernels.norm_rows import norm_rows
 from fastigpt.kernels.overlap import begin, overlap
 from fastigpt.kernels.pairs import Activation, Turns
 from fastigpt.kernels.products import FIRST, SLICES, load_gain, load_weights, prefetch_weights, sum_products
@@ -34,6 +36,7 @@ def _norm_linear(
     gain,  # [K], used if NORM
     weight,  # [N, K]
     weight_scale,  # float32 [N], used if SCALED
+    row_scale,  # float32 [rows], the norm's factor of each, used if APART
     bias,  # [N], used if BIAS
     out,  # [rows, N], or N / 2 if gated; float32 and added to if RESIDUAL; with KV q: [rows, N - 2 KV]
     k_cache,  # [rows / window, n_kv_head, capacity, head_dim], used if KV
@@ -52,6 +55,7 @@ def _norm_linear(
     N: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     NORM: tl.constexpr,
+    APART: tl.constexpr,  # whether x is what norm_rows made
     SCALED: tl.constexpr,
     BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -92,6 +96,8 @@ def _norm_linear(
         first = tl.load(slots + row // window, mask=has_row, other=-1)
     if RESIDUAL:
         before = tl.load(out + at, mask=mask, other=0.0)
+    if APART:
+        norm = tl.load(row_scale + row, mask=has_row, other=0.0)
     acc, squares = sum_products(
         x,
         gain,
@@ -112,6 +118,8 @@ def _norm_linear(
     )
     if NORM:
         acc *= tl.rsqrt(squares / K + epsilon)[:, None]
+    if APART:
+        acc *= norm[:, None]
     if SCALED:
         acc *= factor[None, :]
     if BIAS:
@@ -263,6 +271,7 @@ def norm_linear(
     slots: torch.Tensor | None = None,
     window: int = 1,
     scratch: torch.Tensor | None = None,
+    normed: tuple[torch.Tensor, torch.Tensor] | None = None,
     exact: bool = False,
     config: dict[str, Any] | None = None,
 ) -> torch.Tensor:
@@ -276,7 +285,8 @@ def norm_linear(
     takes the kernel, and an 8-bit cache cannot be written from here, for its scale needs a whole head: for either, use
     `append_kv`. exact: always the kernel, for what a row comes to there depends on no other. scratch: at least rows ·
     (K + N) of weight's dtype for the way over cuBLAS, so that a captured graph owns its memory; N · K more for an int8
-    weight, and of the dtype in which products are made.
+    weight, and of the dtype in which products are made. normed: likewise for a norm that is made apart, [rows, K] of
+    that dtype and float32 [rows].
     """
     rows, width = x.shape
     n = weight.shape[0]
@@ -308,11 +318,17 @@ def norm_linear(
 
     k_cache, v_cache = kv_cache or (out, out)
     config = config or settings(configs, "norm_linear", rows, dtype, k=width, n=n)
+    row_scale = None
+    if gain is not None and config["apart"]:
+        if normed is None:
+            normed = (torch.empty_like(x, dtype=dtype), torch.empty(rows, dtype=torch.float32, device=x.device))
+        norm_rows(x, gain, *normed, epsilon, configs=configs)
+        (x, row_scale), gain = normed, None
     _norm_linear[(triton.cdiv(n, config["block_n"]), triton.cdiv(rows, config["block_m"]))](
-        x, _or(gain, x), weight, _or(weight_scale, x), _or(bias, x), out, k_cache, v_cache,
+        x, _or(gain, x), weight, _or(weight_scale, x), _or(row_scale, x), _or(bias, x), out, k_cache, v_cache,
         _or(slots, x), *_turning(turns, x), rows, window, k_cache.shape[2] if kv_cache else 0, epsilon,
-        K=width, N=n, HEAD_DIM=head_dim, NORM=gain is not None, SCALED=scaled, BIAS=bias is not None,
-        ACTIVATION=activation, RESIDUAL=residual, KV=kv, TURNED=0 if turns is None else turns.columns,
+        K=width, N=n, HEAD_DIM=head_dim, NORM=gain is not None, APART=row_scale is not None, SCALED=scaled,
+        BIAS=bias is not None, ACTIVATION=activation, RESIDUAL=residual, KV=kv, TURNED=0 if turns is None else turns.columns,
         BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], BLOCK_K=config["block_k"], STAGES=config["stages"],
         EARLY=config["early"], num_warps=config["warps"], **overlap(configs),
     )  # fmt: skip

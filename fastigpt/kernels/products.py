@@ -43,7 +43,7 @@ def add_slices(x):
 
 
 @triton.jit
-def _columns(start, K: tl.constexpr, BLOCK_K: tl.constexpr):
+def columns_of_slices(start, K: tl.constexpr, BLOCK_K: tl.constexpr):
     # Columns start … of every slice, [8, 1, BLOCK_K], and which of them there are.
     LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16
     k = start + tl.arange(0, BLOCK_K)[None, None, :]
@@ -54,7 +54,7 @@ def _columns(start, K: tl.constexpr, BLOCK_K: tl.constexpr):
 @triton.jit
 def load_weights(weight, row, there, start, K: tl.constexpr, BLOCK_K: tl.constexpr):
     # weight [N, K], some rows of it → [8, rows, BLOCK_K]
-    k, inside = _columns(start, K, BLOCK_K)
+    k, inside = columns_of_slices(start, K, BLOCK_K)
     at = weight + row.to(tl.int64)[None, :, None] * K + k
     return tl.load(at, mask=there[None, :, None] & inside, other=0.0)
 
@@ -85,26 +85,46 @@ def prefetch_weights(weight, row, there, start, K: tl.constexpr, COLUMNS: tl.con
 @triton.jit
 def load_gain(gain, start, K: tl.constexpr, BLOCK_K: tl.constexpr):
     # float32 [8, 1, BLOCK_K]
-    k, inside = _columns(start, K, BLOCK_K)
+    k, inside = columns_of_slices(start, K, BLOCK_K)
     return tl.load(gain + k, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
+def add_squares(squares, h, DTYPE: tl.constexpr):
+    # squares [8, M, 8] += Σ h² in every column. Products too, so that their sum has the same order: of what they are in
+    # bfloat16, and of the rest.
+    square = h * h
+    if DTYPE == tl.float32:
+        squares = dot(square, tl.full([SLICES, h.shape[2], 8], 1.0, tl.float32), squares)
+    else:
+        ones = tl.full([SLICES, h.shape[2], 8], 1.0, tl.float32).to(tl.bfloat16)
+        high = square.to(tl.bfloat16)
+        squares = dot(high, ones, squares)
+        squares = dot((square - high.to(tl.float32)).to(tl.bfloat16), ones, squares)
+    return squares
+
+
+@triton.jit
+def sum_squares(squares):
+    return tl.max(add_slices(squares), axis=1)  # they are all equal
+
+
+@triton.jit
 def add_products(acc, squares, h, gain, w, NORM: tl.constexpr):
-    # acc [8, M, N] += h · gain @ wᵀ; squares [8, M, 8] += Σ h² in every column. h: [8, M, BLOCK_K], w: [8, N, BLOCK_K]
+    # acc [8, M, N] += h · gain @ wᵀ, and the squares of h. h: [8, M, BLOCK_K], w: [8, N, BLOCK_K]
     if NORM:
         h = h.to(tl.float32)
-        square = h * h
-        # Products too, so that their sum has the same order: of what they are in bfloat16, and of the rest.
-        if w.dtype == tl.float32:
-            squares = dot(square, tl.full([SLICES, w.shape[2], 8], 1.0, tl.float32), squares)
-        else:
-            ones = tl.full([SLICES, w.shape[2], 8], 1.0, tl.float32).to(tl.bfloat16)
-            high = square.to(tl.bfloat16)
-            squares = dot(high, ones, squares)
-            squares = dot((square - high.to(tl.float32)).to(tl.bfloat16), ones, squares)
+        squares = add_squares(squares, h, w.dtype)
         h *= gain
     return dot(h.to(w.dtype), tl.permute(w, (0, 2, 1)), acc), squares
+
+
+@triton.jit
+def in_turn(i, K: tl.constexpr):
+    # Where in a slice columns are that are added i-th: the first FIRST come last.
+    LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16
+    ALL: tl.constexpr = (LENGTH + FIRST - 1) // FIRST * FIRST
+    return tl.where(i < ALL - FIRST, i + FIRST, i + FIRST - ALL)
 
 
 @triton.jit
@@ -132,12 +152,12 @@ def sum_products(
         acc, squares = add_products(acc, squares, h_first, g_first, w_first.to(DTYPE), NORM)
     else:
         for i in tl.range(0, ALL, BLOCK_K, num_stages=STAGES):
-            k0 = tl.where(i < ALL - FIRST, i + FIRST, i + FIRST - ALL)
+            k0 = in_turn(i, K)
             w = load_weights(weight, column, has_column, k0, K, BLOCK_K)
             h = load_weights(x, row, has_row, k0, K, BLOCK_K)
             g = load_gain(gain, k0, K, BLOCK_K) if NORM else 0.0
             acc, squares = add_products(acc, squares, h, g, w.to(DTYPE), NORM)
     total = tl.zeros([M], tl.float32)
     if NORM:
-        total = tl.max(add_slices(squares), axis=1)  # they are all equal
+        total = sum_squares(squares)
     return add_slices(acc), total

@@ -26,6 +26,7 @@ from fastigpt.kernels.choose_rows import choose_rows
 from fastigpt.kernels.decode_attention import _decode_attention, heads_of_a_program, widest
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
+from fastigpt.kernels.norm_rows import _norm_rows
 from fastigpt.kernels.prefix_attention import _prefix_attention
 from fastigpt.kernels.sample_head import _sample_head
 
@@ -75,6 +76,8 @@ def argument_types(function, constants, half, cache):
         "nats",
         "turns",
         "weight_scale",
+        "row_scale",
+        "factor",
     }
     types = {}
     for name in function.arg_names:
@@ -169,7 +172,7 @@ def cases(configs, half):
             name += f" group={heads['GROUP']}" if share > 1 else ""
             yield name, _decode_attention, constants, c["warps"], cache
     heads, width = HEADS[64], WIDTH
-    nothing = {"NORM": False, "SCALED": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0}
+    nothing = {"NORM": False, "APART": False, "SCALED": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0}
     layers = {
         "qkv": (width, 3 * width, {"NORM": True, "KV": width}),
         "fc": (width, 4 * width, {"NORM": True, "ACTIVATION": "quick_gelu", "BIAS": True}),
@@ -193,6 +196,8 @@ def cases(configs, half):
             block = {"BLOCK_M": c["block_m"], "BLOCK_N": c["block_n"], "BLOCK_K": c["block_k"], "STAGES": c["stages"],
                      "EARLY": c["early"]}  # fmt: skip
             constants = {**nothing, "TURNED": 0, "HEAD_DIM": 64, **steps, "K": k, "N": n, **block}
+            if constants["NORM"] and c["apart"]:
+                constants |= {"NORM": False, "APART": True}
             yield f"norm_linear {name} rows={count}", _norm_linear, constants, c["warps"], half
     linear_head = {"WIDTH": width, "INNER": width, "NORM": True, "BIAS": False}
     deep_head = {"WIDTH": 2048, "INNER": 2048, "NORM": False, "BIAS": True, "wpe": None}
@@ -224,6 +229,8 @@ def cases(configs, half):
         "PLACED": False,
     }
     yield "append_kv fp8", _append_kv, append, 4, "*fp8e4nv"
+    for k in (width, 3200):
+        yield f"norm_rows {k}", _norm_rows, {"K": k, "BLOCK_M": 16}, 8, half
     yield "rms_norm", _norm, {"K": width, "BLOCK_K": width, "NORM": True}, 4, half
     for name, steps in (
         ("quick_gelu", {"ACTIVATION": "quick_gelu"}),

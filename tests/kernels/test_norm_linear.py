@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from either_way import device, generator, pytestmark  # noqa: F401
+from either_way import GPU, device, generator, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
@@ -14,8 +14,8 @@ from fastigpt.ops.norm_linear import norm_linear_reference
 
 FEW = {
     "norm_linear": [
-        {"upto": 1, "block_m": 16, "block_n": 8, "block_k": 16, "stages": 1, "warps": 4, "early": True},
-        {"block_m": 16, "block_n": 32, "block_k": 32, "stages": 1, "warps": 4, "early": False},
+        {"upto": 1, "block_m": 16, "block_n": 8, "block_k": 16, "stages": 1, "warps": 4, "early": True, "apart": False},
+        {"block_m": 16, "block_n": 32, "block_k": 32, "stages": 1, "warps": 4, "early": False, "apart": True},
     ],
     "cublas": [{"from_rows": 10**9}],
 }
@@ -200,3 +200,21 @@ def test_wrong_arguments_are_named(change, message):
     arguments = {"x": torch.zeros(2, 4), "weight": torch.zeros(8, 4), "out": torch.zeros(2, 8)}
     with pytest.raises(ValueError, match=message):
         norm_linear(**{**arguments, **change}, configs=FEW)
+
+
+@pytest.mark.skipif(not GPU, reason="the interpreter adds in another order")
+@pytest.mark.parametrize("layer", [{"activation": "quick_gelu"}, {"residual": True}, {}], ids=str)
+def test_what_a_row_comes_to_is_the_same_in_every_configuration_and_batch(generator, device, layer):
+    """In bfloat16, bit for bit: with the norm inside and apart, in blocks of all sizes, alone and among others."""
+    rows, width, n = 130, 512, 1536
+    x, weight, gain, _ = tensors(generator, device, rows, width, n, torch.bfloat16)
+    before = torch.randn(rows, n, generator=generator).to(device)
+    found = []
+    for count in (rows, 1, 17):
+        for name in ("sm90", "default", "fixed"):
+            for row in table(name)["norm_linear"]:
+                out = before[:count].clone() if layer.get("residual") else before[:count].bfloat16()
+                norm_linear(x[:count], weight, out, configs=FEW, gain=gain, config=row, **layer)
+                found.append(out[0])
+    assert torch.isfinite(found[0].float()).all()
+    assert all(torch.equal(each, found[0]) for each in found[1:])

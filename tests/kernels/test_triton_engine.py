@@ -116,10 +116,13 @@ def test_int8_weights_are_those_of_the_blocks_rounded(device, blocks):
             weights[name] = stored * scale[:, None]
     reference, tokens = ReferenceEngine(spec, weights), random_tokens(PROMPTED, 2)
     for some in (tokens, tokens.repeat(3, 1)):  # by the kernel, and by cuBLAS
-        found = engine.logits(some).cpu()
-        torch.testing.assert_close(found, reference.logits(some), atol=2e-2 if GPU else 1e-4, rtol=0)
+        found, wanted = engine.logits(some).cpu(), reference.logits(some)
+        if GPU:  # there activations are bfloat16
+            assert (found - wanted).norm() < 1e-2 * wanted.norm()
+        else:
+            torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
     asked = requests(PROMPTED, empty(PROMPTED, 2), Drawing(temperature=0.0, guidance_scale=1.5), [[1, 2], [3, 0]])
-    if not GPU:  # there activations are bfloat16
+    if not GPU:
         assert torch.equal(fill(engine, asked, window=2).tokens, fill(reference, asked).tokens)
 
 
@@ -138,7 +141,7 @@ def test_heads_of_every_width_equal_the_reference(device, head_dim):
     reference, engine = both(spec, device, 22, biases=False)
     assert engine.model.head_dim == {"100": 104}.get(head_dim, int(head_dim))
     tokens = random_tokens(PROMPTED, 2)
-    torch.testing.assert_close(engine.logits(tokens), reference.logits(tokens), atol=1e-4, rtol=0)
+    torch.testing.assert_close(engine.logits(tokens).cpu(), reference.logits(tokens), atol=1e-4, rtol=0)
     asked = requests(PROMPTED, empty(PROMPTED, 2), Drawing(seed=5, guidance_scale=2.0), [[1, 2], [1, 2]])
     assert torch.equal(fill(engine, asked, window=2).tokens, fill(reference, asked).tokens)
 

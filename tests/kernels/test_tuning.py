@@ -41,7 +41,7 @@ def choice(launcher, candidates, residual=False):
 
     def calls(candidate):
         out = torch.zeros(1, 20, device="cuda")
-        config = {"block_m": 16, "block_k": 64, "stages": 2, "warps": 8, "early": True, **candidate}
+        config = {"block_m": 16, "block_k": 64, "stages": 2, "warps": 8, "early": True, "apart": False, **candidate}
         return [[partial(launcher, x, weight, out, configs=TABLE, config=config, residual=residual)]]
 
     return tune.Choice("norm_linear", 0, candidates, calls)

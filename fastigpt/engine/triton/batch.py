@@ -44,7 +44,7 @@ def batch_bytes(model: Model, n: int, guided: bool, widths: Sequence[int]) -> fl
     spec, lanes = model.spec, (2 if guided else 1) * n
     linear = sum(model.sections) + model.sections[0] + spec.block.n_inner
     head = 0 if spec.head_inner is None else spec.head_inner
-    row = 4 * spec.width + (linear + head) * model.dtype.itemsize + 12 * spec.n_tokens
+    row = 4 * spec.width + 4 + (linear + head + spec.width) * model.dtype.itemsize + 12 * spec.n_tokens
     return _SHARED_BYTES + (lanes + _places(n)) * _capacity(model) * token_bytes(model) + lanes * sum(widths) * row
 
 

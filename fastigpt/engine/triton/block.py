@@ -29,11 +29,12 @@ class Attention(Protocol):
 @dataclass(frozen=True)
 class Work:
     """Memory of a block's launches for some number of rows. qkv: [rows, q + k + v], or [rows, q] where k and v go
-    straight into a cache. attended: [rows, q]. inner: [rows, n_inner]. exact: see `norm_linear`."""
+    straight into a cache. attended: [rows, q]. inner: [rows, n_inner]. normed, exact: see `norm_linear`."""
 
     qkv: torch.Tensor
     attended: torch.Tensor
     inner: torch.Tensor
+    normed: tuple[torch.Tensor, torch.Tensor]
     exact: bool
 
     @classmethod
@@ -47,6 +48,7 @@ class Work:
             memory(rows, model.sections[0] if straight else sum(model.sections)),
             memory(rows, model.sections[0]),
             memory(rows, inner),
+            (memory(rows, model.spec.width), torch.empty(rows, dtype=torch.float32, device=model.device)),
             exact,
         )
 
@@ -56,10 +58,10 @@ def run_block(model: Model, i: int, x: torch.Tensor, work: Work, attention: Atte
     block = model.blocks[i]
     shared: dict[str, Any] = {"configs": model.configs, "epsilon": model.epsilon, "exact": work.exact}
     options = {**block.qkv.operands, **attention.projection(i), **shared}
-    norm_linear(x, block.qkv.weight, work.qkv, gain=block.norm_1, **options)
+    norm_linear(x, block.qkv.weight, work.qkv, gain=block.norm_1, normed=work.normed, **options)
     if not attention.attend(i, work.qkv, work.attended):
         return
     norm_linear(work.attended, block.proj.weight, x, residual=True, **block.proj.operands, **shared)
     options = {**block.fc.operands, "activation": model.spec.block.mlp, **shared}
-    norm_linear(x, block.fc.weight, work.inner, gain=block.norm_2, **options)
+    norm_linear(x, block.fc.weight, work.inner, gain=block.norm_2, normed=work.normed, **options)
     norm_linear(work.inner, block.out.weight, x, residual=True, **block.out.operands, **shared)
