@@ -12,7 +12,6 @@ from fastigpt.engine.triton import TritonEngine
 from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.job import Request
-from fastigpt.kernels import launch
 from fastigpt.sampling import Drawing
 from fastigpt.spec import BlockSpec, ModelSpec
 
@@ -40,11 +39,9 @@ def weights_of(config, seed, biases=True):
 
 
 def both(config, device, seed, biases=True, **options):
-    """The reference and the triton engine with the same weights. config: of an Image GPT, or a spec. Prefixes are
-    shared from one canvas on, whatever is best on a GPU."""
+    """The reference and the triton engine with the same weights. config: of an Image GPT, or a spec."""
     spec, weights = weights_of(config, seed, biases)
-    configs = launch.table(launch.family(torch.device(device)))
-    options = {"dtype": torch.float32, "configs": {**configs, "shared_prefix": [{"from_slots": 1}]}, **options}
+    options = {"dtype": torch.float32, **options}
     return ReferenceEngine(spec, weights), TritonEngine(spec, weights, device=device, **options)
 
 

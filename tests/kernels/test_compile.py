@@ -172,7 +172,8 @@ def cases(configs, half):
             name += f" group={heads['GROUP']}" if share > 1 else ""
             yield name, _decode_attention, constants, c["warps"], cache
     heads, width = HEADS[64], WIDTH
-    nothing = {"NORM": False, "APART": False, "SCALED": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False, "KV": 0}
+    nothing = {"NORM": False, "APART": False, "SCALED": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False,
+               "KV": 0}  # fmt: skip
     layers = {
         "qkv": (width, 3 * width, {"NORM": True, "KV": width}),
         "fc": (width, 4 * width, {"NORM": True, "ACTIVATION": "quick_gelu", "BIAS": True}),

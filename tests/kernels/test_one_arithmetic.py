@@ -66,7 +66,8 @@ def unlike(configs, kernel, sizes, **shape):
 @pytest.mark.parametrize("target", FAMILIES)
 def test_products_are_one_arithmetic_for_every_number_of_rows(target, tmp_path):
     k, n = WIDTH, 4 * WIDTH
-    constants = {"NORM": True, "APART": False, "SCALED": False, "BIAS": True, "ACTIVATION": "quick_gelu", "RESIDUAL": False, "KV": 0,
+    constants = {"NORM": True, "APART": False, "SCALED": False, "BIAS": True, "ACTIVATION": "quick_gelu",
+                 "RESIDUAL": False, "KV": 0,
                  "TURNED": 0, "HEAD_DIM": 2, "K": k, "N": n}  # fmt: skip
     todo = unlike(launch.table(FAMILIES[target]), "norm_linear", (1, 32, 64, 512), k=k, n=n)
     todo += unlike(launch.table("fixed"), "norm_linear", (1,), k=k, n=n)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import random_tokens, random_weights
 from drawn import BLOCKS, PROMPTED, SMALL, both, empty, fill, requests
-from either_way import device, pytestmark  # noqa: F401
+from either_way import GPU, device, pytestmark  # noqa: F401
 
 pytest.importorskip("triton")
 
@@ -174,6 +174,7 @@ def test_passes_that_were_launched_too_many_change_nothing(device, monkeypatch):
     assert (found.pass_starts == (torch.stack([request.tokens for request in asked]) < 0)).all(1)[[0, 1]].all()
 
 
+@pytest.mark.skipif(GPU, reason="whole blocks of keys are shared, and those of a GPU are longer than these prefixes")
 @pytest.mark.parametrize("blocks", BLOCKS)
 def test_what_equal_requests_share_is_read_and_stored_once(device, blocks, monkeypatch):
     reference, engine = both(BLOCKS[blocks], device, 6)

@@ -105,7 +105,7 @@ def test_a_row_that_was_chosen_keeps_what_work_it_is_for(gpu, timed, monkeypatch
 @pytest.mark.parametrize("same", [True, False])
 def test_launches_overlap_only_if_the_tokens_are_the_same(monkeypatch, same):
     steps = {False: (2.0, torch.tensor([1, 2])), True: (1.0, torch.tensor([1, 2 if same else 3]))}
-    monkeypatch.setattr(tune, "step", lambda table, overlap: steps[overlap])
+    monkeypatch.setattr(tune, "step", lambda table, overlap, n: steps[overlap])
     assert tune.overlap_pays({}) is same
 
 
