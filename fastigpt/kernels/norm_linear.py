@@ -328,9 +328,10 @@ def norm_linear(
         x, _or(gain, x), weight, _or(weight_scale, x), _or(row_scale, x), _or(bias, x), out, k_cache, v_cache,
         _or(slots, x), *_turning(turns, x), rows, window, k_cache.shape[2] if kv_cache else 0, epsilon,
         K=width, N=n, HEAD_DIM=head_dim, NORM=gain is not None, APART=row_scale is not None, SCALED=scaled,
-        BIAS=bias is not None, ACTIVATION=activation, RESIDUAL=residual, KV=kv, TURNED=0 if turns is None else turns.columns,
-        BLOCK_M=config["block_m"], BLOCK_N=config["block_n"], BLOCK_K=config["block_k"], STAGES=config["stages"],
-        EARLY=config["early"], num_warps=config["warps"], **overlap(configs),
+        BIAS=bias is not None, ACTIVATION=activation, RESIDUAL=residual, KV=kv,
+        TURNED=0 if turns is None else turns.columns, BLOCK_M=config["block_m"], BLOCK_N=config["block_n"],
+        BLOCK_K=config["block_k"], STAGES=config["stages"], EARLY=config["early"], num_warps=config["warps"],
+        **overlap(configs),
     )  # fmt: skip
     return out
 
