@@ -1,7 +1,7 @@
-"""Tokens of rows whose scores are filtered, and what follows the scores of a large vocabulary as a launch of its own.
+"""Tokens of rows whose scores are filtered, as a launch of its own.
 
-kernels/sample_head.py says what the arguments are. The rows of a block are shared out here, since each is read some
-seventy times; the last program of a block does the rest.
+kernels/sample_head.py says what the arguments are. The rows of a block are shared out here, since some seventy passes
+over each are made one after another; the last program of a block does the rest.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from fastigpt.kernels.advance import choose, finish, rows_of
-from fastigpt.kernels.filters import draw_filtered, first_block
+from fastigpt.kernels.filters import draw_filtered, load_scores
 from fastigpt.kernels.overlap import begin
 
 
@@ -34,8 +34,9 @@ def choose_filtered(
     k = tl.where(k > 0, k, TOKENS).to(tl.int32)
     p = tl.load(top_p + b)
     rest = tl.where(p < 1.0, (1.0 - p).to(tl.float32), -1.0)
-    first = first_block(rows, BLOCK_V)
-    token = draw_filtered(rows, noises, first, ok, k, rest, V, BLOCK_V, TOP_K, TOP_P, STORE)
+    CACHE: tl.constexpr = ".cg" if AHEAD == 1 else ""
+    first = load_scores(rows, 0, V, BLOCK_V, CACHE)
+    token = draw_filtered(rows, noises, first, ok, k, rest, V, BLOCK_V, TOP_K, TOP_P, STORE, CACHE)
     choose(b, j + AHEAD * W, ok, token, n_positions, canvas, position, chosen, BLOCK_W)
 
 
@@ -64,8 +65,8 @@ def choose_rows(
     BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr, GUIDED: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
     SCORE: tl.constexpr, ADVANCE: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    # What follows the scores of a large vocabulary: CHUNK rows of each block are filtered here, and the last program
-    # of a block does the rest. Arguments as in `_sample_head`.
+    # CHUNK rows of each block are filtered here, and the last program of a block does the rest. V: TOKENS, padded.
+    # Other arguments as in `_sample_head`.
     begin(OVERLAP)
     block, chunk = tl.program_id(0), tl.program_id(1)
     rows_total = tl.num_programs(0).to(tl.int64) * BLOCK_R
@@ -90,3 +91,8 @@ def choose_rows(
             scored, log_likelihood, failed, part_max, part_sum, known_logit, nats, chosen, broken, WIDTH, W, BLOCK_W,
             CANVASES, BLOCK_R, BLOCK_E, TILES, BLOCK_T, GUIDED, SCORE, ADVANCE,
         )  # fmt: skip
+
+
+def filter_warps(block_v: int) -> int:
+    """Warps of a program that holds so many scores of a row."""
+    return max(4, min(8, block_v // 512))

@@ -1,8 +1,8 @@
-"""Top-k and top-p without a sort, over rows of scores that are streamed from memory in blocks.
+"""Top-k and top-p without a sort, over rows of scores.
 
-Thresholds are found by bisection over the bit patterns of the scores, ties included, so that no program ever holds more
-than CHUNK rows of BLOCK_V tokens, however large the vocabulary. A row that is one block is read once and stays in
-registers. `fastigpt.sampling.filter_logits` is the plain twin.
+Thresholds are found by bisection over the bit patterns of the scores, ties included: some seventy passes over a row.
+One that is a single block is read once and stays in registers; the blocks of a larger one are read anew in every pass,
+from the first level cache. `fastigpt.sampling.filter_logits` is the plain twin.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ def _ordered(x):
 
 
 @triton.jit
-def first_block(rows, BLOCK_V: tl.constexpr):
-    # rows: pointers [R] to scores. Past the L1 cache: other programs have just written them.
-    return tl.load(rows[:, None] + tl.arange(0, BLOCK_V)[None, :], cache_modifier=".cg")
+def load_scores(rows, v0, V: tl.constexpr, BLOCK_V: tl.constexpr, CACHE: tl.constexpr):
+    # rows: pointers [R] to scores. CACHE: ".cg" where other programs of this launch may have written them.
+    v = v0 + tl.arange(0, BLOCK_V)[None, :]
+    return tl.load(rows[:, None] + v, mask=v < V, other=float("-inf"), cache_modifier=CACHE)
 
 
 @triton.jit
-def _block(rows, first, v0, least, V: tl.constexpr, BLOCK_V: tl.constexpr, TOP_K: tl.constexpr):
+def _block(
+    rows, first, v0, least, V: tl.constexpr, BLOCK_V: tl.constexpr, TOP_K: tl.constexpr, CACHE: tl.constexpr = ""
+):
     # Scores of tokens v0 … of each row, −inf where their keys are below `least`.
-    if V == BLOCK_V:
+    if V <= BLOCK_V:
         scores = first
     else:
-        scores = tl.load(rows[:, None] + v0 + tl.arange(0, BLOCK_V)[None, :], cache_modifier=".cg")
+        scores = load_scores(rows, v0, V, BLOCK_V, CACHE)
     if TOP_K:
         scores = tl.where(_ordered(scores) >= least[:, None], scores, float("-inf"))
     return scores
@@ -84,14 +87,14 @@ def top_p_threshold(rows, first, least, rest, V: tl.constexpr, BLOCK_V: tl.const
     each = tl.zeros([R], tl.float64)
     for v0 in range(0, V, BLOCK_V):
         scores = _block(rows, first, v0, least, V, BLOCK_V, TOP_K)
-        p = _probability(scores, top, total)
-        each = tl.maximum(each, tl.max(tl.where(_ordered(scores) == threshold[:, None], p, 0.0), axis=1))
+        p = tl.max(tl.where(_ordered(scores) == threshold[:, None], _probability(scores, top, total), 0.0), axis=1)
+        each = tl.maximum(each, p.to(tl.float64))
     return threshold, below, each, last
 
 
 @triton.jit
 def _probability(scores, top, total):
-    return (tl.exp(scores - top[:, None]) / total[:, None]).to(tl.float64)
+    return tl.exp(scores - top[:, None]) / total[:, None]
 
 
 @triton.jit
@@ -99,15 +102,15 @@ def _sum_below(rows, first, least, threshold, top, total, V: tl.constexpr, BLOCK
     below = tl.zeros([first.shape[0]], tl.float64)
     for v0 in range(0, V, BLOCK_V):
         scores = _block(rows, first, v0, least, V, BLOCK_V, TOP_K)
-        p = _probability(scores, top, total)
-        below += tl.sum(tl.where(_ordered(scores) < threshold[:, None], p, 0.0), axis=1)
+        p = tl.where(_ordered(scores) < threshold[:, None], _probability(scores, top, total), 0.0)
+        below += tl.sum(p.to(tl.float64), axis=1)
     return below
 
 
 @triton.jit
 def draw_filtered(
     rows, noise, first, ok, k, rest, V: tl.constexpr, BLOCK_V: tl.constexpr, TOP_K: tl.constexpr, TOP_P: tl.constexpr,
-    STORE: tl.constexpr,
+    STORE: tl.constexpr, CACHE: tl.constexpr,
 ):  # fmt: skip
     # int32 [R]: the argmax of score + noise over the tokens that top-k and then top-p leave; of equal ones the lowest.
     # noise: pointers [R], like rows. STORE: puts −inf in place of the scores that were removed, in rows that are ok.
@@ -122,7 +125,7 @@ def draw_filtered(
     ties = tl.zeros([R], tl.int32)  # before this block
     for v0 in range(0, V, BLOCK_V):
         v = v0 + tl.arange(0, BLOCK_V)
-        scores = _block(rows, first, v0, least, V, BLOCK_V, TOP_K)
+        scores = _block(rows, first, v0, least, V, BLOCK_V, TOP_K, CACHE)
         if TOP_P:
             keys = _ordered(scores)
             tied = keys == threshold[:, None]
@@ -132,8 +135,8 @@ def draw_filtered(
             scores = tl.where(removed & (v[None, :] != last[:, None]), float("-inf"), scores)
             ties += tl.sum(tied.to(tl.int32), axis=1)
         if STORE:
-            tl.store(rows[:, None] + v[None, :], scores, mask=ok[:, None])
-        value = scores + tl.load(noise[:, None] + v[None, :], cache_modifier=".cg")
+            tl.store(rows[:, None] + v[None, :], scores, mask=ok[:, None] & (v < V)[None, :])
+        value = scores + tl.load(noise[:, None] + v[None, :], mask=(v < V)[None, :], other=0.0, cache_modifier=".cg")
         best, at = tl.max(value, axis=1, return_indices=True)
         token = tl.where(best > most, v0 + at.to(tl.int32), token)
         most = tl.maximum(most, best)

@@ -3,9 +3,9 @@
 Final norm, head, guidance, temperature, top-k, top-p, noise, argmax, known tokens, which guesses were right, and the
 embeddings of the next inputs, each canvas in its own way. A hidden layer of the head is a launch of its own before. The
 tokens of the vocabulary are split over TILES programs for each block of canvases: each scores its own, with their
-noise, and leaves partial maxima; the last to finish chooses. Filters read the scores again, in blocks
-(kernels/filters.py): a vocabulary of more than one block is filtered in a second launch, by more programs. Positions,
-tokens and noise counters live on the device, so a captured graph can be replayed without the host.
+noise, and leaves partial maxima; the last to finish chooses. Filters read the scores again, in a second launch whose
+programs take few rows each (kernels/choose_rows.py). Positions, tokens and noise counters live on the device, so a
+captured graph can be replayed without the host.
 
 The window of canvas b scores positions position[b] … position[b] + W − 1. Its inputs are the token before and W − 1
 guesses. The draw at a position depends only on the tokens before it, so it stands if all guesses before it were equal
@@ -26,7 +26,7 @@ import triton.language as tl
 
 from fastigpt.kernels.advance import choose, finish, rows_of
 from fastigpt.kernels.canvases import Canvases, Head, Steps
-from fastigpt.kernels.choose_rows import choose_filtered, choose_rows, guess_filtered
+from fastigpt.kernels.choose_rows import choose_rows, filter_warps
 from fastigpt.kernels.launch import Table, expect, expect_contiguous, settings
 from fastigpt.kernels.noise import gumbel
 from fastigpt.kernels.norm_linear import norm_linear
@@ -99,8 +99,6 @@ def _sample_head(
     seed_low,  # int64 [n]
     seed_high,  # int64 [n]
     temperature,  # float32 [n]
-    top_k,  # int64 [n], 0 = all tokens
-    top_p,  # float64 [n], 1 = all tokens
     scale,  # float32 [n]: of guidance
     guided,  # int32 [n]
     scored,  # int32 [n]
@@ -126,12 +124,10 @@ def _sample_head(
     BIAS: tl.constexpr,
     TOKENS: tl.constexpr,
     V: tl.constexpr,  # TOKENS, padded
-    BLOCK_V: tl.constexpr,
     W: tl.constexpr,
     BLOCK_W: tl.constexpr,  # W, padded
     CANVASES: tl.constexpr,  # of a block
     BLOCK_R: tl.constexpr,  # rows of a block: max(16, CANVASES * BLOCK_W)
-    CHUNK: tl.constexpr,  # rows that are filtered at once
     BLOCK_C: tl.constexpr,
     BLOCK_T: tl.constexpr,  # V / BLOCK_C tiles, this many at once, padded
     BLOCK_K: tl.constexpr,
@@ -140,7 +136,6 @@ def _sample_head(
     TOP_K: tl.constexpr,
     TOP_P: tl.constexpr,
     SCORE: tl.constexpr,
-    CHOOSE: tl.constexpr,  # False: `choose_rows` does what follows the scores
     ADVANCE: tl.constexpr,  # False: leave the tokens in `chosen` and change nothing else
     STAGES: tl.constexpr,
     EARLY: tl.constexpr,
@@ -219,29 +214,16 @@ def _sample_head(
             )
             _best_of_tile(of_last + ahead, tile, row, rows_total, part_score, part_token, TILES, 1, BLOCK_C)
 
-    if CHOOSE:
+    if not FILTERED:  # else `choose_rows` does the rest
         tl.debug_barrier()  # every warp's stores before the one atomic that publishes them
         arrived = tl.atomic_add(arrivals + block, 1, sem="acq_rel")
         if arrived == tl.num_programs(1) - 1:
             tl.store(arrivals + block, 0)
-            if FILTERED:
-                for r0 in range(0, BLOCK_R, CHUNK):
-                    choose_filtered(
-                        r0 + tl.arange(0, CHUNK), block, rows_total, n, n_positions, canvas, position, top_k, top_p,
-                        scores, noise, chosen, TOKENS, V, BLOCK_V, W, BLOCK_W, CANVASES, BLOCK_R, TOP_K, TOP_P, 0,
-                        W > 1,
-                    )  # fmt: skip
-                if W > 1:
-                    guess_filtered(
-                        block, rows_total, n, n_positions, canvas, position, top_k, top_p, scores, noise, chosen,
-                        TOKENS, V, BLOCK_V, W, BLOCK_W, CANVASES, BLOCK_R, CHUNK,
-                    )  # fmt: skip
-            else:
-                drawn = _best_of_row(row, part_score, part_token, TILES, BLOCK_T)
-                choose(b, j, ok, drawn, n_positions, canvas, position, chosen, BLOCK_W)
-                if W > 1:
-                    guess = _best_of_row(rows_total + row, part_score, part_token, TILES, BLOCK_T)
-                    choose(b, j + W, ok, guess, n_positions, canvas, position, chosen, BLOCK_W)
+            drawn = _best_of_row(row, part_score, part_token, TILES, BLOCK_T)
+            choose(b, j, ok, drawn, n_positions, canvas, position, chosen, BLOCK_W)
+            if W > 1:
+                guess = _best_of_row(rows_total + row, part_score, part_token, TILES, BLOCK_T)
+                choose(b, j + W, ok, guess, n_positions, canvas, position, chosen, BLOCK_W)
             finish(
                 block, n, n_positions, x, wte, wpe, canvas, pass_starts, position, end, inputs, slots, offset, guided,
                 scored, log_likelihood, failed, part_max, part_sum, known_logit, nats, chosen, broken,
@@ -279,16 +261,16 @@ def _settings(configs: Table, rows: int, head: Head) -> dict[str, int]:
     return settings(configs, "sample_head", rows, head.weight.dtype, k=width, n=n_tokens)
 
 
-def _vocabulary(n_tokens: int, config: dict[str, int]) -> tuple[int, int, int]:
-    # padded vocabulary, tokens that are filtered at once, tokens of a program
-    block = min(config["block_v"], max(16, triton.next_power_of_2(n_tokens)))
-    return triton.cdiv(n_tokens, block) * block, block, min(config["block_c"], block)
+def _vocabulary(n_tokens: int, config: dict[str, int]) -> tuple[int, int]:
+    # padded vocabulary, tokens of a program
+    block = min(max(512, config["block_c"]), max(16, triton.next_power_of_2(n_tokens)))
+    return triton.cdiv(n_tokens, block) * block, min(config["block_c"], block)
 
 
 def make_scratch(n: int, window: int, head: Head, steps: Steps, configs: Table) -> Scratch:
     n_tokens, device = len(head.weight), head.weight.device
     block_w, _, rows, blocks = _blocks(n, window)
-    padded, _, block_c = _vocabulary(n_tokens, _settings(configs, n * window, head))
+    padded, block_c = _vocabulary(n_tokens, _settings(configs, n * window, head))
     total, tiles = rows * blocks, padded // block_c
 
     def memory(needed: bool, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
@@ -359,19 +341,13 @@ def sample_head(
     )  # fmt: skip
     block_w, per_block, rows, blocks = _blocks(n, window)
     config = _settings(configs, n * window, head)
-    padded, block_v, block_c = _vocabulary(n_tokens, config)
-    filtered = steps.top_k or steps.top_p
-    apart = filtered and padded > block_v  # filtered in a launch of its own
-    # The rows of a chunk are filtered together: float64 sums of top-p take twice the registers, and where the chunks
-    # are shared out, more of them keep more of the GPU busy.
-    chunk = 4 if apart else 8 if steps.top_p else 16
+    padded, block_c = _vocabulary(n_tokens, config)
     c, s = canvases, scratch
     shared = {
-        "WIDTH": width, "TOKENS": n_tokens, "V": padded, "BLOCK_V": block_v, "W": window, "BLOCK_W": block_w,
-        "CANVASES": per_block, "BLOCK_R": rows, "CHUNK": chunk, "BLOCK_E": min(256, triton.next_power_of_2(width)),
+        "WIDTH": width, "TOKENS": n_tokens, "V": padded, "W": window, "BLOCK_W": block_w, "CANVASES": per_block,
+        "BLOCK_R": rows, "BLOCK_E": min(256, triton.next_power_of_2(width)),
         "BLOCK_T": min(32, triton.next_power_of_2(padded // block_c)), "GUIDED": steps.guided, "TOP_K": steps.top_k,
-        "TOP_P": steps.top_p, "SCORE": steps.score, "ADVANCE": advance, "num_warps": config["warps"],
-        **overlap(configs),
+        "TOP_P": steps.top_p, "SCORE": steps.score, "ADVANCE": advance, **overlap(configs),
     }  # fmt: skip
     hidden = x
     if s.hidden is not None:
@@ -379,16 +355,17 @@ def sample_head(
     _sample_head[(blocks, padded // block_c)](
         x, hidden, head.gain, head.weight, x if head.bias is None else head.bias, head.wte, head.wpe, c.canvas,
         c.pass_starts, c.position, c.end, inputs, c.slots, c.offset, c.index, drawings.seed_low, drawings.seed_high,
-        drawings.temperature, drawings.top_k, drawings.top_p, drawings.guidance_scale, c.guided, c.scored,
+        drawings.temperature, drawings.guidance_scale, c.guided, c.scored,
         c.log_likelihood, c.failed, s.scores, s.noise, s.part_score, s.part_token, s.part_max, s.part_sum,
         s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions, head.epsilon, INNER=inner,
         NORM=hidden is x, BIAS=head.bias is not None, BLOCK_C=block_c, BLOCK_K=config["block_k"],
-        STAGES=config["stages"], EARLY=config["early"], CHOOSE=not apart, **shared,
+        STAGES=config["stages"], EARLY=config["early"], num_warps=config["warps"], **shared,
     )  # fmt: skip
-    if apart:
+    if steps.top_k or steps.top_p:
+        block_v, chunk = min(config["block_v"], triton.next_power_of_2(padded)), config["chunk"]
         choose_rows[(blocks, rows // chunk)](
             x, head.wte, head.wpe, c.canvas, c.pass_starts, c.position, c.end, inputs, c.slots, c.offset,
             drawings.top_k, drawings.top_p, c.guided, c.scored, c.log_likelihood, c.failed, s.scores, s.noise,
             s.part_max, s.part_sum, s.known_logit, s.nats, s.chosen, s.broken, s.arrivals, n, n_positions,
-            TILES=padded // block_c, **shared,
+            TILES=padded // block_c, BLOCK_V=block_v, CHUNK=chunk, num_warps=filter_warps(block_v), **shared,
         )  # fmt: skip

@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import _causal_attention
-from fastigpt.kernels.choose_rows import choose_rows
+from fastigpt.kernels.choose_rows import choose_rows, filter_warps
 from fastigpt.kernels.decode_attention import _decode_attention, heads_of_a_program, widest
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
@@ -206,20 +206,18 @@ def cases(configs, half):
     linear = [(tokens, linear_head, *window) for tokens in (512, 16384) for window in windows]
     for tokens, head, window, filters in [*linear, *((16384, deep_head, *window) for window in windows[1:])]:
         c = launch.settings(configs, "sample_head", window, dtype, k=head["INNER"], n=tokens)
-        apart = filters and tokens > c["block_v"]
-        ends = {"TOKENS": tokens, "V": tokens, "BLOCK_V": min(tokens, c["block_v"]), "W": window,
-                "BLOCK_W": window, "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window),
-                "CHUNK": 4 if apart else 8 if filters else 16, "BLOCK_T": min(32, tokens // c["block_c"]),
-                "BLOCK_E": 256, "GUIDED": filters, "TOP_K": filters, "TOP_P": filters, "SCORE": True,
-                "ADVANCE": True}  # fmt: skip
+        ends = {"TOKENS": tokens, "V": tokens, "W": window, "BLOCK_W": window, "CANVASES": max(1, 16 // window),
+                "BLOCK_R": max(16, window), "BLOCK_T": min(32, tokens // c["block_c"]), "BLOCK_E": 256,
+                "GUIDED": filters, "TOP_K": filters, "TOP_P": filters, "SCORE": True, "ADVANCE": True}  # fmt: skip
         constants = {**ends, **head, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "STAGES": c["stages"],
-                     "EARLY": c["early"], "CHOOSE": not apart}  # fmt: skip
+                     "EARLY": c["early"]}  # fmt: skip
         name = f"{tokens} W={window}{' filters' if filters else ''}{'' if head['NORM'] else ' deep'}"
         yield f"sample_head {name}", _sample_head, constants, c["warps"], half
-        if apart:
-            constants = {**ends, "TILES": tokens // c["block_c"]}
+        if filters:
+            block_v = min(tokens, c["block_v"])
+            constants = {**ends, "TILES": tokens // c["block_c"], "BLOCK_V": block_v, "CHUNK": c["chunk"]}
             constants |= {name: head[name] for name in ("WIDTH", "wpe") if name in head}
-            yield f"choose_rows {name}", choose_rows, constants, c["warps"], half
+            yield f"choose_rows {name}", choose_rows, constants, filter_warps(block_v), half
     append = {
         "HEADS": heads,
         "HEAD_DIM": 64,

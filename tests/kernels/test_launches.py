@@ -120,7 +120,7 @@ def test_small_models_compile(compiling):
 
 @pytest.mark.slow
 def test_shared_prefixes_and_large_vocabularies_compile(compiling):
-    """With filters more tokens than a program holds take a launch of their own."""
+    """Filters take a launch of their own."""
     fake = compiling(90)
     config = ImageGPTConfig(n_layer=2, n_head=2, n_embd=32, height=8, width=16, n_colors=16384)
     drawing = Drawing(top_k=2000, top_p=0.9, guidance_scale=2.0)

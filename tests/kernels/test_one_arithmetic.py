@@ -118,11 +118,10 @@ def test_the_head_is_one_arithmetic_for_every_window(target, tmp_path):
     for window in (1, 32):
         c = launch.settings(configs, "sample_head", window, k=WIDTH, n=512)
         constants = {"WIDTH": WIDTH, "INNER": WIDTH, "NORM": True, "BIAS": False, "TOKENS": 512, "V": 512,
-                     "BLOCK_V": 512, "W": window, "BLOCK_W": window,
-                     "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window), "CHUNK": 16, "BLOCK_T": 16,
-                     "BLOCK_E": 256, "GUIDED": False, "TOP_K": False, "TOP_P": False, "SCORE": False, "ADVANCE": True,
-                     "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "STAGES": c["stages"], "EARLY": c["early"],
-                     "CHOOSE": True}  # fmt: skip
+                     "W": window, "BLOCK_W": window, "CANVASES": max(1, 16 // window), "BLOCK_R": max(16, window),
+                     "BLOCK_T": 16, "BLOCK_E": 256, "GUIDED": False, "TOP_K": False, "TOP_P": False, "SCORE": False,
+                     "ADVANCE": True, "BLOCK_C": c["block_c"], "BLOCK_K": c["block_k"], "STAGES": c["stages"],
+                     "EARLY": c["early"]}  # fmt: skip
         found.append(arithmetic(compiled(_sample_head, constants, TARGETS[target][0], c["warps"]), tmp_path))
     same(found)
 

@@ -20,8 +20,9 @@ from fastigpt.ops.pass_end import decisions_reference, pass_end_reference
 from fastigpt.sampling import Drawing, Drawings, draw, gumbel_noise
 
 
-def configs(block_c=16, block_v=512):
-    row = {"block_c": block_c, "block_v": block_v, "block_k": 16, "stages": 1, "warps": 4, "early": block_c == 16}
+def configs(block_c=16, block_v=512, chunk=4):
+    row = {"block_c": block_c, "block_v": block_v, "chunk": chunk, "block_k": 16, "stages": 1, "warps": 4,
+           "early": block_c == 16}  # fmt: skip
     return {**table("default"), "sample_head": [row], "sample_head_float32": [row]}
 
 
@@ -166,7 +167,7 @@ def test_vocabularies_of_any_size(generator, device, n_tokens, block_v, filtered
     head, state, x, inputs = make(generator, device, 2, window, drawing, n_tokens=n_tokens, width=8, scored=True)
     # In the interpreter few and large programs are fastest; a real one has no room for so many columns.
     block_c = 16 if device.type == "cuda" else block_v
-    same(x, inputs, state, run_both(head, state, x, inputs, steps, configs(block_c, block_v)))
+    same(x, inputs, state, run_both(head, state, x, inputs, steps, configs(block_c, block_v, chunk=2 * window)))
 
 
 @pytest.mark.parametrize("window", [1, 4])
