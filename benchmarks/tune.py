@@ -45,6 +45,7 @@ HEADS = ((8, 64), (16, 96))  # one row serves all head dims: small's and large's
 SEQUENCES = (16, 1024, 8)  # batch, length and heads of causal attention
 STEP = 64  # positions that are drawn to compare launches that overlap with those that do not
 MOST: int | None = None  # candidates for a row; a dry run tries fewer
+MANY = 512  # rows of activations at most; a dry run has fewer
 TOLERANCE = 2e-2  # of the largest result: kernels and twins round at different places, to bfloat16
 
 Row = dict[str, Any]
@@ -67,7 +68,7 @@ def choices(table: launch.Table) -> Iterator[Choice]:
     """Every row that is tuned, on the shapes of the small preset unless it says otherwise."""
     for i, row in enumerate(table["norm_linear"]):
         rows = row.get("upto", 512)
-        counts = (1, rows) if rows <= 16 else (rows,)
+        counts = (1, min(rows, MANY)) if rows <= 16 else (min(rows, MANY),)
         layers = served(table["norm_linear"], i, rows)
 
         def linear(candidate: Row, counts: tuple[int, ...] = counts, layers: Layers = layers) -> list[Calls]:
