@@ -55,10 +55,8 @@ def _load_part(part_m, part_l, part_acc, part, d, ok, HEAD_DIM: tl.constexpr):
 def _merge_parts(
     m, l, acc, part_m, part_l, part_acc, part, distance, count, d, ok, HEAD_DIM: tl.constexpr, STAGES: tl.constexpr
 ):
-    # `count` states from memory, `distance` apart, one after the other into a state. Small ones are asked for further
-    # ahead: what keys took of shared memory is free by now.
-    AHEAD: tl.constexpr = 8 if acc.shape[0] * acc.shape[1] <= 1024 else STAGES
-    for i in tl.range(0, count, num_stages=AHEAD):
+    # `count` states from memory, `distance` apart, one after the other into a state.
+    for i in tl.range(0, count, num_stages=STAGES):
         m_p, l_p, acc_p = _load_part(part_m, part_l, part_acc, part + i * distance, d, ok, HEAD_DIM)
         m, l, acc = merge(m, l, acc, m_p, tl.broadcast_to(l_p, l.shape), acc_p)
     return m, l, acc

@@ -34,6 +34,7 @@ def _norm_rows(
     epsilon,
     K: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16
@@ -41,12 +42,12 @@ def _norm_rows(
     has_row = row < rows
     begin(OVERLAP)
     squares = tl.zeros([SLICES, BLOCK_M, 8], tl.float32)
-    for i in tl.range(0, (LENGTH + FIRST - 1) // FIRST * FIRST, FIRST, num_stages=1):
+    for i in tl.range(0, (LENGTH + FIRST - 1) // FIRST * FIRST, BLOCK_K, num_stages=1):
         k0 = in_turn(i, K)
-        h = load_weights(x, row, has_row, k0, K, FIRST)
+        h = load_weights(x, row, has_row, k0, K, BLOCK_K)
         squares = add_squares(squares, h, out.dtype.element_ty)
-        h *= load_gain(gain, k0, K, FIRST)
-        column, inside = columns_of_slices(k0, K, FIRST)
+        h *= load_gain(gain, k0, K, BLOCK_K)
+        column, inside = columns_of_slices(k0, K, BLOCK_K)
         at = out + row.to(tl.int64)[None, :, None] * K + column
         tl.store(at, h.to(out.dtype.element_ty), mask=has_row[None, :, None] & inside)
     tl.store(factor + row, tl.rsqrt(sum_squares(squares) / K + epsilon), mask=has_row)
@@ -62,5 +63,5 @@ def norm_rows(
     expect(out.shape == x.shape and gain.shape == (width,) and factor.shape == (rows,), "operands must fit each other")
     expect_contiguous(x=x, gain=gain, out=out, factor=factor)
     _norm_rows[(triton.cdiv(rows, 16),)](
-        x, gain, out, factor, rows, epsilon, K=width, BLOCK_M=16, num_warps=8, **overlap(configs)
+        x, gain, out, factor, rows, epsilon, K=width, BLOCK_M=16, BLOCK_K=32, num_warps=8, **overlap(configs)
     )

@@ -228,8 +228,8 @@ def cases(configs, half):
         "PLACED": False,
     }
     yield "append_kv fp8", _append_kv, append, 4, "*fp8e4nv"
-    for k in (width, 3200):
-        yield f"norm_rows {k}", _norm_rows, {"K": k, "BLOCK_M": 16}, 8, half
+    for k in () if wide else (width, 3200):  # no table has rows for float32 whose norm is apart
+        yield f"norm_rows {k}", _norm_rows, {"K": k, "BLOCK_M": 16, "BLOCK_K": 32}, 8, half
     yield "rms_norm", _norm, {"K": width, "BLOCK_K": width, "NORM": True}, 4, half
     for name, steps in (
         ("quick_gelu", {"ACTIVATION": "quick_gelu"}),

@@ -165,9 +165,10 @@ def check_llama(compiling, arch, configs, dtype, spec, n, window, known):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n, window, kv_dtype, per_layer", [(1, 1, None, 5), (64, 8, None, 5), (1, 1, torch.int8, 6)])
+@pytest.mark.parametrize("n, window, kv_dtype, per_layer", [(1, 1, None, 5), (64, 8, None, 7), (1, 1, torch.int8, 6)])
 def test_a_pass_is_so_many_launches(compiling, n, window, kv_dtype, per_layer):
-    """However many rows there are: nothing that tokens are drawn from is left to cuBLAS. benchmarks/results/gpu.md."""
+    """Nothing that tokens are drawn from is left to cuBLAS, however many rows there are; the norm of many rows is a
+    launch of its own. benchmarks/results/gpu.md."""
     fake = compiling(90)
     config = ImageGPTConfig(n_layer=2, n_head=1, n_embd=16, height=8, width=8)
     one_pass(config, n, window, dtype=torch.bfloat16, kv_dtype=kv_dtype, configs="sm90")
