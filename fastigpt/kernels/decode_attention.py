@@ -230,6 +230,11 @@ def _settings(configs: Table, lanes: int, programs: int, dtype: torch.dtype) -> 
     return settings(configs, "decode_attention", lanes * programs, dtype)
 
 
+def warps_of(config: dict[str, Any], head_dim: int, scaled: bool, amd: bool) -> int:
+    """Warps of a program. On NVIDIA a wide head that is made of 8 bits is spread over eight: four spill registers."""
+    return max(8, config["warps"]) if scaled and padded_head(head_dim) > 64 and not amd else config["warps"]
+
+
 def _scratch(
     lanes: int, window: int, n_head: int, head_dim: int, capacity: int, dtype: torch.dtype, config: dict[str, Any],
     device: torch.device,
@@ -297,8 +302,8 @@ def decode_attention(
         q, k_cache, v_cache, _or(k_scale, k_cache), _or(v_scale, v_cache), slots, out, *scratch, *parts,
         rows, q_stride, capacity, score_scale(head_dim, scale), HEADS=n_head, GROUP=n_head // n_kv_head, SHARE=share,
         HEAD_DIM=head_dim, BLOCK_D=padded_head(head_dim), WINDOW=window, BLOCK_W=block_w, BLOCK_S=config["block_s"],
-        SPLITS=splits, PREFIX=state, SCALED=scaled, STAGES=config["stages"], num_warps=config["warps"],
-        **overlap(configs),
+        SPLITS=splits, PREFIX=state, SCALED=scaled, STAGES=config["stages"],
+        num_warps=warps_of(config, head_dim, scaled, bool(torch.version.hip)), **overlap(configs),
     )  # fmt: skip
     return out
 

@@ -23,7 +23,7 @@ from triton.compiler import ASTSource
 from fastigpt.kernels import launch
 from fastigpt.kernels.causal_attention import _causal_attention
 from fastigpt.kernels.choose_rows import choose_rows, filter_warps
-from fastigpt.kernels.decode_attention import _decode_attention, heads_of_a_program, widest
+from fastigpt.kernels.decode_attention import _decode_attention, heads_of_a_program, warps_of, widest
 from fastigpt.kernels.kv_cache import _append_kv
 from fastigpt.kernels.norm_linear import _finish, _norm, _norm_linear
 from fastigpt.kernels.norm_rows import _norm_rows
@@ -128,7 +128,7 @@ def without_equals(rows):
     return [row for alike in kinds.values() for row in (alike[:1] if len(alike) == 1 else (alike[0], alike[-1]))]
 
 
-def cases(configs, half):
+def cases(configs, half, amd=False):
     """(name, kernel, constants, warps, cache dtype) for every row of a table, with each head dim, computing in `half`:
     "*bf16", or "*fp32"."""
     wide, dtype = half == "*fp32", torch.float32 if half == "*fp32" else torch.bfloat16
@@ -154,7 +154,7 @@ def cases(configs, half):
         windows = [(1, c, half) for c in (decode if head_dim == 64 else without_equals(decode))]
         windows += [(8, c, half) for c in rows("decode_attention")[:1]]
         windows += [(64, c, half) for c in rows("decode_attention")[-1:]]
-        windows += [(16, decode[-1], "*i8")] if head_dim == 128 and wide else []
+        windows += [(16, decode[-1], "*i8")] if head_dim == 128 else []
         if head_dim == 64:
             windows += [(1, c, t) for c in rows("decode_attention")[-1:] for t in ("*i8", "*fp8e4nv")]
         windows = [(window, c, cache, shape) for window, c, cache in windows]
@@ -170,7 +170,7 @@ def cases(configs, half):
                          "STAGES": c["stages"]}  # fmt: skip
             name = f"decode_attention {head_dim} W={window} splits={c['splits']} {cache[1:]}"
             name += f" group={heads['GROUP']}" if share > 1 else ""
-            yield name, _decode_attention, constants, c["warps"], cache
+            yield name, _decode_attention, constants, warps_of(c, head_dim, cache != half, amd), cache
     heads, width = HEADS[64], WIDTH
     nothing = {"NORM": False, "APART": False, "SCALED": False, "BIAS": False, "ACTIVATION": None, "RESIDUAL": False,
                "KV": 0}  # fmt: skip
@@ -276,7 +276,7 @@ def test_every_configuration_compiles_without_spills(family, half, tmp_path, sho
     target, shared_limit = TARGETS[family]
     todo = [
         case
-        for case in cases(launch.table(family), half)
+        for case in cases(launch.table(family), half, target.backend == "hip")
         if not (case[4] == "*fp8e4nv" and family in ("sm80", "gfx942"))  # refused there: see launch.stores_float8
     ]
 
