@@ -202,19 +202,25 @@ def test_wrong_arguments_are_named(change, message):
         norm_linear(**{**arguments, **change}, configs=FEW)
 
 
-@pytest.mark.skipif(not GPU, reason="the interpreter adds in another order")
 @pytest.mark.parametrize("layer", [{"activation": "quick_gelu"}, {"residual": True}, {}], ids=str)
 def test_what_a_row_comes_to_is_the_same_in_every_configuration_and_batch(generator, device, layer):
-    """In bfloat16, bit for bit: with the norm inside and apart, in blocks of all sizes, alone and among others."""
-    rows, width, n = 130, 512, 1536
-    x, weight, gain, _ = tensors(generator, device, rows, width, n, torch.bfloat16)
+    """With the norm inside and apart, in blocks of all sizes, alone and among others. Bit for bit on a GPU, in bfloat16
+    and all that ships; the interpreter sums in an order of its own, so there a few configurations are near each other."""
+    dtype = torch.bfloat16 if GPU else torch.float16
+    rows, width, n = (130, 512, 1536) if GPU else (18, 300, 40)
+    choices = [row for name in ("sm90", "default", "fixed") for row in table(name)["norm_linear"]]
+    choices = choices if GPU else FEW["norm_linear"]
+    x, weight, gain, _ = tensors(generator, device, rows, width, n, dtype)
     before = torch.randn(rows, n, generator=generator).to(device)
     found = []
     for count in (rows, 1, 17):
-        for name in ("sm90", "default", "fixed"):
-            for row in table(name)["norm_linear"]:
-                out = before[:count].clone() if layer.get("residual") else before[:count].bfloat16()
-                norm_linear(x[:count], weight, out, configs=FEW, gain=gain, config=row, **layer)
-                found.append(out[0])
+        for row in choices:
+            out = before[:count].clone() if layer.get("residual") else before[:count].to(dtype)
+            norm_linear(x[:count], weight, out, configs=FEW, gain=gain, config=row, **layer)
+            found.append(out[0])
     assert torch.isfinite(found[0].float()).all()
-    assert all(torch.equal(each, found[0]) for each in found[1:])
+    for each in found[1:]:
+        if GPU:
+            assert torch.equal(each, found[0])
+        else:
+            close(each, found[0], dtype)
