@@ -205,7 +205,7 @@ def test_wrong_arguments_are_named(change, message):
 @pytest.mark.parametrize("layer", [{"activation": "quick_gelu"}, {"residual": True}, {}], ids=str)
 def test_what_a_row_comes_to_is_the_same_in_every_configuration_and_batch(generator, device, layer):
     """With the norm inside and apart, in blocks of all sizes, alone and among others. Bit for bit on a GPU, in bfloat16
-    and all that ships; the interpreter sums in an order of its own, so there a few configurations are near each other."""
+    and all that ships; the interpreter has an order of its own, so there a few configurations are near each other."""
     dtype = torch.bfloat16 if GPU else torch.float16
     rows, width, n = (130, 512, 1536) if GPU else (18, 300, 40)
     choices = [row for name in ("sm90", "default", "fixed") for row in table(name)["norm_linear"]]
