@@ -13,8 +13,8 @@ pytest.importorskip("triton")
 FOLDER = Path(__file__).parent
 # Every other file of this folder is in one of them; the first is among the quick tests.
 GROUPS = (
-    ("test_kv_cache.py", "test_norm_linear.py", "test_causal_attention.py"),
-    ("test_triton_engine.py",),
+    ("test_kv_cache.py", "test_norm_linear.py"),
+    ("test_triton_engine.py", "test_causal_attention.py"),
     ("test_triton_sessions.py", "test_sample_head.py", "test_decode_attention.py", "test_gpu_ops.py"),
     ("test_capture.py", "test_shipped_rows.py", "test_tuning.py"),
 )

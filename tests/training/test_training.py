@@ -143,6 +143,7 @@ def test_a_damaged_state_is_named(palette):
         train(folder, **TINY | {"steps": 2})
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(palette):
     folder = train(palette("run"), **TINY | {"steps": 60, "n_embd": 32, "batch_size": 4})
     losses = [float(row["loss"]) for row in csv.DictReader((folder / "training" / "log.csv").open())]
