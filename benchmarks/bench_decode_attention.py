@@ -26,7 +26,9 @@ WINDOWS = (4, 16, 64)
 TOLERANCE = 2e-2  # of the largest result, for peers
 
 
-def one(n, heads, head_dim, window: int, dtype: torch.dtype, configs: launch.Table, config=None, keys=None):
+def one(
+    n: int, heads: int, head_dim: int, window: int, dtype: torch.dtype, configs: launch.Table, config=None, keys=None
+):
     """Calls on enough caches to be cold, and the bytes one of them reads. keys: that there are, of KEYS."""
     from fastigpt.kernels.decode_attention import decode_attention
 

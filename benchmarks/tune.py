@@ -76,7 +76,7 @@ def choices(table: launch.Table) -> Iterator[Choice]:
 
         if layers:
             yield Choice("norm_linear", i, linear_candidates(rows), linear)
-    keys = bench_decode_attention.KEYS * 3 // 4
+    keys = bench_decode_attention.KEYS * 3 // 4  # half of them would just fill eight programs with a block each
     block_s = table["decode_attention"][0]["block_s"]  # what a result depends on is not for the tuner to choose
     for i, (splits, n) in enumerate(zip(((1, 2, 4, 8, 16), (1, 2, 4, 8), (1, 2, 4)), IMAGES)):
 
