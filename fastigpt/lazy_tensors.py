@@ -1,12 +1,14 @@
 """Weights that stay in their files: each tensor is read when it is asked for, so that a model's are in memory once, as
 its engine has them.
 
-safetensors and pickles in torch's zip format say where in the file the bytes of a tensor lie; older pickles are read
-whole. Files stay open, so that what replaces one on the disk changes nothing; what is written into one is refused.
+safetensors and pickles in torch's zip format say where in the file the bytes of a tensor lie, so that single rows can
+be read as well; older pickles are read whole. Files stay open, so that what replaces one on the disk changes nothing;
+what is written into one is refused.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import threading
@@ -21,6 +23,7 @@ from safetensors import safe_open
 
 from fastigpt.errors import CheckpointError
 from fastigpt.tensor_files import PICKLE, SAFETENSORS, load_pickle, open_with
+from fastigpt.tensors import RowReader
 from fastigpt.untrusted import file_size, parse_json, refusing, short
 
 _DTYPES = {
@@ -40,42 +43,19 @@ _DTYPES = {
 _LAZY = "a lazily negated or conjugated view"
 
 
-class Tensors(Mapping[str, torch.Tensor]):
-    """Tensors by name, each made anew when it is asked for; `makers` make them. A pickle holds them all."""
-
-    def __init__(self, makers: Mapping[str, Callable[[], torch.Tensor]]) -> None:
-        self._makers = dict(makers)
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._makers[name]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._makers
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
-
-    def __len__(self) -> int:
-        return len(self._makers)
-
-    def __reduce__(self) -> tuple[type, tuple[dict[str, torch.Tensor]]]:
-        return dict, (dict(self),)
-
-    def __deepcopy__(self, memo: object) -> Tensors:
-        return self  # nothing in it ever changes
-
-
 @dataclass(frozen=True)
 class Stored:
     """A tensor in a file. shape, dtype: as the file says; dtype None: of none that torch has, or no plain tensor. read:
     gives it, possibly in memory that it shares with others. Raises CheckpointError. odd: what it is instead of a plain
-    dense tensor, in words that follow "is". whole: every number is stored, none repeated by a stride of 0."""
+    dense tensor, in words that follow "is". whole: every number is stored, none repeated by a stride of 0. row: reads
+    one row, where the rows of a tensor lie in the file one after the other."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     read: Callable[[], torch.Tensor]
     odd: str | None = None
     whole: bool = True
+    row: RowReader | None = None
 
 
 Held = dict[str, Stored]
@@ -190,7 +170,22 @@ def _of_header(file: _OpenFile, start: int, name: str, told: Mapping[str, Any]) 
         with refusing(file.path, "is damaged or no safetensors file"):
             return file.read(start + begin, end - begin).view(dtype).view(shape)
 
-    return Stored(shape, dtype, read)
+    return Stored(shape, dtype, read, row=_row_reader(file, start + begin, shape, dtype))
+
+
+def _row_reader(file: _OpenFile, offset: int, shape: tuple[int, ...], dtype: torch.dtype | None) -> RowReader | None:
+    """offset: where in the file the first row begins."""
+    if dtype is None or len(shape) < 2:
+        return None
+    rows, rest = shape[0], shape[1:]
+    size = math.prod(rest) * dtype.itemsize
+
+    def read(row: int) -> torch.Tensor:
+        if not 0 <= row < rows:
+            raise IndexError(f"row {row} of {rows}")
+        return file.read(offset + row * size, size).view(dtype).view(rest)
+
+    return read
 
 
 def _open_weights_pickle(path: Path) -> Held:
@@ -242,14 +237,17 @@ def _of_meta(file: _OpenFile, empty: torch.Tensor) -> Stored:
         stored = _described(empty, lambda: _refuse(file))
         return stored if stored.odd else replace(_in_memory(empty), read=stored.read)
     size, shape, strides, first, dtype = (
-        empty.untyped_storage().nbytes(), tuple(empty.shape), empty.stride(), empty.storage_offset(), empty.dtype
+        empty.untyped_storage().nbytes(), tuple(empty.shape), empty.stride(), int(empty.storage_offset()), empty.dtype
     )  # fmt: skip
 
     def read() -> torch.Tensor:
         with refusing(file.path, "is damaged"):
             return torch.as_strided(file.read(offset, size).view(dtype), shape, strides, first)
 
-    return _described(empty, read)
+    described = _described(empty, read)
+    if described.odd is None and empty.is_contiguous():
+        return replace(described, row=_row_reader(file, offset + first * dtype.itemsize, shape, dtype))
+    return described
 
 
 def _tensors(data: object) -> Iterator[torch.Tensor]:

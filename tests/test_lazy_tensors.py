@@ -18,8 +18,9 @@ import fastigpt
 from fastigpt import CheckpointError
 from fastigpt.families.llamagen import LlamaGen, LlamaGenConfig
 from fastigpt.families.named_tensors import take
-from fastigpt.lazy_tensors import Held, Tensors, named, open_pickle, open_safetensors, open_weights
+from fastigpt.lazy_tensors import Held, named, open_pickle, open_safetensors, open_weights
 from fastigpt.model import Model
+from fastigpt.tensors import Tensors
 
 CONFIG = LlamaGenConfig(2, 4, 4, 64, 96, 40, 10, 4, 4)
 
@@ -48,12 +49,19 @@ def tensors() -> dict[str, torch.Tensor]:
     }
 
 
-def check(found: Held, expected: dict[str, torch.Tensor]) -> None:
+def check(found: Held, expected: dict[str, torch.Tensor], *, rows: bool = True) -> None:
+    """rows: whether single ones can be read of every tensor whose rows lie one after the other."""
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
         stored = found[name]
         assert (stored.shape, stored.dtype) == (tuple(tensor.shape), tensor.dtype)
         assert torch.equal(stored.read(), tensor.detach()) and stored.read().is_contiguous() == tensor.is_contiguous()
+        assert stored.row is not None or not (rows and tensor.ndim > 1 and tensor.is_contiguous())
+        if stored.row is not None:
+            assert tensor.ndim > 1 and all(torch.equal(stored.row(i), row) for i, row in enumerate(tensor))
+            for outside in (-1, len(tensor)):
+                with pytest.raises(IndexError):
+                    stored.row(outside)
 
 
 @pytest.mark.parametrize("how", ["zip", "old", "deflated"])
@@ -68,7 +76,7 @@ def test_pickles_hold_what_was_written(tmp_path, how):
                 target.writestr(name, data, zipfile.ZIP_DEFLATED if i == 0 and len(data) > 300 else zipfile.ZIP_STORED)
     data = open_pickle(file)
     assert isinstance(data, dict) and data["steps"] == 3
-    check(named(data["model"], file), torch.load(file, weights_only=True)["model"])
+    check(named(data["model"], file), torch.load(file, weights_only=True)["model"], rows=how == "zip")
 
 
 def test_safetensors_hold_what_was_written(tmp_path):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the ground up: a module imports from its own layer and those below it. A package stands for all of its modules.
 LAYERS = (
-    "errors files formulas locks owner signals operands scalars spec sampling job extras untrusted signatures",
+    "errors files formulas locks owner signals operands scalars spec sampling job extras untrusted signatures tensors",
     "nearest kernels ops",
     "engine",
     "classes",

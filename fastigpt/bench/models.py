@@ -15,9 +15,9 @@ from fastigpt.families.janus import JanusConfig
 from fastigpt.families.llama import spec as llama_spec
 from fastigpt.families.llamagen import LlamaGenConfig
 from fastigpt.families.pretrained import Pretrained
-from fastigpt.lazy_tensors import Tensors
 from fastigpt.model import ImageGPT
 from fastigpt.spec import ROTARY, ModelSpec
+from fastigpt.tensors import Tensors
 
 _PROMPT = 16  # tokens in front of a Janus's canvas; positions are counted from its end
 

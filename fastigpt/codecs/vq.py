@@ -22,8 +22,9 @@ from fastigpt.nearest import NearestCentroid
 class VQCodec(VQNetworks):
     """An ImageCodec whose tokens are entries of a codebook, on the CPU in float32.
 
-    weights: named and shaped as config.tensor_shapes() says. height, width: of the canvas in tokens. half: what is
-    added before pixels are cut to integers, 0 to truncate as Janus does, 0.5 to round as LlamaGen does.
+    weights: named and shaped as config.tensor_shapes() says; those of two bytes stay so until they are used. height,
+    width: of the canvas in tokens. half: what is added before pixels are cut to integers, 0 to truncate as Janus does,
+    0.5 to round as LlamaGen does.
     """
 
     def __init__(
@@ -31,8 +32,8 @@ class VQCodec(VQNetworks):
     ) -> None:
         self.config, self.half, self.grid, self.n_tokens = config, half, (height, width), config.n_codes
         self.size = height * config.patch, width * config.patch
-        self.weights = {name: weights[name].detach().float().contiguous() for name in config.tensor_shapes()}
-        self._entries = F.normalize(self.weights[CODEBOOK], dim=-1)  # as they are decoded
+        self.weights = {name: _compact(weights[name]) for name in config.tensor_shapes()}
+        self._entries = F.normalize(self.weights[CODEBOOK].float(), dim=-1)  # as they are decoded
 
     # --- what codecs do ------------------------------------------------------------------------------------------
 
@@ -44,7 +45,7 @@ class VQCodec(VQNetworks):
 
     @cached_property
     def _codebook(self) -> NearestCentroid:
-        return NearestCentroid(self.weights[CODEBOOK], metric="cosine")
+        return NearestCentroid(self.weights[CODEBOOK].float(), metric="cosine")
 
     @torch.inference_mode()
     def latents(self, image: np.ndarray) -> torch.Tensor:
@@ -83,7 +84,7 @@ class VQCodec(VQNetworks):
         return (
             isinstance(other, VQCodec)
             and (self.config, self.grid) == (other.config, other.grid)
-            and all(torch.equal(tensor, other.weights[name]) for name, tensor in self.weights.items())
+            and all(torch.equal(tensor.float(), other.weights[name].float()) for name, tensor in self.weights.items())
         )
 
     def __hash__(self) -> int:
@@ -92,3 +93,9 @@ class VQCodec(VQNetworks):
     def __repr__(self) -> str:
         side = patch(self)[0]
         return f"VQCodec({self.n_tokens} codes for {side}×{side} pixels, {self.size[0]}×{self.size[1]})"
+
+
+def _compact(tensor: torch.Tensor) -> torch.Tensor:
+    """As it was stored, but never larger than float32."""
+    kept = tensor.detach()
+    return (kept if kept.dtype in (torch.bfloat16, torch.float16) else kept.float()).contiguous()

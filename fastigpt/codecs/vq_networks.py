@@ -121,12 +121,15 @@ class VQNetworks:
     weights: Mapping[str, torch.Tensor]
 
     def _conv(self, x: torch.Tensor, name: str, stride: int = 1) -> torch.Tensor:
-        weight = self.weights[name + ".weight"]
-        padding = weight.shape[-1] // 2 if stride == 1 else 0
-        return F.conv2d(x, weight, self.weights[name + ".bias"], stride, padding)
+        weight, bias = self._pair(name)
+        return F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2 if stride == 1 else 0)
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.group_norm(x, _GROUPS, self.weights[name + ".weight"], self.weights[name + ".bias"], _EPSILON)
+        return F.group_norm(x, _GROUPS, *self._pair(name), _EPSILON)
+
+    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """weight and bias, in float32."""
+        return self.weights[name + ".weight"].float(), self.weights[name + ".bias"].float()
 
     def _res(self, x: torch.Tensor, name: str) -> torch.Tensor:
         h = self._conv(F.silu(self._norm(x, name + ".norm1")), name + ".conv1")

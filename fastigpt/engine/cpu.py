@@ -7,7 +7,7 @@ and threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,12 +16,15 @@ from fastigpt import _C
 from fastigpt.engine import Advance, Engine, Window, check_window
 from fastigpt.engine.arithmetic import does_not_fit, finite
 from fastigpt.engine.memory import free_memory
+from fastigpt.engine.rows_in_use import RowsInUse
 from fastigpt.errors import NotFiniteError
 from fastigpt.job import Filled, Request
 from fastigpt.nearest import check_threads
 from fastigpt.operands import readable
 from fastigpt.spec import ModelSpec
+from fastigpt.tensors import RowReader, Tensors
 
+_PREFIX = "prefix.embedding"
 _DTYPES = (torch.float32, torch.bfloat16, torch.int8)
 _BFLOAT16_OVERFLOWS = np.float32((2 - 2**-8) * 2.0**127)  # halfway between the largest and what would come next
 _PIECE = 1 << 20  # numbers that are looked at together
@@ -47,7 +50,8 @@ def default_dtypes(isa: str) -> tuple[torch.dtype, torch.dtype, str]:
 class CpuEngine:
     """`weights`: CPU tensors named and shaped as spec.weight_shapes() says, and any of spec.bias_shapes(). They are
     asked for one after another and packed, so that a mapping that makes them when asked never holds them all;
-    embeddings are read where they lie if they are float32 or bfloat16, and must not be changed afterwards.
+    embeddings are read where they lie if they are float32 or bfloat16, and must not be changed afterwards. Of a prefix
+    embedding whose rows the mapping can read one by one, only those that prefixes had are in memory.
 
     dtype: torch.float32, bfloat16 or int8 (weights per output channel and activations per row; embeddings, norms and
     biases stay float32, the head bfloat16). kv_dtype: the same three (int8: a scale for each token and head). isa:
@@ -103,6 +107,7 @@ class CpuEngine:
         if missing:
             raise ValueError(f"weights lack {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}")
         shapes |= spec.bias_shapes()
+        self._prefix_rows: RowsInUse | None = None
         for name, tensor in weights.items():
             if name not in shapes:
                 raise ValueError(f"weights hold {name}, which the spec does not know")
@@ -110,8 +115,24 @@ class CpuEngine:
                 raise TypeError(f"{name} must be a floating-point tensor, not {getattr(tensor, 'dtype', type(tensor))}")
             if tuple(tensor.shape) != shapes[name]:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shapes[name]}")
-            self._model.load(name, _numbers(name, tensor, self.dtype))
+            numbers = _numbers(name, tensor, self.dtype)
+            if name == _PREFIX and isinstance(weights, Tensors) and name in weights.rows:
+                numbers = self._rows_in_use(numbers, weights.rows[name])
+            self._model.load(name, numbers)
+            del tensor, numbers  # before the next one is made
         self._model.check_complete()
+
+    def _rows_in_use(self, numbers: np.ndarray, reader: RowReader) -> np.ndarray:
+        """numbers: all of them, which have been looked at and are let go."""
+        self._prefix_rows = RowsInUse(
+            numbers.shape, numbers.dtype, lambda row: _numbers(_PREFIX, reader(row), self.dtype)
+        )
+        return self._prefix_rows.numbers
+
+    def need(self, prefix: Iterable[int]) -> None:
+        """Has the embeddings of these ids in memory: said of every prefix before the model reads it."""
+        if self._prefix_rows is not None:
+            self._prefix_rows.need(prefix)
 
     def describe(self) -> dict[str, object]:
         """What this engine runs on and in, and why: for `fastigpt info`."""
@@ -135,7 +156,9 @@ class CpuEngine:
     def _score(self, tokens: torch.Tensor, prefix: torch.Tensor | None, layer: int) -> torch.Tensor:
         if prefix is None:
             prefix = self.spec.prefix_rows([self.spec.unconditional]).expand(len(tokens), -1)
-        return finite(torch.from_numpy(self._model.score(_ids("tokens", tokens), _ids("prefix", prefix), layer)), self)
+        ids, before = _ids("tokens", tokens), _ids("prefix", prefix)
+        self.need(np.unique(before).tolist())
+        return finite(torch.from_numpy(self._model.score(ids, before, layer)), self)
 
     def open(self, capacity: int, *, window: Window = "auto", draft: Engine | None = None) -> CpuSession:
         return CpuSession(self, capacity, check_window(window, self.spec), _drafting(draft))
@@ -151,6 +174,7 @@ class CpuEngine:
         return max(_FEWEST_SLOTS, _SLOTS_OF_A_THREAD * self.threads, by_weights)
 
     def prepared_pass(self, *, n: int, position: int, window: int = 1) -> Callable[[], None]:
+        self.need(self.spec.unconditional)
         rehearsal = _C.CpuSession.rehearsal(self._model, n=n, position=position, window=window)
         return rehearsal.rehearse
 
@@ -160,6 +184,9 @@ class CpuSession:
 
     def __init__(self, engine: CpuEngine, capacity: int, window: int | None, draft: CpuEngine | None) -> None:
         self.capacity, self._spec = capacity, engine.spec
+        self._readers = [engine] if draft is None else [engine, draft]
+        for reader in self._readers:
+            reader.need(reader.spec.unconditional)
         self._session = _C.CpuSession(
             engine._model,
             capacity=capacity,
@@ -173,6 +200,8 @@ class CpuSession:
 
     def _checked(self, request: Request) -> object:
         drawing = request.drawing
+        for reader in self._readers:
+            reader.need((*request.prefix, *(request.negative or ())))
         return self._session.request(
             _ids("tokens", request.tokens),
             index=request.index,

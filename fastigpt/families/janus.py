@@ -31,11 +31,12 @@ from fastigpt.families.generation_config import GENERATION
 from fastigpt.families.janus_names import their_names, their_vq_name, vq_name
 from fastigpt.families.named_tensors import take, take_vq
 from fastigpt.families.pretrained import CONFIG
-from fastigpt.lazy_tensors import Tensors, open_weights
+from fastigpt.lazy_tensors import open_weights
 from fastigpt.save import CheckpointFiles
 from fastigpt.scalars import integer, real
 from fastigpt.spec import ROTARY, ModelSpec
 from fastigpt.tensor_files import SAFETENSORS
+from fastigpt.tensors import Tensors
 from fastigpt.untrusted import exists, read_json, short
 
 TOKENIZER, PROCESSOR = "tokenizer.json", "processor_config.json"
@@ -166,8 +167,9 @@ class Janus:
         save.replace(folder, fill, BELONGS)
 
 
+_WORDS = "language_model.embed_tokens.weight"
 _PUBLISHED = {
-    "prefix.embedding": "language_model.embed_tokens.weight",
+    "prefix.embedding": _WORDS,
     "norm": "language_model.norm.weight",
     "head.fc.weight": "generation_head.proj_out.weight",
     "head.fc.bias": "generation_head.proj_out.bias",
@@ -195,7 +197,8 @@ def canonical(config: JanusConfig, spec: ModelSpec, weights: Mapping[str, torch.
         makers[ours + "qkv.weight"] = llama.fused(weights, qkv)
         gate_up = [f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up")]
         makers[ours + "fc.weight"] = llama.fused(weights, gate_up)
-    return Tensors(makers)
+    words = weights.rows.get(_WORDS) if isinstance(weights, Tensors) else None
+    return Tensors(makers, {} if words is None else {"prefix.embedding": words})
 
 
 @torch.inference_mode()

@@ -29,12 +29,13 @@ from fastigpt.families import generation_config, llama
 from fastigpt.families.generation_config import GENERATION
 from fastigpt.families.named_tensors import halves, take, take_vq
 from fastigpt.families.pretrained import CONFIG
-from fastigpt.lazy_tensors import Held, Tensors, named, open_pickle, open_safetensors, open_weights
+from fastigpt.lazy_tensors import Held, named, open_pickle, open_safetensors, open_weights
 from fastigpt.prompts import ClassReader
 from fastigpt.save import CheckpointFiles
 from fastigpt.scalars import integer, real
 from fastigpt.spec import ROTARY, ModelSpec
 from fastigpt.tensor_files import SAFETENSORS
+from fastigpt.tensors import Tensors
 from fastigpt.untrusted import exists, short
 
 VQ = "vq.safetensors"

@@ -8,8 +8,9 @@ import torch
 
 from fastigpt.codecs.vq import VQConfig
 from fastigpt.errors import CheckpointError
-from fastigpt.lazy_tensors import Held, Stored, Tensors
+from fastigpt.lazy_tensors import Held, Stored
 from fastigpt.tensor_files import some
+from fastigpt.tensors import Tensors
 from fastigpt.untrusted import short
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -33,7 +34,8 @@ def take(stored: Held, shapes: Mapping[str, tuple[int, ...]], source: str) -> Te
             raise CheckpointError(f"{source}: {name} holds {found.dtype}, expected floating-point numbers")
         if not found.whole:
             raise CheckpointError(f"{source}: {name} has numbers of which not all are stored")
-    return Tensors({name: _finite(stored[name], name, source) for name in shapes})
+    readers = {name: reader for name in shapes if (reader := stored[name].row) is not None}
+    return Tensors({name: _finite(stored[name], name, source) for name in shapes}, readers)
 
 
 def _finite(stored: Stored, name: str, source: str) -> Callable[[], torch.Tensor]:

@@ -183,7 +183,7 @@ def model_sha256(model: Model) -> str:
     if isinstance(model.codec, VQCodec):
         for name, tensor in sorted(model.codec.weights.items()):
             total.update(f"{name} {list(tensor.shape)}\n".encode())
-            total.update(tensor.flatten().view(torch.uint8).numpy().data)
+            total.update(tensor.float().flatten().view(torch.uint8).numpy().data)
     if isinstance(model.reader, WordReader):
         total.update(model.reader.vocabulary.to_json().encode())
     if isinstance(model.reader, ChatReader):
