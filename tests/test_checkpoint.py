@@ -286,7 +286,7 @@ def test_missing_tensors_are_named(saved, name):
 def test_misshapen_integer_and_non_finite_tensors_are_named(saved):
     original = load_file(saved / "model.safetensors")["transformer.h.0.ln_1.weight"].clone()
     for bad, word in (
-        (torch.ones(17), "(17,)"),
+        (torch.ones(17), "[17]"),
         (torch.ones(16, dtype=torch.int64), "int64"),
         (torch.full((16,), float("nan")), "NaN"),
         (torch.full((16,), float("inf")), "NaN or infinite"),
@@ -319,7 +319,7 @@ def test_configs_that_are_not_json_objects(saved, text):
         ({"n_layer": True}, "n_layer"),
         ({"n_embd": "16"}, "n_embd"),
         ({"n_embd": None}, "n_embd"),
-        ({"vocab_size": 12}, "transformer.wte.weight has shape (10, 16)"),
+        ({"vocab_size": 12}, "transformer.wte.weight has the shape [10, 16]"),
         ({"vocab_size": 1}, "vocab_size"),
         ({"n_positions": 25}, "n_positions"),
         ({"n_positions": 0}, "n_positions"),

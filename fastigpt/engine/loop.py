@@ -139,9 +139,17 @@ def slots_for(
     as one needs."""
     if batch_size is None:
         guided = any(request.negative is not None for request in requests)
-        batch_size = engine.room(guided=guided, window=window, draft=draft)
-        batch_size = min(batch_size, engine.enough(guided=guided) or batch_size)
+        batch_size = useful_slots(engine, guided=guided, window=window, draft=draft)
     return max(of_each, min(len(requests) * of_each, batch_size // of_each * of_each))
+
+
+def useful_slots(
+    engine: Engine, *, guided: bool, window: Window = "auto", draft: Engine | None = None, sessions: int = 1
+) -> int:
+    """Slots of each of so many sessions at a time: what fits the memory that is free, but none beyond those that make
+    drawing faster."""
+    room = engine.room(guided=guided, window=window, draft=draft) // sessions
+    return min(room, engine.enough(guided=guided) or room)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -23,19 +24,25 @@ def take(stored: Held, shapes: Mapping[str, tuple[int, ...]], source: str) -> Te
     if missing:
         raise CheckpointError(f"{source} lacks {some(missing)}")
     for name, shape in shapes.items():
-        found = stored[name]
-        if found.odd is not None:
-            raise CheckpointError(f"{source}: {name} is {found.odd}, expected a plain dense tensor")
-        if found.dtype is None:
-            raise CheckpointError(f"{source}: {name} is of a dtype that torch does not have")
-        if found.shape != shape:
-            raise CheckpointError(f"{source}: {name} has the shape {list(found.shape)}, expected {list(shape)}")
-        if found.dtype not in _FLOATS:
-            raise CheckpointError(f"{source}: {name} holds {found.dtype}, expected floating-point numbers")
-        if not found.whole:
-            raise CheckpointError(f"{source}: {name} has numbers of which not all are stored")
+        check(stored[name], name, shape, source)
     readers = {name: reader for name in shapes if (reader := stored[name].row) is not None}
     return Tensors({name: _finite(stored[name], name, source) for name in shapes}, readers)
+
+
+def check(
+    found: Stored, name: str, shape: tuple[int, ...], source: str, *, whole: bool = True, asks: str = "expected"
+) -> None:
+    """Before memory is taken for it. whole: every number must be stored, none repeated by a stride of 0. asks: who
+    wants this shape."""
+    if found.odd is not None:
+        raise CheckpointError(f"{source}: {name} is {found.odd}, expected a plain dense tensor")
+    if found.shape != shape:
+        raise CheckpointError(f"{source}: {name} has the shape {list(found.shape)}, {asks} {list(shape)}")
+    if found.dtype not in _FLOATS:
+        holds = found.dtype or "numbers of a dtype that torch does not have"
+        raise CheckpointError(f"{source}: {name} holds {holds}, expected floating-point numbers")
+    if whole and not found.whole:
+        raise CheckpointError(f"{source}: {name} has {math.prod(shape)} numbers, of which not all are stored")
 
 
 def _finite(stored: Stored, name: str, source: str) -> Callable[[], torch.Tensor]:

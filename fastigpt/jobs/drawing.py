@@ -17,6 +17,7 @@ from fastigpt.api import load
 from fastigpt.bench.machine import device_name
 from fastigpt.codecs.palette import PaletteCodec
 from fastigpt.codecs.vq import VQCodec
+from fastigpt.engine.loop import useful_slots
 from fastigpt.engine.memory import synchronize
 from fastigpt.families.chat import ChatReader
 from fastigpt.jobs.asked import Asked, How
@@ -103,9 +104,8 @@ def draws(job: JobDirectory, model: Model, how: How, on_rows: Callable[[int], No
     if guidance_scale is None and "guidance_scale" in model.defaults and (p.prompt or job.prompts):
         guidance_scale = 1.0  # off: what the job says holds, not what is this model's default now
     if batch_size is None and how.workers > 1:  # each would take the memory that it finds free
-        guided = guidance_scale not in (None, 1.0)
-        room = model.engine.room(guided=guided) // how.workers
-        batch_size = max(1, min(p.shard_size, room, model.engine.enough(guided=guided) or room))
+        slots = useful_slots(model.engine, guided=guidance_scale not in (None, 1.0), sessions=how.workers)
+        batch_size = max(1, min(p.shard_size, slots))
 
     def draw(images: range) -> np.ndarray:
         tokens = model.fill(

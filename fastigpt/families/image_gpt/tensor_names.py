@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
-from math import prod
 
 import torch
 
 from fastigpt.errors import CheckpointError
 from fastigpt.families.image_gpt.config import ImageGPTConfig
-from fastigpt.lazy_tensors import Held, Stored
+from fastigpt.families.named_tensors import check
+from fastigpt.lazy_tensors import Held
 from fastigpt.tensor_files import some
 from fastigpt.untrusted import short
 
@@ -20,7 +20,6 @@ _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 _TRUNK = {"wte", "wpe", "h", "ln_f"}
 # Causal masks that old transformers versions stored beside the weights.
 _MASK_BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def canonical_names(stored: Held, source: str) -> Held:
@@ -80,7 +79,8 @@ def check_tensors(
         rows = (n_positions, *shape[1:]) if name == positions else shape
         # Taken out, so that what a pickle held is let go of tensor by tensor.
         found = stored.pop(name)
-        _check(found, name, rows, source, whole=own)
+        asks = "config.json (n_positions) asks for" if name == positions else "config.json asks for"
+        check(found, name, rows, source, whole=own, asks=asks)
         tensor = found.read().detach()
         if name == positions:
             tensor = tensor[: config.n_pixels]
@@ -92,17 +92,3 @@ def check_tensors(
             continue
         kept[name] = tensor.contiguous()
     return kept
-
-
-def _check(found: Stored, name: str, shape: tuple[int, ...], source: str, *, whole: bool) -> None:
-    """Before memory is taken for it. whole: every number must be stored, none repeated by a stride of 0."""
-    if found.odd is not None:
-        raise CheckpointError(f"{source}: {name} is {found.odd}, expected a plain dense tensor")
-    if found.shape != shape:
-        asks = f"config.json asks for {shape}" + (" (n_positions)" if name == "transformer.wpe.weight" else "")
-        raise CheckpointError(f"{source}: {name} has shape {found.shape}, {asks}")
-    if found.dtype not in _FLOATS:
-        what = found.dtype or "of a dtype that torch does not have"
-        raise CheckpointError(f"{source}: {name} is {what}, expected a floating-point tensor")
-    if whole and not found.whole:
-        raise CheckpointError(f"{source}: {name} has {prod(shape)} numbers, of which not all are stored")
