@@ -14,22 +14,15 @@ import pytest
 import torch
 from canvases import alone
 from conftest import fill
+from cpu_engines import ISAS, KINDS
 from llama_blocks import LLAMA, llama, llama_weights
 
-from fastigpt import _C, CheckpointError
+from fastigpt import CheckpointError
 from fastigpt.engine.cpu import CpuEngine
 from fastigpt.job import Request
 from fastigpt.sampling import Drawing, draw
 from fastigpt.spec import BlockSpec, ModelSpec
 
-ISAS = _C.supported_isas()
-KINDS = [
-    ("float32", "float32"),
-    ("bfloat16", "bfloat16"),
-    ("bfloat16", "int8"),
-    ("int8", "int8"),
-    ("float32", "bfloat16"),
-]
 WIDE = replace(LLAMA, width=72, height=3, columns=7, n_tokens=130, head_inner=50)
 SHAPES = {
     "few key heads, nothing a multiple of anything": replace(
