@@ -75,9 +75,9 @@ def named(data: object, source: Path) -> Held:
 
 def in_memory(tensors: Mapping[str, torch.Tensor]) -> Held:
     """Lazily negated and conjugated views are worked out."""
-    lazy = (name for name, tensor in tensors.items() if _described(tensor).odd == _LAZY)
-    worked_out = {name: tensors[name].resolve_neg().resolve_conj() for name in lazy}
-    return {name: _in_memory(worked_out.get(name, tensor)) for name, tensor in tensors.items()}
+    found = {name: _in_memory(tensor) for name, tensor in tensors.items()}
+    lazy = {name for name, stored in found.items() if stored.odd == _LAZY}
+    return found | {name: _in_memory(tensors[name].resolve_neg().resolve_conj()) for name in lazy}
 
 
 def _in_memory(tensor: torch.Tensor) -> Stored:

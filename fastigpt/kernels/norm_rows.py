@@ -13,7 +13,6 @@ import triton.language as tl
 from fastigpt.kernels.launch import Table, expect, expect_contiguous
 from fastigpt.kernels.overlap import begin, overlap
 from fastigpt.kernels.products import (
-    FIRST,
     SLICES,
     add_squares,
     columns_of_slices,
@@ -21,6 +20,7 @@ from fastigpt.kernels.products import (
     load_gain,
     load_weights,
     sum_squares,
+    whole_length,
 )
 
 
@@ -37,12 +37,11 @@ def _norm_rows(
     BLOCK_K: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     has_row = row < rows
     begin(OVERLAP)
     squares = tl.zeros([SLICES, BLOCK_M, 8], tl.float32)
-    for i in tl.range(0, (LENGTH + FIRST - 1) // FIRST * FIRST, BLOCK_K, num_stages=1):
+    for i in tl.range(0, whole_length(K), BLOCK_K, num_stages=1):
         k0 = in_turn(i, K)
         h = load_weights(x, row, has_row, k0, K, BLOCK_K)
         squares = add_squares(squares, h, out.dtype.element_ty)

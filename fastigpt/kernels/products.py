@@ -22,6 +22,19 @@ FIRST = tl.constexpr(64)  # columns of each slice that may be loaded early, and 
 _WIDEN = tl.constexpr(interpreting())
 
 
+@triton.constexpr_function
+def slice_length(K):
+    """Columns of a slice, of K columns in all: sixteens, so that the last slices may have fewer or none."""
+    sixteens = 16 * SLICES.value
+    return (K + sixteens - 1) // sixteens * 16
+
+
+@triton.constexpr_function
+def whole_length(K):
+    """The same in whole FIRSTs: what a loop over a slice runs through."""
+    return (slice_length(K) + FIRST.value - 1) // FIRST.value * FIRST.value
+
+
 @triton.jit
 def dot(a, b, acc):
     # acc + a @ b, summed in float32. The interpreter cannot multiply bfloat16; as float32 the products are the same.
@@ -45,7 +58,7 @@ def add_slices(x):
 @triton.jit
 def columns_of_slices(start, K: tl.constexpr, BLOCK_K: tl.constexpr):
     # Columns start … of every slice, [8, 1, BLOCK_K], and which of them there are.
-    LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16
+    LENGTH: tl.constexpr = slice_length(K)
     k = start + tl.arange(0, BLOCK_K)[None, None, :]
     column = tl.arange(0, SLICES)[:, None, None] * LENGTH + k
     return column, (k < LENGTH) & (column < K)
@@ -74,7 +87,7 @@ def prefetch_weights(weight, row, there, start, K: tl.constexpr, COLUMNS: tl.con
     # Columns start … start + COLUMNS of every slice into the second level cache, one request a line of 128 bytes.
     LINE: tl.constexpr = 128 // (weight.dtype.element_ty.primitive_bitwidth // 8)
     LINES: tl.constexpr = triton.next_power_of_2((COLUMNS + LINE - 1) // LINE)
-    LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16
+    LENGTH: tl.constexpr = slice_length(K)
     k = start + tl.arange(0, LINES)[None, None, :] * LINE
     column = tl.arange(0, SLICES)[:, None, None] * LENGTH + k
     inside = there[None, :, None] & (k < LENGTH) & (column < K)
@@ -122,8 +135,7 @@ def add_products(acc, squares, h, gain, w, NORM: tl.constexpr):
 @triton.jit
 def in_turn(i, K: tl.constexpr):
     # Where in a slice columns are that are added i-th: the first FIRST come last.
-    LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16
-    ALL: tl.constexpr = (LENGTH + FIRST - 1) // FIRST * FIRST
+    ALL: tl.constexpr = whole_length(K)
     return tl.where(i < ALL - FIRST, i + FIRST, i + FIRST - ALL)
 
 
@@ -138,8 +150,7 @@ def sum_products(
     # DTYPE: in which products are made, weight's if that is a float's.
     M: tl.constexpr = row.shape[0]
     N: tl.constexpr = column.shape[0]
-    LENGTH: tl.constexpr = (K + 16 * SLICES - 1) // (16 * SLICES) * 16
-    ALL: tl.constexpr = (LENGTH + FIRST - 1) // FIRST * FIRST
+    LENGTH: tl.constexpr = slice_length(K)
     acc = tl.zeros([SLICES, M, N], tl.float32)
     squares = tl.zeros([SLICES, M, 8], tl.float32)
     if EARLY:
@@ -151,7 +162,7 @@ def sum_products(
             acc, squares = add_products(acc, squares, h, g, w.to(DTYPE), NORM)
         acc, squares = add_products(acc, squares, h_first, g_first, w_first.to(DTYPE), NORM)
     else:
-        for i in tl.range(0, ALL, BLOCK_K, num_stages=STAGES):
+        for i in tl.range(0, whole_length(K), BLOCK_K, num_stages=STAGES):
             k0 = in_turn(i, K)
             w = load_weights(weight, column, has_column, k0, K, BLOCK_K)
             h = load_weights(x, row, has_row, k0, K, BLOCK_K)
