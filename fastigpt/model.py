@@ -50,12 +50,13 @@ class Model(Draws, Scores):
         """pretrained: what its family handed over."""
         self.name, load = model_options(options)
         self.pretrained, self.config, self.defaults = pretrained, pretrained.config, pretrained.defaults
-        self.codec, self.reader, self.preprocessing = pretrained.codec, pretrained.reader, pretrained.preprocessing
+        codec, self.reader, self.preprocessing = pretrained.codec, pretrained.reader, pretrained.preprocessing
         spec, canonical = pretrained.spec, pretrained.canonical()
         with self._named():
             # Before there is an engine, so that what is read for it is never in memory beside one.
             self._watch = None if cannot_overflow(spec, canonical) else OverflowWatch(spec, canonical)
             self.engine: Engine = build(spec, canonical, **load)
+        self.codec = None if codec is None else codec.on(self.engine.device, self.engine.dtype)
 
     @classmethod
     @takes_options(DEFAULTS)

@@ -36,6 +36,11 @@ class ImageCodec(Protocol):
         """Tokens are 0 … n_tokens − 1: the colours of a palette, the entries of a codebook."""
         ...
 
+    def on(self, device: torch.device, dtype: torch.dtype) -> ImageCodec:
+        """The same codec, whose pixels are made where and as exactly as an engine of this dtype computes. Tokens of
+        images stay what they are."""
+        ...
+
     def encode(self, images: np.ndarray) -> torch.Tensor:
         """int64 [n, h·w] on the CPU, in raster order. images: uint8 [n, height, width, 3], RGB, of `size`. The same
         image has the same tokens in whatever company it comes."""

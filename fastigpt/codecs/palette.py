@@ -180,6 +180,9 @@ class PaletteCodec:
     def __init__(self, palette: Palette, height: int, width: int) -> None:
         self.palette, self.grid, self.size, self.n_tokens = palette, (height, width), (height, width), palette.n_colors
 
+    def on(self, device: torch.device, dtype: torch.dtype) -> PaletteCodec:
+        return self  # there is nothing to compute
+
     def encode(self, images: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(self.palette.encode(images)).flatten(1)
 

@@ -121,15 +121,12 @@ class VQNetworks:
     weights: Mapping[str, torch.Tensor]
 
     def _conv(self, x: torch.Tensor, name: str, stride: int = 1) -> torch.Tensor:
-        weight, bias = self._pair(name)
-        return F.conv2d(x, weight, bias, stride, weight.shape[-1] // 2 if stride == 1 else 0)
+        weight = self.weights[name + ".weight"]
+        padding = weight.shape[-1] // 2 if stride == 1 else 0
+        return F.conv2d(x, weight, self.weights[name + ".bias"], stride, padding)
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.group_norm(x, _GROUPS, *self._pair(name), _EPSILON)
-
-    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """weight and bias, in float32."""
-        return self.weights[name + ".weight"].float(), self.weights[name + ".bias"].float()
+        return F.group_norm(x, _GROUPS, self.weights[name + ".weight"], self.weights[name + ".bias"], _EPSILON)
 
     def _res(self, x: torch.Tensor, name: str) -> torch.Tensor:
         h = self._conv(F.silu(self._norm(x, name + ".norm1")), name + ".conv1")
@@ -177,3 +174,11 @@ class VQNetworks:
             if level < levels - 1:
                 x = self._conv(F.interpolate(x, scale_factor=2.0), name + ".upsample.conv")
         return self._conv(F.silu(self._norm(x, "decoder.norm_out")), "decoder.conv_out")
+
+
+@dataclass(frozen=True)
+class PlainVQ(VQNetworks):
+    """Networks of these tensors; those of one of the two are enough."""
+
+    config: VQConfig
+    weights: Mapping[str, torch.Tensor]

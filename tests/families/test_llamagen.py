@@ -114,7 +114,7 @@ def test_what_is_saved_draws_the_same(pretrained, tmp_path):
     model.save_pretrained(tmp_path)
     names = {"config.json", "generation_config.json", "model.safetensors", "vq.safetensors"}
     assert {path.name for path in tmp_path.iterdir()} == names
-    again = fastigpt.load(tmp_path, device="cpu")
+    again = fastigpt.load(tmp_path, device="cpu", dtype="float32")
     assert again.config == model.config and again.codec == model.codec
     options = {"label": 1, "guidance_scale": 2.0, "seed": 3, "output_type": "np"}
     assert np.array_equal(model.sample(1, **options), again.sample(1, **options))

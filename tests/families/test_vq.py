@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import JanusVQVAE, JanusVQVAEConfig
 
-from fastigpt.codecs import UNKNOWN, patch
+from fastigpt import _C
+from fastigpt.codecs import UNKNOWN, patch, vq
 from fastigpt.codecs.vq import CODEBOOK, VQCodec, VQConfig
 
 GOLDEN = Path(__file__).parent / "llamagen_golden"
@@ -114,6 +115,45 @@ def test_codecs_are_equal_if_their_tokens_mean_the_same():
     codec, again = (VQCodec(TINY, random_vq(), 4, 4) for _ in range(2))
     assert codec == again == pickle.loads(pickle.dumps(codec)) and hash(codec) == hash(again)
     assert codec != VQCodec(TINY, random_vq(seed=1), 4, 4) and codec != VQCodec(TINY, random_vq(), 4, 5)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_pixels_in_bfloat16_are_those_in_float32_but_for_rounding(stored, monkeypatch):
+    monkeypatch.setattr(vq, "_multiplies_bfloat16", lambda device: True)
+    cpu = torch.device("cpu")
+    exact = VQCodec(TINY, {name: tensor.to(stored) for name, tensor in random_vq().items()}, 4, 5)
+    half = exact.on(cpu, torch.int8)
+    assert (exact.dtype, half.dtype) == (torch.float32, torch.bfloat16) and half == exact
+    assert exact.on(cpu, torch.float32) is exact and half.on(cpu, torch.float16) is half
+    assert half.on(cpu, torch.float64).dtype == torch.float32
+    tokens = torch.randint(0, 20, (3, 20), generator=torch.Generator().manual_seed(1))
+    expected, found = exact.decode(tokens), half.decode(tokens)
+    error = np.abs(found.astype(int) - expected)
+    assert 0 < error.mean() < 1.5 and error.max() < 16 and expected.std() > 10
+    assert np.array_equal(half.decode(tokens[1:2])[0], found[1]) and np.array_equal(half.preview(tokens), found)
+    assert torch.equal(half.encode(expected), exact.encode(expected))
+
+
+def test_pixels_stay_in_float32_where_bfloat16_is_not_multiplied(monkeypatch):
+    monkeypatch.setattr(vq, "_multiplies_bfloat16", lambda device: False)
+    codec = VQCodec(TINY, random_vq(), 4, 4)
+    assert codec.on(torch.device("cpu"), torch.bfloat16) is codec
+    monkeypatch.undo()
+    fast = "avx512vnni" in _C.supported_isas()
+    assert codec.on(torch.device("cpu"), torch.bfloat16).dtype == (torch.bfloat16 if fast else torch.float32)
+
+
+@pytest.mark.gpu
+def test_pixels_are_made_on_a_gpu():
+    codec = VQCodec(TINY, random_vq(), 4, 5)
+    tokens = torch.randint(0, 20, (3, 20), generator=torch.Generator().manual_seed(1))
+    expected = codec.decode(tokens)
+    for dtype in (torch.float32, torch.bfloat16):
+        there = codec.on(torch.device("cuda"), dtype)
+        found = there.decode(tokens)
+        assert there.device.type == "cuda" and np.abs(found.astype(int) - expected).mean() < 1.5
+        assert np.array_equal(there.decode(tokens[1:2])[0], found[1])
+        assert torch.equal(there.encode(expected), codec.encode(expected))
 
 
 def test_autocast_changes_nothing():
