@@ -1,8 +1,8 @@
 """Builds the extension `fastigpt._C` from csrc/.
 
 Never imports torch: the extension knows pointers and sizes only. Source files carry their instruction set in their
-name (`*_avx2.cpp`, `*_avx512.cpp`, `*_avx512vnni.cpp`); each is compiled with just those flags and is only called after
-the processor has been asked, so one wheel serves every machine of an architecture.
+name (`*_avx2.cpp`, `*_avx512.cpp`, `*_avx512vnni.cpp`, `*_amx.cpp`); each is compiled with just those flags and is only
+called after the processor has been asked, so one wheel serves every machine of an architecture.
 
 FASTIGPT_CUDA=auto|0|1   compile csrc/cuda with nvcc: when found, never, or fail without it.
 """
@@ -61,24 +61,15 @@ from pybind11.setup_helpers import Pybind11Extension
 from setuptools import find_packages, setup
 from setuptools.command.build_ext import build_ext
 
+AVX2_FLAGS = ["-mavx2", "-mfma", "-mf16c"]
+AVX512_FLAGS = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2_FLAGS]
+VNNI_FLAGS = [*AVX512_FLAGS, "-mavx512vnni", "-mavx512bf16"]
 # Instruction sets by file-name suffix, for gcc and clang / for MSVC.
 ISA_FLAGS = {
-    "_avx2": (["-mavx2", "-mfma", "-mf16c"], ["/arch:AVX2"]),
-    "_avx512": (["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c"], ["/arch:AVX512"]),
-    "_avx512vnni": (
-        [
-            "-mavx512f",
-            "-mavx512bw",
-            "-mavx512dq",
-            "-mavx512vl",
-            "-mavx512vnni",
-            "-mavx512bf16",
-            "-mavx2",
-            "-mfma",
-            "-mf16c",
-        ],
-        ["/arch:AVX512"],
-    ),
+    "_avx2": (AVX2_FLAGS, ["/arch:AVX2"]),
+    "_avx512": (AVX512_FLAGS, ["/arch:AVX512"]),
+    "_avx512vnni": (VNNI_FLAGS, ["/arch:AVX512"]),
+    "_amx": (VNNI_FLAGS, []),
 }
 # Folders of csrc that hold C++.
 ROOMS = ("runtime", "operators", "nearest", "engine", "bindings")
@@ -88,6 +79,20 @@ CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90
 def isa_suffix(source: str) -> str | None:
     stem = Path(source).stem
     return next((suffix for suffix in ISA_FLAGS if stem.endswith(suffix)), None)
+
+
+def assembles(instruction: str) -> bool:
+    """Whether the assembler behind the compiler is new enough to know it."""
+    command = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "check.cpp"
+        source.write_text(f'__asm__("{instruction}");\n')
+        run = subprocess.run([*command, "-c", str(source), "-o", os.devnull], capture_output=True, check=False)
+    return run.returncode == 0
+
+
+# Whether *_amx.cpp holds anything: tiles are asked for in the way of Linux.
+AMX = X86 and sys.platform == "linux" and bool(BUILDS & set(sys.argv)) and assembles("tilerelease")
 
 
 def sources() -> list[str]:
@@ -190,6 +195,8 @@ def extension() -> Pybind11Extension:
         extra_link_args=[] if MSVC else ["-pthread"],
         cxx_std=17,
     )
+    if AMX:
+        ext.define_macros.append(("FASTIGPT_WITH_AMX", "1"))
     compiler = nvcc()
     if compiler and sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
         ext.define_macros.append(("FASTIGPT_WITH_CUDA", "1"))

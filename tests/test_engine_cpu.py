@@ -113,6 +113,28 @@ def test_logits_do_not_depend_on_batch_length_or_threads(isa: str, dtype: str, k
             assert torch.equal(two.logits(tokens[-n:, :length], part), want[-n:, :length])
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_row_does_not_depend_on_how_many_are_beside_it(isa: str, dtype: str) -> None:
+    """Around every number of rows at which kernels cut them anew, and inputs that no cut divides."""
+    for config in (PLAIN, SHAPES[4]):
+        engine = cpu_engine(config, random_weights(config, biases=True), dtype=dtype, isa=isa, threads=2)
+        pairs = torch.randint(0, config.n_colors, (99, 2))
+        alone = torch.cat([engine.logits(pairs[i : i + 1]) for i in range(len(pairs))])
+        for n in (2, 6, 7, 8, 9, 12, 13, 15, 16, 17, 24, 25, 31, 32, 33, 48, 49, 63, 64, 65, 97, 99):
+            assert torch.equal(engine.logits(pairs[:n]), alone[:n]), n
+
+
+@pytest.mark.skipif("amx" not in ISAS, reason="the processor has no AMX")
+@pytest.mark.parametrize("n", [1, 12, 13, 40])
+def test_tiles_of_integers_are_exact(n: int) -> None:
+    for config in SHAPES:
+        weights = random_weights(config, biases=True)
+        tiles, vectors = (cpu_engine(config, weights, dtype="int8", isa=isa) for isa in ("amx", "avx512vnni"))
+        tokens = torch.randint(0, config.n_colors, (n, 3))  # without the head, which stays in bfloat16
+        assert torch.equal(*(engine.hidden(tokens, config.n_layer) for engine in (tiles, vectors)))
+
+
 @pytest.mark.parametrize("dtype,kv_dtype", KINDS)
 def test_tokens_do_not_depend_on_batch_window_or_threads(dtype: str, kv_dtype: str) -> None:
     for config in (PLAIN, PROMPTED):

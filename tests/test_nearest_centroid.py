@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastigpt import _C
 from fastigpt.nearest import nearest_centroid
 
-ISAS = _C.supported_isas()
+ISAS = [isa for isa in _C.supported_isas() if isa != "amx"]  # which searches as avx512vnni does
 
 
 def brute_force(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:

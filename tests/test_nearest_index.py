@@ -17,7 +17,7 @@ import fastigpt.nearest as nearest
 from fastigpt import _C
 from fastigpt.nearest import NearestCentroid, address_of, nearest_centroid
 
-ISAS = _C.supported_isas()
+ISAS = [isa for isa in _C.supported_isas() if isa != "amx"]  # which searches as avx512vnni does
 WAYS = ("automatic", "scan", "float32", "int8", "tree", "grid", "table")
 
 

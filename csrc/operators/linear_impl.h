@@ -4,6 +4,9 @@
 #include "operators/kernels.h"
 #include "simd/functions.h"
 #include "simd/panels.h"
+#if defined(FASTIGPT_TILES)
+#include "operators/tiles_impl.h"
+#endif
 
 namespace fastigpt {
 namespace FASTIGPT_ISA {
@@ -126,12 +129,16 @@ void linear_as(const Linear& layer, Rows in, int rows, int first, int last, cons
 }
 
 void linear(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next) {
-  if (layer.dtype == DType::f32)
-    linear_as<PanelF32>(layer, in, rows, first, last, out, next);
-  else if (layer.dtype == DType::bf16)
-    linear_as<PanelBf16>(layer, in, rows, first, last, out, next);
-  else
-    linear_as<PanelI8>(layer, in, rows, first, last, out, next);
+  if (layer.dtype == DType::f32) return linear_as<PanelF32>(layer, in, rows, first, last, out, next);
+#if defined(FASTIGPT_TILES)
+  if (layer.dtype == DType::bf16) return linear_of_tiles<false>(layer, in, rows, first, last, out, next);
+  // Integers are exact either way, and few rows are as fast or faster this one.
+  if (rows <= kTileRows) return linear_as<PanelI8>(layer, in, rows, first, last, out, next);
+  return linear_of_tiles<true>(layer, in, rows, first, last, out, next);
+#else
+  if (layer.dtype == DType::bf16) return linear_as<PanelBf16>(layer, in, rows, first, last, out, next);
+  return linear_as<PanelI8>(layer, in, rows, first, last, out, next);
+#endif
 }
 
 size_t activation_bytes(DType weights) {

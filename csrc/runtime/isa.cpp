@@ -3,10 +3,28 @@
 
 #include <stdexcept>
 
+#if defined(FASTIGPT_WITH_AMX)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastigpt {
 namespace {
 
-constexpr Isa kAll[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512vnni};
+constexpr Isa kAll[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512vnni, Isa::amx};
+
+#if defined(FASTIGPT_WITH_AMX)
+// Whether there are tiles of bfloat16 and int8, and the kernel lets this process have them, which it has to be asked
+// for once; threads and forked children have them then as well.
+bool has_tiles() {
+  constexpr unsigned kTiles = 1u << 24, kInt8 = 1u << 25, kBfloat16 = 1u << 22, kWanted = kTiles | kInt8 | kBfloat16;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & kWanted) != kWanted) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+#endif
 
 Isa detect() {
 #if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
@@ -16,6 +34,9 @@ Isa detect() {
       !__builtin_cpu_supports("avx512dq") || !__builtin_cpu_supports("avx512vl"))
     return Isa::avx2;
   if (!__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
+#if defined(FASTIGPT_WITH_AMX)
+  if (has_tiles()) return Isa::amx;
+#endif
   return Isa::avx512vnni;
 #else
   return Isa::generic;
@@ -25,7 +46,7 @@ Isa detect() {
 }  // namespace
 
 const char* isa_name(Isa isa) {
-  constexpr const char* names[] = {"generic", "avx2", "avx512", "avx512vnni"};
+  constexpr const char* names[] = {"generic", "avx2", "avx512", "avx512vnni", "amx"};
   return names[static_cast<int>(isa)];
 }
 
@@ -50,7 +71,7 @@ Isa parse_isa(const std::string& name) {
                                   ")");
     return isa;
   }
-  throw std::invalid_argument("isa must be auto, generic, avx2, avx512 or avx512vnni, not '" + name + "'");
+  throw std::invalid_argument("isa must be auto, generic, avx2, avx512, avx512vnni or amx, not '" + name + "'");
 }
 
 }  // namespace fastigpt

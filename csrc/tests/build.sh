@@ -11,18 +11,22 @@ objects=$(mktemp -d)
 trap 'rm -rf "$objects"' EXIT
 x86=$("$cxx" -dumpmachine | grep -E '^(x86_64|amd64)' || true)  # empty: for another processor, which has no AVX files
 avx512="-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c"
+amx=
+if [ -n "$x86" ] && [ "$(uname)" = Linux ] && echo '__asm__("tilerelease");' | "$cxx" -x c++ -c -o /dev/null - 2>/dev/null; then
+  amx=-DFASTIGPT_WITH_AMX
+fi
 for source in "$here/$program.cpp" "$here"/../runtime/*.cpp "$here"/../operators/*.cpp "$here"/../engine/*.cpp; do
   name=$(basename "$source" .cpp)
   flags=
   case $name in
-    *_avx*) [ -n "$x86" ] || continue ;;
+    *_avx* | *_amx) [ -n "$x86" ] || continue ;;
   esac
   case $name in
     *_avx2) flags="-mavx2 -mfma -mf16c" ;;
     *_avx512) flags=$avx512 ;;
-    *_avx512vnni) flags="$avx512 -mavx512vnni -mavx512bf16" ;;
+    *_avx512vnni | *_amx) flags="$avx512 -mavx512vnni -mavx512bf16" ;;
   esac
-  "$cxx" -std=c++17 -Wall -Wextra -Wno-unused-parameter -ffp-contract=off "$@" $flags -I"$here/../include" -I"$here/.." \
+  "$cxx" -std=c++17 -Wall -Wextra -Wno-unused-parameter -ffp-contract=off "$@" $flags $amx -I"$here/../include" -I"$here/.." \
     -c "$source" -o "$objects/$name.o" &
 done
 wait
