@@ -2,6 +2,7 @@
 
     python benchmarks/guessers.py                # the table of results/windows.md
     python benchmarks/guessers.py --images 4 --windows 8
+    python benchmarks/guessers.py --model my-scenes --guidance-scale 3 --temperature 0.8    # after captions
 
 The loop is the portable engine's own, with its guesses replaced; the last two rows are the guesses that the engines
 make. A guess changes no token: every run is held to the tokens of window 1.
@@ -21,16 +22,19 @@ from fastigpt.engine import loop
 from fastigpt.engine.portable import PortableEngine
 from fastigpt.engine.portable.session import PortableSession
 from fastigpt.engine.window import WindowTuner
-from fastigpt.job import Request
-from fastigpt.sampling import Drawing, gumbel_noise
+from fastigpt.sampling import gumbel_noise
+from fastigpt.training.evaluate import held_out
 
-DRAWING = Drawing(seed=11)
+SEED = 11
 
 
 class Study(PortableSession):
-    """The portable engine's session with the guesses of `rule`, which sees the scores of all positions so far."""
+    """The portable engine's session with the guesses of `rule`, which sees the scores of all positions so far, divided
+    by the temperature."""
 
-    def __init__(self, engine: PortableEngine, capacity: int, width: int, rule: Rule | None) -> None:
+    def __init__(
+        self, engine: PortableEngine, capacity: int, width: int, rule: Rule | None, temperature: float
+    ) -> None:
         super().__init__(engine.blocks, capacity, WindowTuner(width), None)
         self.rule, self.columns, self.rows = rule, engine.spec.columns, slice(0)
         self.logs = torch.zeros(capacity, self.n_positions + 1, engine.spec.n_tokens)
@@ -39,7 +43,8 @@ class Study(PortableSession):
         def recorded(tokens: torch.Tensor, position: torch.Tensor, *how: Any) -> torch.Tensor:
             logits = score(tokens, position, *how)
             place = position[:, None] + torch.arange(tokens.shape[1])
-            self.logs[torch.arange(len(tokens))[:, None], place.clamp(max=self.n_positions)] = logits.log_softmax(-1)
+            logs = (logits / temperature).log_softmax(-1)
+            self.logs[torch.arange(len(tokens))[:, None], place.clamp(max=self.n_positions)] = logs
             return logits
 
         self.reader.logits = recorded  # type: ignore[method-assign]
@@ -71,7 +76,7 @@ class Study(PortableSession):
 
     def draw_from(self, logs: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
         """The draw with these log-probabilities [n, n_tokens] and the positions' own noise."""
-        return (logs + gumbel_noise(DRAWING.seed, self.canvases.index[self.rows], at, logs.shape[-1])).argmax(-1)
+        return (logs + gumbel_noise(SEED, self.canvases.index[self.rows], at, logs.shape[-1])).argmax(-1)
 
     def scores(self, at: torch.Tensor) -> torch.Tensor:
         """Log-probabilities there, as they were scored last; [n, n_tokens]."""
@@ -129,14 +134,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=32)
     parser.add_argument("--windows", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--model", help="default: the bundled model")
+    parser.add_argument("--guidance-scale", type=float, help="after captions of held-out scenes; default: without")
+    parser.add_argument("--temperature", type=float, default=1.0)
     options = parser.parse_args()
     n, windows = options.images, options.windows
     torch.set_num_threads(1)  # the tensors are small
-    portable = fastigpt.load(device="cpu", backend="portable", dtype="float32")
-    cpu = fastigpt.load(device="cpu", backend="cpu", dtype="float32")
-    engine, pixels = cast(PortableEngine, portable.engine), portable.config.n_pixels
-    empty = torch.full((pixels,), -1)
-    requests = [Request(empty, index, DRAWING, engine.spec.unconditional) for index in range(n)]
+    portable = fastigpt.load(options.model, device="cpu", backend="portable", dtype="float32")
+    cpu = fastigpt.load(options.model, device="cpu", backend="cpu", dtype="float32")
+    engine, positions = cast(PortableEngine, portable.engine), portable.spec.n_positions
+    drawing: dict[str, Any] = {"seed": SEED, "temperature": options.temperature}
+    if options.guidance_scale is not None:
+        drawing |= {"prompt": held_out(n).captions, "guidance_scale": options.guidance_scale}
+    requests = cpu.requests(torch.full((n, positions), -1), **drawing)
     expected = loop.run(cpu.engine, requests, window=1)[0].tokens
     print(f"{n} images, passes per image (tokens per pass)\n")
     print("| draws not kept; other positions | " + " | ".join(f"window {w}" for w in windows) + " |")
@@ -144,20 +154,20 @@ def main() -> None:
     for name, rule in RULES.items():
         cells = []
         for width in windows:
-            study = Study(engine, n, width, rule)
+            study = Study(engine, n, width, rule, options.temperature)
             slots = study.add(requests)
-            while any(advance.decided < pixels for advance in study.step(loop.SLICE)):
+            while any(advance.decided < positions for advance in study.step(loop.SLICE)):
                 pass
             filled = study.read(slots)
             assert torch.equal(filled.tokens, expected), "a guess changed a token"
             passes = float(filled.pass_starts.sum(1).double().mean())
-            cells.append(f"{passes:.0f} ({pixels / passes:.2f})")
+            cells.append(f"{passes:.0f} ({positions / passes:.2f})")
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
     cells = []
     for width in windows:
-        _, stats = cpu.sample(n, seed=DRAWING.seed, window=width, output_type="tokens", return_stats=True)
+        _, stats = cpu.sample(n, window=width, output_type="tokens", return_stats=True, **drawing)
         passes = float(stats.passes.double().mean())
-        cells.append(f"{passes:.0f} ({pixels / passes:.2f})")
+        cells.append(f"{passes:.0f} ({positions / passes:.2f})")
     print("| the same, after tokens seen in the same surroundings (cpu engine) | " + " | ".join(cells) + " |")
 
 

@@ -29,7 +29,7 @@ from fastigpt.training.data import HELD_OUT_SEED
 
 DRAWINGS = ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (2.0, 0.8))  # guidance and temperature; the last is recommended
 TRAINING_SEEDS = (0, 1)  # of the bundled model: of its first training and of the one that went on from there
-DRAWINGS_128 = ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (5.0, 1.0), (2.0, 0.8), (3.0, 0.8))
+DRAWINGS_128 = ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (5.0, 1.0), (2.0, 0.8), (3.0, 0.8))  # likewise
 TRAINING_SEEDS_128 = (0,)
 _FIRST_FRESH = 10_000  # held-out scenes before this one are what training logs its losses on
 _RENDERINGS = 4000
@@ -118,9 +118,8 @@ def prompt_following(
 ) -> dict[str, float]:
     """Share of the facts stated by n captions that describe() confirms in the images drawn for them."""
     captions = held_out(n).captions
-    scale = None if guidance_scale == 1.0 else guidance_scale
     images = model.sample(
-        n, prompt=captions, guidance_scale=scale, temperature=temperature, seed=seed, output_type="np"
+        n, prompt=captions, guidance_scale=guidance_scale, temperature=temperature, seed=seed, output_type="np"
     )
     return _shares([confirmed(parse(text), found) for text, found in zip(captions, describe(small(images)))])
 

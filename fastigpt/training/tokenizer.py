@@ -25,7 +25,7 @@ from fastigpt.training.vq_network import TrainableVQ
 
 SIDE = 128
 CONFIG = VQConfig(base=32, multipliers=(1, 1, 2, 4), res_blocks=1, latent=128, n_codes=1024, code_dim=8)
-DEFAULTS = StageSettings(steps=4000, batch_size=4, learning_rate=3e-3, seed=0)
+DEFAULTS = StageSettings(steps=8000, batch_size=4, learning_rate=3e-3, seed=0)
 UNQUANTISED = 200  # steps, the first ones, in which vectors are not replaced by entries
 _HELD_OUT = 24
 
