@@ -14,6 +14,9 @@ class Blocks:
     def __init__(self, height: int, columns: int, n_tokens: int) -> None:
         self.grid, self.size, self.n_tokens = (height, columns), (4 * height, 3 * columns), n_tokens
 
+    def on(self, device: torch.device, dtype: torch.dtype) -> Blocks:
+        return self
+
     def encode(self, images: np.ndarray) -> torch.Tensor:
         n, (h, w) = len(images), self.grid
         assert images.dtype == np.uint8 and images.shape == (n, *self.size, 3)

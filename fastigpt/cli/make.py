@@ -58,7 +58,7 @@ def train(
         ),
     ] = None,
     scenes: Annotated[
-        int | None, typer.Option(min=1, max=10_000_000, help="That the transformer is shown. Default: 40,000.")
+        int | None, typer.Option(min=1, max=10_000_000, help="That the transformer is shown. Default: 80,000.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps. Default: 3,800, or the stage's.")] = None,
     batch_size: Annotated[
@@ -84,13 +84,13 @@ def train(
     if stage is not None:
         from fastigpt.training.captioned import train_stage
 
-        unfit = {"images": images, **shape, "colors": colors, "compile": compile or None}
+        unfit = {"images": images, **shape, "colors": colors}
         for name, value in unfit.items():
             if value is not None:
                 raise ValueError(f"{name} was given, but --stage trains on scenes, in a shape of its own")
         if device != "cpu":
             raise ValueError("--device was given, but --stage trains on the CPU")
-        trained = train_stage(stage, folder, **chosen, n_scenes=scenes, seed=seed, threads=threads)
+        trained = train_stage(stage, folder, **chosen, n_scenes=scenes, seed=seed, compile=compile, threads=threads)
         if stage == "tokenizer":
             print(f"trained the tokenizer of {trained}; next: fastigpt train --stage transformer --out {trained}")
             return

@@ -34,6 +34,7 @@ def train_stage(
     learning_rate: float | None = None,
     n_scenes: int | None = None,
     seed: int = 0,
+    compile: bool = False,
     threads: int | None = None,
     save_seconds: float = 60.0,
     log_every: int = 20,
@@ -42,8 +43,9 @@ def train_stage(
 
     steps, batch_size, learning_rate: those of STAGES where they are None. A run that goes on may ask for other steps
     while neither number of them has begun to lower the learning rate. n_scenes: that the transformer encodes once and
-    is shown over and over, None = 40,000. threads: parts of a batch that are computed beside each other, with one
-    thread of the CPU each; None = 2; they decide how sums are rounded, so a run that goes on keeps them.
+    is shown over and over, None = 80,000. compile: the transformer's steps, with torch.compile. threads: parts of a
+    batch that are computed beside each other, with one thread of the CPU each; None = 2. Both decide how sums are
+    rounded, so a run that goes on keeps them.
 
     Raises ValueError or TypeError, before any work, for a bad argument or an `out` that holds a training with other
     settings; CheckpointError for a transformer without a trained tokenizer; OSError if `out` cannot be written.
@@ -66,12 +68,14 @@ def train_stage(
     if stage == "tokenizer":
         if n_scenes is not None:
             raise ValueError("n_scenes was given, but the tokenizer never sees a scene twice")
+        if compile:
+            raise ValueError("compile was given, but only the transformer can be compiled")
         check_folder_writable(folder / "training")
         run: Stage = tokenizer.TokenizerStage(folder, settings)
     else:
         count = transformer.N_SCENES if n_scenes is None else whole("n_scenes", n_scenes, 1, 10**7)
         check_folder_writable(folder / "training")
-        run = transformer.TransformerStage(folder, settings, n_scenes=count)
+        run = transformer.TransformerStage(folder, settings, n_scenes=count, compile=compile)
     run.resume()
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -44,25 +44,40 @@ class TrainableJanus(nn.Module):
         return [p for name, p in self.parameters_by_name.items() if not ("/layers/" in name and p.ndim == 2)]
 
     def logits(self, prefixes: Sequence[Sequence[int]], tokens: torch.Tensor) -> torch.Tensor:
-        """float32 or the autocast's [B, n, n_codes], of each of tokens int64 [B, n] after a prefix and those before it.
-        Sequences of different lengths are padded at their ends, which nothing before them sees."""
-        n, words = tokens.shape[1], self._p("language_model.embed_tokens.weight")
-        lengths = torch.tensor([len(prefix) for prefix in prefixes])
-        ids = torch.zeros(len(tokens), int(lengths.max()) + n - 1, dtype=torch.int64)
-        for row, prefix, drawn in zip(ids, prefixes, tokens):
-            row[: len(prefix)] = torch.tensor(prefix)
-            row[len(prefix) : len(prefix) + n - 1] = drawn[:-1] + len(words)
-        x = F.embedding(ids, torch.cat([words, self._token_table()]))
-        for i in range(self.config.n_layer):
-            x = self._block(x, f"language_model.layers.{i}.")
-        places = (lengths - 1)[:, None] + torch.arange(n)
-        x = x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
-        x = F.gelu(self._linear(self._norm(x, "language_model.norm.weight"), "generation_head.proj_out"))
-        return self._linear(x, "generation_head.vision_head")
+        """float32 or the autocast's [B, n, n_codes], of each of tokens int64 [B, n] after a prefix and those before
+        it."""
+        return self._logits(*self.inputs(prefixes, tokens))
 
     def loss(self, prefixes: Sequence[Sequence[int]], tokens: torch.Tensor) -> torch.Tensor:
         """Nats per token."""
-        return F.cross_entropy(self.logits(prefixes, tokens).float().flatten(0, 1), tokens.flatten())
+        return self.nats(*self.inputs(prefixes, tokens), tokens)
+
+    def inputs(
+        self, prefixes: Sequence[Sequence[int]], tokens: torch.Tensor, longest: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is read, int64 [B, longest + n − 1], and the places in it that score tokens int64 [B, n]. Sequences of
+        different lengths are padded at their ends, which nothing before them sees. longest: prefix that there is room
+        for, None = of these."""
+        n, words = tokens.shape[1], self.config.vocabulary
+        lengths = torch.tensor([len(prefix) for prefix in prefixes])
+        ids = torch.zeros(len(tokens), (longest or int(lengths.max())) + n - 1, dtype=torch.int64)
+        for row, prefix, drawn in zip(ids, prefixes, tokens):
+            row[: len(prefix)] = torch.tensor(prefix)
+            row[len(prefix) : len(prefix) + n - 1] = drawn[:-1] + words
+        return ids, (lengths - 1)[:, None] + torch.arange(n)
+
+    def nats(self, ids: torch.Tensor, places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Per token, of `inputs`."""
+        return F.cross_entropy(self._logits(ids, places).float().flatten(0, 1), tokens.flatten())
+
+    def _logits(self, ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        words = self._p("language_model.embed_tokens.weight")
+        x = F.embedding(ids, torch.cat([words, self._token_table()]))
+        for i in range(self.config.n_layer):
+            x = self._block(x, f"language_model.layers.{i}.")
+        x = x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+        x = F.gelu(self._linear(self._norm(x, "language_model.norm.weight"), "generation_head.proj_out"))
+        return self._linear(x, "generation_head.vision_head")
 
     def _p(self, name: str) -> torch.Tensor:
         return self.parameters_by_name[name.replace(".", "/")]

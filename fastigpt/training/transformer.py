@@ -50,7 +50,8 @@ _WEIGHT_DECAY = 0.05
 
 
 class TransformerStage(Stage):
-    """n_scenes: that are encoded and shown over and over, each time in another order and with other captions."""
+    """n_scenes: that are encoded and shown over and over, each time in another order and with other captions. compile:
+    with torch.compile, which rounds sums otherwise."""
 
     name = "transformer"
 
@@ -62,6 +63,7 @@ class TransformerStage(Stage):
         n_scenes: int = N_SCENES,
         sizes: dict[str, int] = SIZES,
         side: int = SIDE,
+        compile: bool = False,
     ) -> None:
         super().__init__(folder, settings)
         self.vq, self.vq_weights = trained_vq(folder)
@@ -78,6 +80,7 @@ class TransformerStage(Stage):
         )
         self.reader = _reader(self.tokenizer, self.config)
         self.network = self.janus = TrainableJanus(self.config, seed=settings.seed)
+        self._nats = torch.compile(self.janus.nats, dynamic=False) if compile else self.janus.nats
         with torch.no_grad():  # codes that look alike begin alike
             entries = F.normalize(self.vq_weights[CODEBOOK], dim=-1)
             self.janus.parameters_by_name["generation_embeddings/weight"].copy_(entries)
@@ -102,9 +105,11 @@ class TransformerStage(Stage):
         for epoch, place in (divmod(k, self.n_scenes) for k in range(first, first + n)):
             picked.append(int(self._order(epoch)[place]))
             prefixes.append(self._prefix(picked[-1], epoch))
+        codes = self.codes[picked].long()
+        ids, places = self.janus.inputs(prefixes, codes, self.config.prompt_length)  # always of one shape
         self.janus.train()
         with torch.autocast("cpu", torch.bfloat16):
-            return self.janus.loss(prefixes, self.codes[picked].long())
+            return self._nats(ids, places, codes)
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.settings.seed, epoch]).permutation(self.n_scenes)

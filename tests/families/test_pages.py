@@ -28,5 +28,14 @@ def test_pages_state_the_memory_of_every_size(name):
 
 def test_pages_state_the_memory_of_the_vq():
     numbers = sum(torch.Size(shape).numel() for shape in VQConfig().tensor_shapes().values())
-    for page in ("janus.md", "llamagen.md"):
-        assert f"The VQ is {4 * numbers / 1e9:.2f} GB more, in float32" in (DOCS / page).read_text()
+    for page, size, kind in (("janus.md", 2, "bfloat16"), ("llamagen.md", 4, "float32")):
+        assert f"The VQ is {size * numbers / 1e9:.2f} GB more, in {kind}" in (DOCS / page).read_text()
+
+
+def test_the_page_states_the_memory_of_words():
+    small, large = (
+        2 * SHAPES[f"janus-pro-{size}"].n_prefix_tokens * SHAPES[f"janus-pro-{size}"].width for size in ("1b", "7b")
+    )
+    assert (
+        f"({small / 1e9:.2f} GB of the 1B's weights, {large / 1e9:.2f} of the 7B's)" in (DOCS / "janus.md").read_text()
+    )

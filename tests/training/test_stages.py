@@ -126,6 +126,20 @@ def test_an_error_beside_detail_costs_more():
     torch.testing.assert_close(_detail(images).mean((1, 2, 3)), torch.ones(2))
 
 
+@pytest.mark.slow
+def test_compiled_steps_are_those_of_the_plain_ones_but_for_rounding(trained):
+    plain, compiled = (
+        TransformerStage(trained, SETTINGS, n_scenes=5, sizes=SIZES, side=32, compile=compile)
+        for compile in (False, True)
+    )
+    for stage in (plain, compiled):
+        stage.prepare()
+        stage.gradients()
+    for expected, found in zip(plain.network.parameters(), compiled.network.parameters()):
+        assert expected.grad is not None and found.grad is not None
+        torch.testing.assert_close(found.grad, expected.grad, rtol=0.05, atol=0.02 * float(expected.grad.abs().max()))
+
+
 def test_the_codebook_follows_and_revives_what_is_dead():
     codebook = Codebook(torch.eye(4))
     rows = torch.nn.functional.normalize(torch.tensor([[1.0, 0.2, 0, 0], [1.0, 0.1, 0, 0], [0, 1.0, 0.3, 0]]), dim=1)
