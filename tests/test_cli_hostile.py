@@ -134,6 +134,7 @@ def test_the_stages_take_hostile_values(option, quick, tmp_path, monkeypatch, ca
         (["photos", "--stage", "tokenizer"], "images was given"),
         (["--stage", "tokenizer", "--n-layer", "2"], "n_layer was given"),
         (["--stage", "tokenizer", "--compile"], "compile was given"),
+        (["--stage", "tokenizer", "--init", "my-model"], "init was given"),
         (["--stage", "tokenizer", "--device", "cuda"], "--device was given"),
         (["--stage", "tokenizer", "--scenes", "5"], "n_scenes was given"),
         (["--stage", "transformer"], "train the tokenizer first"),

@@ -75,7 +75,6 @@ def train(
     numbers = {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate}
     chosen: dict[str, Any] = {name: value for name, value in numbers.items() if value is not None}
     shape: dict[str, Any] = {
-        "init": init,
         "resolution": resolution,
         "n_layer": n_layer,
         "n_head": n_head,
@@ -90,7 +89,9 @@ def train(
                 raise ValueError(f"{name} was given, but --stage trains on scenes, in a shape of its own")
         if device != "cpu":
             raise ValueError("--device was given, but --stage trains on the CPU")
-        trained = train_stage(stage, folder, **chosen, n_scenes=scenes, seed=seed, compile=compile, threads=threads)
+        trained = train_stage(
+            stage, folder, **chosen, n_scenes=scenes, init=init, seed=seed, compile=compile, threads=threads
+        )
         if stage == "tokenizer":
             print(f"trained the tokenizer of {trained}; next: fastigpt train --stage transformer --out {trained}")
             return
@@ -102,6 +103,7 @@ def train(
         trained = train_model(
             folder,
             images=images,
+            init=init,
             **shape,
             n_colors=colors,
             **chosen,

@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 
+from fastigpt import checkpoint
+from fastigpt.families.janus import Janus
 from fastigpt.files import check_folder_writable
 from fastigpt.scalars import whole
 from fastigpt.training import tokenizer, transformer
 from fastigpt.training.run import SEEDS
-from fastigpt.training.stages import Stage
+from fastigpt.training.stages import Stage, StageSettings
 from fastigpt.training.undisturbed import undisturbed
 
 STAGES = {"tokenizer": tokenizer.DEFAULTS, "transformer": transformer.DEFAULTS}
@@ -33,6 +35,7 @@ def train_stage(
     batch_size: int | None = None,
     learning_rate: float | None = None,
     n_scenes: int | None = None,
+    init: str | os.PathLike[str] | None = None,
     seed: int = 0,
     compile: bool = False,
     threads: int | None = None,
@@ -43,9 +46,10 @@ def train_stage(
 
     steps, batch_size, learning_rate: those of STAGES where they are None. A run that goes on may ask for other steps
     while neither number of them has begun to lower the learning rate. n_scenes: that the transformer encodes once and
-    is shown over and over, None = 80,000. compile: the transformer's steps, with torch.compile. threads: parts of a
-    batch that are computed beside each other, with one thread of the CPU each; None = 2. Both decide how sums are
-    rounded, so a run that goes on keeps them.
+    is shown over and over, None = 80,000. init: a model of these stages whose weights the transformer starts from, with
+    the same tokenizer; another seed shows it other scenes. compile: the transformer's steps, with torch.compile.
+    threads: parts of a batch that are computed beside each other, with one thread of the CPU each; None = 2. Both
+    decide how sums are rounded, so a run that goes on keeps them.
 
     Raises ValueError or TypeError, before any work, for a bad argument or an `out` that holds a training with other
     settings; CheckpointError for a transformer without a trained tokenizer; OSError if `out` cannot be written.
@@ -68,6 +72,8 @@ def train_stage(
     if stage == "tokenizer":
         if n_scenes is not None:
             raise ValueError("n_scenes was given, but the tokenizer never sees a scene twice")
+        if init is not None:
+            raise ValueError("init was given, but only the transformer starts from weights")
         if compile:
             raise ValueError("compile was given, but only the transformer can be compiled")
         check_folder_writable(folder / "training")
@@ -75,7 +81,7 @@ def train_stage(
     else:
         count = transformer.N_SCENES if n_scenes is None else whole("n_scenes", n_scenes, 1, 10**7)
         check_folder_writable(folder / "training")
-        run = transformer.TransformerStage(folder, settings, n_scenes=count, compile=compile)
+        run = _transformer(folder, settings, count, compile, init)
     run.resume()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -84,3 +90,17 @@ def train_stage(
     finally:
         torch.set_num_threads(before)
     return folder
+
+
+def _transformer(
+    folder: Path, settings: StageSettings, n_scenes: int, compile: bool, init: str | os.PathLike[str] | None
+) -> Stage:
+    if init is None:
+        return transformer.TransformerStage(folder, settings, n_scenes=n_scenes, compile=compile)
+    name, begun = os.fspath(init), checkpoint.read(checkpoint.locate(init))
+    if not isinstance(begun, Janus):
+        raise ValueError(f"init={name!r} is no model of captions and scenes")
+    sizes = {size: getattr(begun.config, size) for size in transformer.SIZES}
+    stage = transformer.TransformerStage(folder, settings, n_scenes=n_scenes, sizes=sizes, compile=compile)
+    stage.begin_from(name, begun)
+    return stage

@@ -3,7 +3,7 @@ prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,12 @@ class TrainableJanus(nn.Module):
     def tensors(self) -> dict[str, torch.Tensor]:
         """float32, as config.tensor_shapes() says."""
         return {name.replace("/", "."): p.detach().clone() for name, p in self.parameters_by_name.items()}
+
+    def take(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Those of `tensors`, named as in `tensors()`."""
+        with torch.no_grad():
+            for name, parameter in self.parameters_by_name.items():
+                parameter.copy_(tensors[name.replace("/", ".")])
 
     def matrices(self) -> list[nn.Parameter]:
         """Those of the blocks."""

@@ -26,7 +26,7 @@ from fastigpt.errors import CheckpointError
 from fastigpt.families import janus_files
 from fastigpt.families.chat import ChatReader
 from fastigpt.families.chat import read as read_tokenizer
-from fastigpt.families.janus import TOKENIZER, JanusConfig
+from fastigpt.families.janus import TOKENIZER, Janus, JanusConfig
 from fastigpt.families.named_tensors import take_vq
 from fastigpt.files import replacing
 from fastigpt.lazy_tensors import open_safetensors
@@ -68,6 +68,7 @@ class TransformerStage(Stage):
         super().__init__(folder, settings)
         self.vq, self.vq_weights = trained_vq(folder)
         self.n_scenes, self.side, edge = n_scenes, side, side // self.vq.patch
+        self.init: str | None = None
         self.tokenizer = janus_files.word_tokenizer(WORDS[1:])
         self.config = JanusConfig(
             **sizes,
@@ -98,7 +99,18 @@ class TransformerStage(Stage):
         self.codes = torch.empty(0, dtype=torch.int16)  # see `prepare`
 
     def identity(self) -> dict[str, Any]:
-        return {"n_scenes": self.n_scenes} | dataclasses.asdict(self.config)
+        return {"n_scenes": self.n_scenes, "init": self.init} | dataclasses.asdict(self.config)
+
+    def begin_from(self, name: str, begun: Janus) -> None:
+        """Takes its weights for the first step's. name: what a run that goes on is compared by. Raises ValueError for
+        another model: of other sizes or words, or whose codes mean something else."""
+        if begun.config != self.config or begun.reader.tokenizer != self.tokenizer:
+            raise ValueError(f"init={name!r} is no model of captions and scenes as this stage trains them")
+        written = {key: tensor.to(torch.bfloat16) for key, tensor in self.vq_weights.items()}
+        if begun.vq != self.vq or not all(torch.equal(begun.vq_weights[key], x) for key, x in written.items()):
+            raise ValueError(f"init={name!r} has another VQ than {self.folder}: its codes look otherwise")
+        self.init = name
+        self.janus.take(begun.weights)
 
     def loss(self, first: int, n: int) -> torch.Tensor:
         picked, prefixes = [], []

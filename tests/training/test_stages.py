@@ -1,6 +1,8 @@
 """A model of captions and 128 × 128 scenes in two stages: what they write, how they go on, what they refuse."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import fastigpt
 from fastigpt import CheckpointError
+from fastigpt.bundled import BUNDLED
+from fastigpt.checkpoint import read
 from fastigpt.codecs.vq import VQCodec
 from fastigpt.codecs.vq_networks import CODEBOOK, VQConfig
 from fastigpt.training.captioned import train_stage
@@ -124,6 +128,37 @@ def test_an_error_beside_detail_costs_more():
 
     assert cost(6, 6) > 3 * cost(22, 22) > 0
     torch.testing.assert_close(_detail(images).mean((1, 2, 3)), torch.ones(2))
+
+
+def test_a_transformer_starts_from_the_weights_of_another_with_the_same_vq(trained, tmp_path):
+    folder = tmp_path / "second"
+    shutil.copytree(trained, folder)
+    (folder / "training" / "transformer.pt").unlink()
+    begun = read(trained)
+    stage = transformer_stage(folder, replace(SETTINGS, seed=4))
+    stage.begin_from("first", begun)
+    assert all(torch.equal(x, begun.weights[name].float()) for name, x in stage.network.tensors().items())
+    run(stage)
+    again = transformer_stage(folder, replace(SETTINGS, seed=4))
+    with pytest.raises(ValueError, match="init: 'first' there, None here"):
+        again.resume()
+    again.begin_from("first", begun)
+    again.resume()
+    assert again.step == SETTINGS.steps
+    vq = load_file(weights_file(folder))
+    vq[CODEBOOK] = -vq[CODEBOOK]
+    save_file(vq, weights_file(folder))
+    with pytest.raises(ValueError, match="another VQ"):
+        transformer_stage(folder).begin_from("first", begun)
+    with pytest.raises(ValueError, match="no model of captions"):
+        transformer_stage(trained).begin_from("first", replace(begun, config=replace(begun.config, n_layer=2)))
+
+
+def test_only_the_transformer_starts_from_weights(trained, tmp_path):
+    with pytest.raises(ValueError, match="only the transformer"):
+        train_stage("tokenizer", tmp_path, init=trained)
+    with pytest.raises(ValueError, match="no model of captions and scenes"):
+        train_stage("transformer", trained, init=BUNDLED)
 
 
 @pytest.mark.slow
