@@ -58,6 +58,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # First what takes ten minutes of one process, or the others would wait for it at the end.
+    items.sort(key=lambda item: "a_dry_run_walks" not in item.name)
     if torch.cuda.is_available():
         return
     for item in items:
