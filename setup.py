@@ -24,10 +24,15 @@ MSVC = os.name == "nt"
 BUILDS = {"dist_info", "bdist_wheel", "editable_wheel", "build", "build_ext", "install", "develop"}
 
 
+def compiler() -> list[str]:
+    """The command of the C++ compiler: the one that CXX names, or that Python was built with."""
+    return shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+
+
 def check_compiler() -> None:
     """Ends with one sentence where the extension could not be compiled. pip prints what a build has said so far when it
     fails, so this comes before anything else is said. (Of Visual C++ setuptools says itself when it is missing.)"""
-    command = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
+    command = compiler()
     how = "install one (docs/install.md says how) or set CXX to yours"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "check.cpp"
@@ -83,11 +88,10 @@ def isa_suffix(source: str) -> str | None:
 
 def assembles(instruction: str) -> bool:
     """Whether the assembler behind the compiler is new enough to know it."""
-    command = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "check.cpp"
         source.write_text(f'__asm__("{instruction}");\n')
-        run = subprocess.run([*command, "-c", str(source), "-o", os.devnull], capture_output=True, check=False)
+        run = subprocess.run([*compiler(), "-c", str(source), "-o", os.devnull], capture_output=True, check=False)
     return run.returncode == 0
 
 
@@ -197,10 +201,10 @@ def extension() -> Pybind11Extension:
     )
     if AMX:
         ext.define_macros.append(("FASTIGPT_WITH_AMX", "1"))
-    compiler = nvcc()
-    if compiler and sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
+    cuda = nvcc()
+    if cuda and sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
         ext.define_macros.append(("FASTIGPT_WITH_CUDA", "1"))
-        ext.library_dirs.append(cuda_library_dir(compiler))
+        ext.library_dirs.append(cuda_library_dir(cuda))
         ext.libraries += ["cudart_static"] if MSVC else ["cudart_static", "dl", "rt", "pthread"]
     return ext
 

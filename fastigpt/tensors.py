@@ -36,3 +36,8 @@ class Tensors(Mapping[str, torch.Tensor]):
 
     def __deepcopy__(self, memo: object) -> Tensors:
         return self  # nothing in it ever changes
+
+
+def row_reader(tensors: Mapping[str, torch.Tensor], name: str) -> RowReader | None:
+    """Of a tensor whose rows can be read without the rest."""
+    return tensors.rows.get(name) if isinstance(tensors, Tensors) else None

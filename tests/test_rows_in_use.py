@@ -3,41 +3,27 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from llama_blocks import LLAMA, llama_weights
 
 from fastigpt.engine.cpu import CpuEngine
 from fastigpt.engine.rows_in_use import RowsInUse
 from fastigpt.errors import CheckpointError
 from fastigpt.job import Request
 from fastigpt.sampling import Drawing
-from fastigpt.spec import BlockSpec, ModelSpec
 from fastigpt.tensors import Tensors
 
 N_WORDS = 50_000
 UNCONDITIONAL = (3, 4, 5)
-SPEC = ModelSpec(
-    n_layer=2,
-    width=64,
-    block=BlockSpec(2, 2, 32, 64, 1e-5, "gated_silu"),
-    height=3,
-    columns=4,
-    n_tokens=40,
-    n_prefix_tokens=N_WORDS,
-    prefix_length=6,
-    unconditional=UNCONDITIONAL,
-    positions="rotary",
-)
+SPEC = replace(LLAMA, n_prefix_tokens=N_WORDS, prefix_length=6, unconditional=UNCONDITIONAL)
 
 
 def weights(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(2)
-    return {
-        name: (torch.ones(shape) if len(shape) == 1 else 0.3 * torch.randn(shape, generator=generator)).to(dtype)
-        for name, shape in SPEC.weight_shapes().items()
-    }
+    return {name: tensor.to(dtype) for name, tensor in llama_weights(SPEC).items()}
 
 
 class Stored(Tensors):

@@ -129,16 +129,18 @@ void linear_as(const Linear& layer, Rows in, int rows, int first, int last, cons
 }
 
 void linear(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next) {
-  if (layer.dtype == DType::f32) return linear_as<PanelF32>(layer, in, rows, first, last, out, next);
 #if defined(FASTIGPT_TILES)
   if (layer.dtype == DType::bf16) return linear_of_tiles<false>(layer, in, rows, first, last, out, next);
-  // Integers are exact either way, and few rows are as fast or faster this one.
-  if (rows <= kTileRows) return linear_as<PanelI8>(layer, in, rows, first, last, out, next);
-  return linear_of_tiles<true>(layer, in, rows, first, last, out, next);
-#else
-  if (layer.dtype == DType::bf16) return linear_as<PanelBf16>(layer, in, rows, first, last, out, next);
-  return linear_as<PanelI8>(layer, in, rows, first, last, out, next);
+  // Integers are exact either way, and few rows are as fast or faster with vectors.
+  if (layer.dtype == DType::i8 && rows > kTileRows)
+    return linear_of_tiles<true>(layer, in, rows, first, last, out, next);
 #endif
+  if (layer.dtype == DType::f32)
+    linear_as<PanelF32>(layer, in, rows, first, last, out, next);
+  else if (layer.dtype == DType::bf16)
+    linear_as<PanelBf16>(layer, in, rows, first, last, out, next);
+  else
+    linear_as<PanelI8>(layer, in, rows, first, last, out, next);
 }
 
 size_t activation_bytes(DType weights) {

@@ -4,7 +4,7 @@
 // to sixteen rows. An output adds its products sixteen groups at a time, whatever rows are beside it: bfloat16 in an
 // order of the unit's own, so that every number of rows goes this way, and int8 exactly.
 //
-// The instructions are written out, as compilers that know them have them, because theirs promise nothing of memory.
+// The instructions are written out: the compilers' own functions do not say that tiles are read from memory.
 #pragma once
 #include <cstring>
 
@@ -16,7 +16,7 @@ namespace FASTIGPT_ISA {
 namespace {
 
 constexpr int kTile = 16;                              // rows of a tile, and groups of a tile of activations
-constexpr int kSums = 0, kActs = 4, kWeights = 6;      // tiles 0 to 3, 4 and 5, 6 and 7
+constexpr int kActs = 4, kWeights = 6;                 // tiles 4 and 5, 6 and 7; 0 to 3 are sums
 constexpr size_t kPanelStride = 128, kHalfPanel = 64;  // bytes between groups of a panel, and of a group of its half
 
 template <int tile>
@@ -119,8 +119,9 @@ template <bool bytes>
 void linear_of_tiles(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out,
                      const uint8_t* next) {
   alignas(64) float tile[2 * kTile * kPanel];
-  const int most = rows <= kTile ? kTile : 2 * kTile, parts = (rows + most - 1) / most;
-  const auto work = rows <= kTile ? add_tiles<bytes, false> : add_tiles<bytes, true>;
+  const bool both = rows > kTile;
+  const int parts = (rows + 2 * kTile - 1) / (2 * kTile);
+  const auto work = both ? add_tiles<bytes, true> : add_tiles<bytes, false>;
   const size_t step = size_t(128) / parts;  // each part prefetches its share of the panel after this one
   TileShapes loaded;
   for (int panel = first; panel < last; ++panel) {
@@ -128,7 +129,7 @@ void linear_of_tiles(const Linear& layer, Rows in, int rows, int first, int last
     const uint8_t* after = panel + 1 < last ? data + layer.panel_bytes() : next;
     for (int i = 0; i < parts; ++i) {
       const int row0 = int(int64_t(rows) * i / parts), count = int(int64_t(rows) * (i + 1) / parts) - row0;
-      const TileShapes shapes = rows <= kTile ? TileShapes{count, 0} : TileShapes{(count + 1) / 2, count / 2};
+      const TileShapes shapes = both ? TileShapes{(count + 1) / 2, count / 2} : TileShapes{count, 0};
       if (!(shapes == loaded)) shapes.load();
       loaded = shapes;
       work(shapes, in.data + row0 * in.stride, in.stride, data, layer.groups, tile,

@@ -61,22 +61,15 @@ class VQCodec:
     # --- what codecs do ------------------------------------------------------------------------------------------
 
     def encode(self, images: np.ndarray) -> torch.Tensor:
+        seeing = PlainVQ(self.config, {name: x.float() for name, x in self.weights.items() if not _draws(name)})
         found = torch.empty(len(images), self.grid[0] * self.grid[1], dtype=torch.int64, device="cpu")
         for row, image in zip(found, images):
-            row[:] = self._codebook.search(self.latents(image))
+            row[:] = self._codebook.search(_latents(seeing, image))
         return found
 
     @cached_property
     def _codebook(self) -> NearestCentroid:
         return NearestCentroid(self.weights[CODEBOOK].float(), metric="cosine")
-
-    @torch.inference_mode()
-    def latents(self, image: np.ndarray) -> torch.Tensor:
-        """float32 [h·w, code_dim] of an image uint8 [height, width, 3]: what the nearest entries are looked for of."""
-        seeing = PlainVQ(self.config, {name: x.float() for name, x in self.weights.items() if not _draws(name)})
-        with torch.autocast("cpu", enabled=False):
-            x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-            return seeing.encoder(x)[0].flatten(1).T.contiguous()
 
     def decode(self, tokens: torch.Tensor) -> np.ndarray:
         found = np.empty((len(tokens), *self.size, 3), np.uint8)
@@ -122,6 +115,14 @@ class VQCodec:
     def __repr__(self) -> str:
         side = patch(self)[0]
         return f"VQCodec({self.n_tokens} codes for {side}×{side} pixels, {self.size[0]}×{self.size[1]})"
+
+
+@torch.inference_mode()
+def _latents(seeing: PlainVQ, image: np.ndarray) -> torch.Tensor:
+    """float32 [h·w, code_dim] of an image uint8 [height, width, 3]: what the nearest entries are looked for of."""
+    with torch.autocast("cpu", enabled=False):
+        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        return seeing.encoder(x)[0].flatten(1).T.contiguous()
 
 
 def _as_stored(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,7 +22,7 @@ from fastigpt.job import Filled, Request
 from fastigpt.nearest import check_threads
 from fastigpt.operands import readable
 from fastigpt.spec import ModelSpec
-from fastigpt.tensors import RowReader, Tensors
+from fastigpt.tensors import RowReader, row_reader
 
 _PREFIX = "prefix.embedding"
 _DTYPES = (torch.float32, torch.bfloat16, torch.int8)
@@ -114,8 +114,8 @@ class CpuEngine:
             if tuple(tensor.shape) != shapes[name]:
                 raise ValueError(f"{name} has the shape {tuple(tensor.shape)}, expected {shapes[name]}")
             numbers = _numbers(name, tensor, self.dtype)
-            if name == _PREFIX and isinstance(weights, Tensors) and name in weights.rows:
-                numbers = self._rows_in_use(numbers, weights.rows[name])
+            if name == _PREFIX and (reader := row_reader(weights, name)) is not None:
+                numbers = self._rows_in_use(numbers, reader)
             self._model.load(name, numbers)
             del tensor, numbers  # before the next one is made
         self._model.check_complete()

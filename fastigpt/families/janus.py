@@ -36,7 +36,7 @@ from fastigpt.save import CheckpointFiles
 from fastigpt.scalars import integer, real
 from fastigpt.spec import ROTARY, ModelSpec
 from fastigpt.tensor_files import SAFETENSORS
-from fastigpt.tensors import Tensors
+from fastigpt.tensors import Tensors, row_reader
 from fastigpt.untrusted import exists, read_json, short
 
 TOKENIZER, PROCESSOR = "tokenizer.json", "processor_config.json"
@@ -197,7 +197,7 @@ def canonical(config: JanusConfig, spec: ModelSpec, weights: Mapping[str, torch.
         makers[ours + "qkv.weight"] = llama.fused(weights, qkv)
         gate_up = [f"{layer}mlp.{part}_proj.weight" for part in ("gate", "up")]
         makers[ours + "fc.weight"] = llama.fused(weights, gate_up)
-    words = weights.rows.get(_WORDS) if isinstance(weights, Tensors) else None
+    words = row_reader(weights, _WORDS)
     return Tensors(makers, {} if words is None else {"prefix.embedding": words})
 
 
