@@ -363,7 +363,7 @@ double SessionImpl::pass_of_turn(WindowTuner* tuner) {
   const bool as_planned = 4 * std::abs(scored - planned * drawing) <= planned * drawing;
   const double seconds = since(started);
   if (tuner && warm && (!planned || as_planned))
-    tuner->passed(planned ? planned : double(scored) / drawing, double(kept) / drawing, seconds, planned > 0);
+    tuner->passed(drawing, planned ? planned : double(scored) / drawing, double(kept) / drawing, seconds, planned > 0);
   warm = true;
   return seconds;
 }

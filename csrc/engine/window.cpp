@@ -2,9 +2,15 @@
 // before place j are all right. An image's window grows while the tokens it adds are worth their cost at the rate of
 // tokens per cost that passes have lately had, which maximises that rate (Dinkelbach, "On nonlinear fractional
 // programming", 1967).
+//
+// That is not all a place is worth: what a pass draws there, kept or not, is the next pass's guess, and where tokens
+// surprise it is a far better one (right in one of two cases, say, instead of one of ten). It shows only over some
+// passes, so windows have a least width as well: neighbours of the best one are tried for a stint, as long as
+// they may yet turn out better.
 #include "engine/window.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace fastigpt {
 namespace {
@@ -14,9 +20,14 @@ constexpr double kMemory = 0.999;                 // weight of older guesses, fo
 constexpr double kRateMemory = 0.97;              // and of older passes
 constexpr int kTrials = 3;                        // passes that a width gets before it is judged by the fastest of them
 constexpr double kWorthTrying = 0.7;              // tokens that a further place may keep at most
-constexpr int kProbeEvery = 32;                   // passes after which one is of equal widths, to be timed
+constexpr double kProbeShare = 1. / 32;           // of the cost, for passes of equal widths that are timed
+constexpr int kStint = 12, kSettled = 2;          // passes of a least width, and those that its predecessor spoils
+constexpr double kSpread = 0.8;                   // deviation of what a pass of one image keeps, to its mean
+constexpr double kLeastMemory = 0.995;            // weight of older stints, for each new one
 
 }  // namespace
+
+WindowTuner::WindowTuner(const WindowStatistics& statistics) : statistics_(statistics), passes_(kStint) {}
 
 double WindowTuner::odds(int kind) const {
   return (statistics_.right[kind] + kPriorWeight * kPrior) / (statistics_.tried[kind] + kPriorWeight);
@@ -31,7 +42,6 @@ double WindowTuner::cost(double width) const {
 }
 
 int WindowTuner::plan() {
-  ++passes_;
   // Wider windows are tried until even good guesses cost more than tokens do at best.
   double best = 0;
   trying_ = true;
@@ -48,25 +58,32 @@ int WindowTuner::plan() {
     best = std::max(best, sum / statistics_.cost[i]);
   }
   trying_ = false;
-  if (unit_ > 0 && passes_ % kProbeEvery == 0) return WindowStatistics::width[passes_ / kProbeEvery % (widest_ + 1)];
+  if (passes_ >= kStint) choose_least();
+  // All widths get as much of the cost, so that wide ones are timed seldom where they cost much.
+  for (int i = 0; unit_ > 0 && i <= widest_; ++i) {
+    if (statistics_.since[i] * kProbeShare <= statistics_.cost[i] * (widest_ + 1)) continue;
+    statistics_.since[i] = 0;  // whatever becomes of it: known tokens may make windows wider
+    return WindowStatistics::width[i];
+  }
   return 0;
 }
 
 int WindowTuner::width(const uint8_t* kind, const uint8_t* certain, int places) const {
   const double rate = statistics_.spent > 0 ? statistics_.tokens / statistics_.spent : 0;
   const int most = std::min(places + 1, widest());
-  double reached = 1, sum = 1, best_gain = sum - rate * cost(1);
-  int best = 1;
-  for (int w = 2; w <= most; ++w) {
-    if (!certain[w - 2]) reached *= odds(kind[w - 2]);
+  const int least = std::min(most, WindowStatistics::width[std::min(least_, widest_)]);
+  double reached = 1, sum = 0, best_gain = 0;
+  int best = 0;
+  for (int w = 1; w <= most; ++w) {
+    if (w > 1 && !certain[w - 2]) reached *= odds(kind[w - 2]);
     sum += reached;
     const double gain = sum - rate * cost(w);
-    if (gain > best_gain) best_gain = gain, best = w;
+    if (w >= least && (best == 0 || gain > best_gain)) best_gain = gain, best = w;
   }
   return best;
 }
 
-void WindowTuner::passed(double width, double kept, double seconds, bool planned) {
+void WindowTuner::passed(int images, double width, double kept, double seconds, bool planned) {
   if (planned) {
     for (int i = 0; i < WindowStatistics::kWidths; ++i) {
       if (WindowStatistics::width[i] != width) continue;
@@ -85,6 +102,35 @@ void WindowTuner::passed(double width, double kept, double seconds, bool planned
   unit_ = unit_ > 0 ? 0.8 * unit_ + 0.2 * std::min(now, 1.5 * unit_) : now;
   statistics_.tokens = kRateMemory * statistics_.tokens + kept;
   statistics_.spent = kRateMemory * statistics_.spent + expected;
+  for (double& since : statistics_.since) since += expected;
+  if (++passes_ > kSettled) {
+    auto& least = statistics_.least[least_];
+    least.tokens += kept;
+    least.spent += expected;
+    least.passes += images;
+  }
+}
+
+// The one that may be the best of the best so far and its neighbours (Auer, Cesa-Bianchi and Fischer, "Finite-time
+// analysis of the multiarmed bandit problem", 2002).
+void WindowTuner::choose_least() {
+  passes_ = 0;
+  auto rate = [&](int i) {
+    const auto& least = statistics_.least[i];
+    return least.spent > 0 ? least.tokens / least.spent : 0;
+  };
+  int best = 0;
+  for (int i = 0; i <= widest_; ++i) {
+    auto& least = statistics_.least[i];
+    if (rate(i) > rate(best)) best = i;
+    least.tokens *= kLeastMemory, least.spent *= kLeastMemory, least.passes *= kLeastMemory;
+  }
+  double most = 0;
+  for (int i = std::max(0, best - 1); i <= std::min(widest_, best + 1); ++i) {
+    const auto& least = statistics_.least[i];
+    const double hoped = least.spent > 0 ? rate(i) * (1 + kSpread / std::sqrt(least.passes)) : INFINITY;
+    if (hoped > most) most = hoped, least_ = i;
+  }
 }
 
 void WindowTuner::guessed(int kind, bool right) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <vector>
 
 #include "engine/guess.h"
 #include "engine/window.h"
@@ -12,46 +13,62 @@
 
 using namespace fastigpt;
 
-// A made-up machine on which a window of 6 is best, passes slow down towards the end of the canvas, and some are
-// interrupted.
-static double seconds_of(int width, int position, int pass) {
-  return (4 + std::max(width, 2)) * (1 + position / 500.0) * (pass % 37 == 5 ? 10 : 1) * 1e-6;
-}
+// A made-up machine: seconds of a pass beside those of its places, how many of these cost nothing, and how likely a
+// guess is right after so many draws (three stand for more). Passes slow down towards the end of the canvas, and some
+// are interrupted.
+struct Machine {
+  double fixed;
+  int free;
+  double right[4];
+  double seconds(int width, int position, int pass) const {
+    return (fixed + std::max(width, free)) * (1 + position / 500.0) * (pass % 37 == 5 ? 10 : 1) * 1e-6;
+  }
+};
 
-// Time of a job that keeps each guess with probability 0.8; tuner: null for the same width throughout.
-static double simulate(WindowTuner* tuner, int fixed) {
-  std::bernoulli_distribution right(0.8);
+// Time of a job of one image; tuner: null for the same width throughout.
+static double simulate(const Machine& machine, WindowTuner* tuner, int fixed) {
+  constexpr int kPositions = 1024;
+  std::vector<uint8_t> draws(kPositions + 40);  // of each position, so far
   double seconds = 0;
-  for (int position = 0, pass = 0; position < 1024; ++pass) {
-    const uint8_t kinds[40] = {}, certain[40] = {};
-    const int planned = tuner ? tuner->plan() : fixed, width = planned ? planned : tuner->width(kinds, certain, 40);
+  for (int position = 0, pass = 0; position < kPositions; ++pass) {
+    const uint8_t certain[40] = {};
+    const int planned = tuner ? tuner->plan() : fixed;
+    const int width = planned ? planned : tuner->width(draws.data() + position, certain, 40);
     int kept = 1;
     for (bool more = true; more && kept < width; kept += more) {
-      more = right(rng);
-      if (tuner) tuner->guessed(0, more);
+      const int kind = draws[position + kept - 1];
+      more = std::bernoulli_distribution(machine.right[kind])(rng);
+      if (tuner) tuner->guessed(kind, more);
     }
-    seconds += seconds_of(width, position, pass);
-    if (tuner) tuner->passed(width, kept, seconds_of(width, position, pass), planned > 0);
+    for (int j = 0; j < width; ++j) draws[position + j] = std::min(3, draws[position + j] + 1);
+    seconds += machine.seconds(width, position, pass);
+    if (tuner) tuner->passed(1, width, kept, machine.seconds(width, position, pass), planned > 0);
     position += kept;
   }
   return seconds;
 }
 
-static void check_tuner() {
+static void check_tuner(const Machine& machine) {
   WindowStatistics statistics;
   double first = 0, later = 0, best = INFINITY;
   for (int job = 0; job < 20; ++job) {
     WindowTuner tuner(statistics);
-    (job == 0 ? first : later) += simulate(&tuner, 0);
+    (job == 0 ? first : later) += simulate(machine, &tuner, 0);
     statistics = tuner.statistics();
   }
   later /= 19;
   for (int width : WindowStatistics::width) {
     double mean = 0;
-    for (int job = 0; job < 20; ++job) mean += simulate(nullptr, width) / 20;
+    for (int job = 0; job < 20; ++job) mean += simulate(machine, nullptr, width) / 20;
     best = std::min(best, mean);
   }
   assert(first < 1.35 * best && later < 1.05 * best);
+}
+
+static void check_tuner() {
+  check_tuner({4, 2, {0.8, 0.8, 0.8, 0.8}});    // 6 is best
+  check_tuner({8, 1, {0.1, 0.5, 0.6, 0.7}});    // what is drawn is a better guess for the next pass: 8 or so
+  check_tuner({0.8, 1, {0.1, 0.4, 0.5, 0.6}});  // places cost nearly what passes do: 1
 }
 
 static void check_guesser() {
