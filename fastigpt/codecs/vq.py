@@ -74,10 +74,13 @@ class VQCodec:
     def decode(self, tokens: torch.Tensor) -> np.ndarray:
         found = np.empty((len(tokens), *self.size, 3), np.uint8)
         for image, row in zip(found, tokens):
-            x = self.pixels(self._entries[row])
-            levels = ((x + 1) * 127.5 + self.half).clamp(0, 255)
-            image[:] = levels.to(torch.uint8).permute(1, 2, 0).numpy()
+            image[:] = self._levels(self._entries[row])
         return found
+
+    def _levels(self, entries: torch.Tensor) -> np.ndarray:
+        """uint8 [height, width, 3] of entries as for `pixels`."""
+        levels = (self.pixels(entries) + 1) * 127.5 + self.half
+        return levels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
     @cached_property
     def _drawing(self) -> PlainVQ:
@@ -97,8 +100,7 @@ class VQCodec:
         found = np.full((len(tokens), *self.size, 3), UNKNOWN, np.uint8)
         for image, row, seen in zip(found, tokens, known):
             if bool(seen.any()):
-                x = self.pixels(self._entries[row.clamp(min=0)] * seen[:, None])
-                levels = ((x + 1) * 127.5 + self.half).clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+                levels = self._levels(self._entries[row.clamp(min=0)] * seen[:, None])
                 image[:] = np.where(pixels_of(self, seen[None])[0, ..., None], levels, np.uint8(UNKNOWN))
         return found
 
