@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import fill, random_weights, requests
 from cpu_engines import PLAIN, PROMPTED, Case, cpu_engine, empty, random_prompt
 
+import fastigpt
 from fastigpt import CheckpointError
 from fastigpt.engine import loop
 from fastigpt.engine.cpu import CpuEngine
 from fastigpt.families import image_gpt
 from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.sampling import Drawing
+from fastigpt.scenes import scenes
 
 
 def test_rows_are_reported_once_in_order_and_final() -> None:
@@ -58,6 +62,16 @@ def test_the_callback_may_use_the_engine() -> None:
     want, seen = engine.logits(tokens), []
     fill(engine, empty(config, 2), on_row=lambda *_: seen.append(engine.logits(tokens)))
     assert len(seen) == config.height and all(torch.equal(s, want) for s in seen)
+
+
+def test_known_tokens_here_and_there_do_not_keep_windows_narrow() -> None:
+    """Widths have to be tried to be chosen, however many known tokens lie between the unknown ones."""
+    model = fastigpt.load(device="cpu", backend="cpu")
+    tokens = model.encode(np.stack([image for image, *_ in itertools.islice(scenes(3), 8)]))
+    tokens[:, ::2] = -1
+    drawn, narrow = model.fill(tokens, seed=0, window=1, return_stats=True)
+    again, stats = model.fill(tokens, seed=0, return_stats=True)
+    assert torch.equal(again, drawn) and int(stats.passes.sum()) < int(narrow.passes.sum())
 
 
 def test_python_threads_may_share_an_engine() -> None:
