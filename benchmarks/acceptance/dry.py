@@ -73,7 +73,7 @@ def rehearsal() -> Iterator[None]:
         bench_causal_attention: {"BATCH": 2, "LENGTH": 32, "SHAPES": heads},
         bench_norm_linear: {"WIDTHS": {"small": 32, "large": 48}, "ROWS": (1, 8, 64, 128), "FEW_ROWS": (1,)},
         bench_sample_head: {"SIZES": ((1, 1, 16), (2, 4, 16), (1, 1, 1024)), "N_POSITIONS": 16},
-        tune: {"WIDTHS": (32, 48), "CROSSING": (2, 4), "IMAGES": (1, 2, 3), "HEADS": ((2, 16), (1, 24)),
+        tune: {"WIDTHS": (32,), "CROSSING": (2, 4), "IMAGES": (1, 2, 3), "HEADS": ((2, 16), (1, 24)),
                "SEQUENCES": (1, 32, 2), "STEP": 4, "MOST": 2, "MANY": 2, "repeat": _once},
         machine: {"_CUDA_SIDE": 128, "_CUDA_BYTES": 1 << 20, "repeat": _once},
         window: {"WIDTHS": (1, 2)},
