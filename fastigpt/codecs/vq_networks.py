@@ -128,10 +128,15 @@ class VQNetworks:
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         return F.group_norm(x, _GROUPS, self.weights[name + ".weight"], self.weights[name + ".bias"], _EPSILON)
 
+    def _active(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """After a norm. Without gradients in place: new memory of such sizes costs as much as what is computed."""
+        return F.silu(self._norm(x, name), inplace=not torch.is_grad_enabled())
+
     def _res(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        h = self._conv(F.silu(self._norm(x, name + ".norm1")), name + ".conv1")
-        h = self._conv(F.silu(self._norm(h, name + ".norm2")), name + ".conv2")
-        return (self._conv(x, name + ".nin_shortcut") if name + ".nin_shortcut.weight" in self.weights else x) + h
+        h = self._conv(self._active(x, name + ".norm1"), name + ".conv1")
+        h = self._conv(self._active(h, name + ".norm2"), name + ".conv2")
+        x = self._conv(x, name + ".nin_shortcut") if name + ".nin_shortcut.weight" in self.weights else x
+        return x + h if torch.is_grad_enabled() else h.add_(x)
 
     def _attention(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """One head over all places."""
@@ -161,7 +166,7 @@ class VQNetworks:
             if level < levels - 1:
                 x = self._conv(F.pad(x, (0, 1, 0, 1)), name + ".downsample.conv", stride=2)
         x = self._middle(x, "encoder.mid")
-        x = self._conv(F.silu(self._norm(x, "encoder.norm_out")), "encoder.conv_out")
+        x = self._conv(self._active(x, "encoder.norm_out"), "encoder.conv_out")
         return self._conv(x, "quant_conv")
 
     def decoder(self, x: torch.Tensor) -> torch.Tensor:
@@ -173,7 +178,7 @@ class VQNetworks:
             x = self._level(x, name, self.config.res_blocks + 1)
             if level < levels - 1:
                 x = self._conv(F.interpolate(x, scale_factor=2.0), name + ".upsample.conv")
-        return self._conv(F.silu(self._norm(x, "decoder.norm_out")), "decoder.conv_out")
+        return self._conv(self._active(x, "decoder.norm_out"), "decoder.conv_out")
 
 
 @dataclass(frozen=True)
