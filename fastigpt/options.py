@@ -57,7 +57,10 @@ class DrawOptions(TypedDict, total=False):
         'seed; it is in image.info["seed"] of PIL images and in the stats.',
     ]
     first_index: Annotated[int, "Number of the first image of the job, 0 … 2⁶³ − 1."]
-    temperature: Annotated[float, "Divides the logits, ≥ 0; 0 takes the likeliest token."]
+    temperature: Annotated[
+        float | None,
+        "Divides the logits, ≥ 0; 0 takes the likeliest token. None: the model's default, if it has one, else 1.",
+    ]
     top_k: Annotated[
         int | None,
         "Draw among the k likeliest tokens, ≥ 1; as in transformers, after the temperature. None: the model's default, "
@@ -110,7 +113,7 @@ class CompleteAnyOptions(CompleteOptions, LoadOptions, total=False):
 
 
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"first_index": 0, "temperature": 1.0, "window": "auto", "particles": 1, "backend": "auto", "name": ""}
+    {"first_index": 0, "window": "auto", "particles": 1, "backend": "auto", "name": ""}
 )
 """Of the options; those not named here default to None."""
 
@@ -133,12 +136,12 @@ class Options:
 def checked(
     given: Mapping[str, Any], count: int, spec: ModelSpec, defaults: Mapping[str, Any] = MappingProxyType({})
 ) -> Options:
-    """The options of a job of `count` images. defaults: the model's, of guidance_scale, top_k, top_p. Raises TypeError
-    or ValueError naming the option, what was given and what is allowed."""
+    """The options of a job of `count` images. defaults: the model's, of guidance_scale, temperature, top_k, top_p.
+    Raises TypeError or ValueError naming the option, what was given and what is allowed."""
     option = {**DEFAULTS, **given}
     seed, prompt, label = option.get("seed"), option.get("prompt"), option.get("label")
     negative, batch_size = option.get("negative_prompt"), option.get("batch_size")
-    for name in ("top_k", "top_p"):
+    for name in ("temperature", "top_k", "top_p"):
         if option.get(name) is None:
             option[name] = defaults.get(name)
     guidance = option.get("guidance_scale")
@@ -146,7 +149,11 @@ def checked(
     if guidance is None and follows:
         guidance = defaults.get("guidance_scale")
     drawing = checked_drawing(
-        fresh_seed() if seed is None else seed, option["temperature"], option["top_k"], option["top_p"], guidance
+        fresh_seed() if seed is None else seed,
+        1.0 if option["temperature"] is None else option["temperature"],
+        option["top_k"],
+        option["top_p"],
+        guidance,
     )
     if label is not None and prompt is not None:
         raise ValueError("give prompt or label, not both")

@@ -61,7 +61,7 @@ def test_signatures_and_help_list_every_option_with_its_meaning(function, option
 def test_defaults_in_signatures_are_those_that_hold(model):
     parameters = inspect.signature(ImageGPT.sample).parameters
     stated = {name: p.default for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    assert stated["temperature"] == 1.0 and stated["window"] == "auto" and stated["first_index"] == 0
+    assert stated["temperature"] is None and stated["window"] == "auto" and stated["first_index"] == 0
     given = {**stated, "seed": 3, "output_type": "tokens"}
     assert torch.equal(model.sample(2, **given), model.sample(2, seed=3, output_type="tokens"))
 

@@ -39,7 +39,7 @@ def run(
     negative_prompt: Annotated[str | None, typer.Option(help="What guidance leads away from.")] = None,
     seed: Annotated[int | None, typer.Option(help="Default: a new one, which the job keeps.")] = None,
     first_index: Annotated[int | None, typer.Option(help="Image index of the first image. Default: 0.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Divides the logits. Default: 1.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Divides the logits. Default: the model's, or 1.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens. Default: the model's.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability.")] = None,
     backend: Annotated[str | None, typer.Option(help="One that `fastigpt info` lists. Default: the fastest.")] = None,

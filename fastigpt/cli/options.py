@@ -31,7 +31,10 @@ class DrawingOptions(TypedDict):
     ]
     seed: Annotated[int | None, typer.Option(help="The same seed draws the same images. Default: a new one.")]
     first_index: Annotated[int, typer.Option(help="Number of the first image: the job goes on from there.")]
-    temperature: Annotated[float, typer.Option(help="Divides the logits; 0 takes the likeliest token.")]
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Divides the logits; 0 takes the likeliest token. Default: the model's, or 1."),
+    ]
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens. Default: the model's.")]
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest tokens that make up this probability.")]
     device: Device
@@ -54,7 +57,6 @@ class DrawingOptions(TypedDict):
 
 DEFAULTS = {
     "first_index": 0,
-    "temperature": 1.0,
     "backend": "auto",
     "window": "auto",
     "scale": 4,

@@ -12,7 +12,7 @@ from fastigpt.sampling import checked_drawing
 from fastigpt.untrusted import exists, read_json
 
 GENERATION = "generation_config.json"
-NAMES = ("guidance_scale", "top_k", "top_p")
+NAMES = ("guidance_scale", "temperature", "top_k", "top_p")
 """What is read, as transformers names it. null: none, whatever the family's is."""
 
 
@@ -24,11 +24,12 @@ def read(path: Path, family: Mapping[str, Any]) -> dict[str, Any]:
     found = {name: data.get(name, family.get(name)) for name in NAMES}
     if found["top_k"] == 0:  # how transformers turns it off
         found["top_k"] = None
+    told = {name: value for name, value in found.items() if value is not None}
     try:
-        drawing = checked_drawing(0, 1.0, found["top_k"], found["top_p"], found["guidance_scale"])
+        drawing = checked_drawing(0, **told)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return {name: value for name in NAMES if (value := getattr(drawing, name)) is not None}
+    return {name: getattr(drawing, name) for name in told}
 
 
 def write(path: Path, options: Mapping[str, Any]) -> None:

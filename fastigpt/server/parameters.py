@@ -47,7 +47,7 @@ class Common(BaseModel):
     safety_identifier: str | None = None
     seed: Annotated[int | None, Field(ge=0, lt=2**64, description="The same seed draws the same images.")] = None
     first_index: Annotated[int, Field(ge=0, le=LAST_INDEX, description="Number of the first image.")] = 0
-    temperature: Annotated[Number, Field(ge=0)] = 1.0
+    temperature: Annotated[Number | None, Field(ge=0)] = None
     top_k: Annotated[int | None, Field(ge=1)] = None
     top_p: Annotated[Number | None, Field(gt=0, le=1)] = None
     guidance_scale: Annotated[Number | None, Field(ge=0, description="How strongly to follow the prompt.")] = None

@@ -76,6 +76,21 @@ def test_without_anything_to_follow_nothing_is_guided(model):
         drawing(model, guidance_scale=2.0)
 
 
+def test_a_model_may_have_a_temperature():
+    warm = Model(tiny(temperature=0.5), device="cpu", backend="portable", dtype="float32")
+    for said, expected in (
+        ({}, 0.5),
+        ({"temperature": None}, 0.5),
+        ({"temperature": 1}, 1.0),
+        ({"temperature": 0}, 0.0),
+    ):
+        assert drawing(warm, **said)[3] == expected
+    served: Any = Served("tiny", warm, batch=None)  # type: ignore[arg-type]
+    for given, expected in (({}, 0.5), ({"temperature": 1.0}, 1.0)):
+        (request,) = served.generation(parsed(Generation, {"prompt": "7", **given}, strings=False)).requests
+        assert request.drawing.temperature == expected
+
+
 def test_guidance_of_1_draws_what_no_guidance_would(model):
     plain = Model(tiny(top_k=5), device="cpu", backend="portable", dtype="float32")
     how = {"label": 3, "seed": 2, "output_type": "tokens"}
@@ -92,7 +107,8 @@ def test_options_without_a_model_have_no_defaults(model):
     ("told", "found"),
     [
         ({}, {"guidance_scale": 4.0, "top_k": 2000}),
-        ({"guidance_scale": 2, "do_sample": True, "temperature": 3}, {"guidance_scale": 2.0, "top_k": 2000}),
+        ({"guidance_scale": 2, "do_sample": True}, {"guidance_scale": 2.0, "top_k": 2000}),
+        ({"temperature": 3}, {"guidance_scale": 4.0, "temperature": 3.0, "top_k": 2000}),
         ({"top_k": None, "top_p": 0.9}, {"guidance_scale": 4.0, "top_p": 0.9}),
         ({"top_k": 0}, {"guidance_scale": 4.0}),
         ({"guidance_scale": None}, {"top_k": 2000}),
@@ -108,7 +124,17 @@ def test_a_checkpoint_may_say_otherwise(tmp_path, told, found):
 
 
 @pytest.mark.parametrize(
-    "told", [[], {"guidance_scale": "5"}, {"guidance_scale": -1}, {"top_k": -2}, {"top_p": 2}, {"top_k": 1.5}, "{"]
+    "told",
+    [
+        [],
+        {"guidance_scale": "5"},
+        {"guidance_scale": -1},
+        {"top_k": -2},
+        {"top_p": 2},
+        {"top_k": 1.5},
+        {"temperature": -1},
+        "{",
+    ],
 )
 def test_a_checkpoint_that_says_what_cannot_be_is_refused(tmp_path, told):
     file = tmp_path / "generation_config.json"
@@ -129,10 +155,10 @@ def tokens(folder: Path) -> torch.Tensor:
 
 def test_a_job_writes_down_what_it_draws_with(tmp_path):
     source = tmp_path / "model"
-    tiny(guidance_scale=3.0, top_k=5).write(source)
+    tiny(guidance_scale=3.0, top_k=5, temperature=0.5).write(source)
     how: dict[str, Any] = {"backend": "portable", "dtype": "float32", "device": "cpu"}
     told = run(tmp_path / "a", source, **how)
-    assert (told["guidance_scale"], told["top_k"], told["top_p"]) == (3.0, 5, None)
+    assert (told["guidance_scale"], told["top_k"], told["top_p"], told["temperature"]) == (3.0, 5, None, 0.5)
     told = run(tmp_path / "b", source, guidance_scale=1, top_k=9, **how)
     assert (told["guidance_scale"], told["top_k"]) == (1.0, 9)
     run(tmp_path / "b", source, guidance_scale=1, top_k=9, **how)  # the same command goes on with it
