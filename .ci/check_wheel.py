@@ -1,4 +1,4 @@
-"""Checks that a built wheel holds the package, the kernels, the extension and the bundled model, and nothing heavy."""
+"""Checks that a built wheel holds the package, the kernels, the extension and the bundled models, and nothing heavy."""
 
 import sys
 import zipfile
@@ -11,6 +11,10 @@ REQUIRED = [
     "fastigpt/data/scenes/config.json",
     "fastigpt/data/scenes/model.safetensors",
     "fastigpt/data/scenes/preprocessor_config.json",
+    "fastigpt/data/scenes-128/config.json",
+    "fastigpt/data/scenes-128/generation_config.json",
+    "fastigpt/data/scenes-128/model.safetensors",
+    "fastigpt/data/scenes-128/tokenizer.json",
     "fastigpt/server/static/icon.svg",
     "fastigpt/server/static/mask.js",
     "fastigpt/server/static/page.css",
@@ -19,7 +23,7 @@ REQUIRED = [
     "fastigpt/server/static/pictures.js",
 ]
 FOREIGN = ("kernels/", "tests/", "benchmarks/", "csrc/")
-LARGEST_MODEL = 6 << 20
+LARGEST = {"scenes": 6 << 20, "scenes-128": 16 * 10**6}  # bytes of the models
 
 
 def main(path: str) -> None:
@@ -29,10 +33,10 @@ def main(path: str) -> None:
     if not any(name.startswith("fastigpt/_C.") for name in sizes):
         missing.append("fastigpt/_C (the extension)")
     foreign = [name for name in sizes if name.startswith(FOREIGN)]
-    model = sizes.get("fastigpt/data/scenes/model.safetensors", 0)
-    if missing or foreign or model > LARGEST_MODEL:
-        sys.exit(f"{path}: missing {missing}, foreign {foreign}, model of {model} bytes")
-    print(f"{path.rsplit('/', 1)[-1]}: {len(sizes)} files, {sum(sizes.values()) / 2**20:.1f} MiB, model {model} bytes")
+    models = {name: sizes.get(f"fastigpt/data/{name}/model.safetensors", 0) for name in LARGEST}
+    if missing or foreign or any(size > LARGEST[name] for name, size in models.items()):
+        sys.exit(f"{path}: missing {missing}, foreign {foreign}, models of {models} bytes")
+    print(f"{path.rsplit('/', 1)[-1]}: {len(sizes)} files, {sum(sizes.values()) / 2**20:.1f} MiB, models {models} bytes")
 
 
 main(sys.argv[1])

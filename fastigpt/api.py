@@ -45,7 +45,8 @@ def load(
     local_files_only: bool = False,
     **options: Unpack[LoadOptions],
 ) -> Model:
-    """A model from a directory or a hub id; None: the one that comes with the package, a small model of drawn scenes.
+    """A model from a directory or a hub id. None and "scenes-128" come with the package: small models of drawn scenes,
+    32 × 32 pixels of a palette and 128 × 128 behind a VQ (which needs the tokenizers package).
 
     name_or_path, revision (of a hub id: a branch, tag or commit), local_files_only (do not ask the hub): as for
     `Model.from_pretrained`. Raises CheckpointError.

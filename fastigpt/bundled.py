@@ -1,5 +1,5 @@
-"""The checkpoint that comes with the package: a small model of drawn scenes. It is used when no model is named, and
-never stands in for one that was."""
+"""The checkpoints that come with the package, small models of drawn scenes: the one that is used when no model is
+named, and those that are asked for by name. None stands in for another that was named."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from fastigpt.families.image_gpt.checkpoint import read_palette
 from fastigpt.families.image_gpt.config import ImageGPTConfig
 from fastigpt.families.pretrained import CONFIG
 
-BUNDLED = Path(__file__).parent / "data" / "scenes"
+_DATA = Path(__file__).parent / "data"
+BUNDLED = _DATA / "scenes"
+NAMED = {"scenes-128": _DATA / "scenes-128"}
+"""By the name that `checkpoint.locate` knows, where no directory has it."""
 
 
 @lru_cache(maxsize=1)

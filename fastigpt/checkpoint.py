@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from fastigpt import families
+from fastigpt.bundled import NAMED
 from fastigpt.errors import CheckpointError
 from fastigpt.families.pretrained import CONFIG, Pretrained
 from fastigpt.save import CheckpointFiles, Stamp
@@ -21,8 +22,8 @@ _ATTEMPTS = 3  # at reading a directory that somebody is writing to
 def locate(
     name_or_path: str | os.PathLike[str], *, revision: str | None = None, local_files_only: bool = False
 ) -> Path:
-    """The directory of a checkpoint: a local one, or a hub id downloaded into huggingface_hub's cache. Or a file of a
-    family that publishes files.
+    """The directory of a checkpoint: a local one, one that comes with the package ("scenes-128"), or a hub id
+    downloaded into huggingface_hub's cache. Or a file of a family that publishes files.
 
     Raises CheckpointError if there is neither such a directory nor such a model, or if the hub can't be reached;
     TypeError for anything but a str or a path.
@@ -37,6 +38,8 @@ def locate(
         raise CheckpointError(f"no directory {short(text, 400)}: {error}") from None
     if found:
         raise CheckpointError(_advice(path))
+    if text in NAMED:
+        return NAMED[text]
     if path.suffix in families.FILES:
         raise CheckpointError(f"no file {short(text, 400)}")
     looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text
@@ -84,7 +87,10 @@ def _advice(path: Path) -> str:
 def stamp(name_or_path: str | os.PathLike[str]) -> Stamp | None:
     """Differs when the files of a local checkpoint have changed; None where there is no such directory."""
     try:
-        folder = Path(_text(name_or_path)).expanduser()
+        text = _text(name_or_path)
+        folder = Path(text).expanduser()
+        if text in NAMED and not exists(folder):
+            folder = NAMED[text]
         if folder.is_file() and folder.suffix in families.FILES:
             return CheckpointFiles(folder.parent, frozenset()).stamp([f"*{suffix}" for suffix in families.FILES])
         return CheckpointFiles(folder, frozenset()).stamp(families.wanted()) if folder.is_dir() else None

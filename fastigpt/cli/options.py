@@ -9,7 +9,9 @@ import typer
 
 from fastigpt.signatures import expand
 
-Model = Annotated[str | None, typer.Option("--model", "-m", help="Directory or hub id. Default: the bundled scenes.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", help="Directory, hub id or scenes-128. Default: the bundled scenes.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … Default: CUDA if there is one.")]
 Backend = Annotated[str, typer.Option(help="auto, or one that `fastigpt info` lists.")]
 Dtype = Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, … Default: the backend's best.")]

@@ -29,7 +29,7 @@ from fastigpt.training.data import HELD_OUT_SEED
 
 DRAWINGS = ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (2.0, 0.8))  # guidance and temperature; the last is recommended
 TRAINING_SEEDS = (0, 1)  # of the bundled model: of its first training and of the one that went on from there
-DRAWINGS_128 = ((1.0, 1.0), (2.0, 1.0), (3.0, 1.0), (5.0, 1.0), (2.0, 0.8), (3.0, 0.8))  # likewise
+DRAWINGS_128 = ((1.0, 1.0), (3.0, 1.0), (2.0, 0.8), (3.0, 0.8), (4.0, 0.7), (3.0, 0.6))  # likewise
 TRAINING_SEEDS_128 = (0,)
 _FIRST_FRESH = 10_000  # held-out scenes before this one are what training logs its losses on
 _RENDERINGS = 4000

@@ -41,7 +41,7 @@ from fastigpt.training.vq_network import TrainableVQ
 from fastigpt.untrusted import exists, refusing
 
 DEFAULTS = StageSettings(steps=12_000, batch_size=24, learning_rate=3e-3, seed=0)
-SIZES = {"n_layer": 5, "n_head": 4, "n_kv_head": 4, "head_dim": 64, "width": 256, "n_inner": 704}
+SIZES = {"n_layer": 4, "n_head": 4, "n_kv_head": 4, "head_dim": 64, "width": 256, "n_inner": 704}
 N_SCENES = 80_000
 _ROUND, _AT_ONCE = 400, 8  # scenes that are encoded between two writes, and in one pass
 _DROPOUT = 0.1
