@@ -36,7 +36,8 @@ def main(path: str) -> None:
     models = {name: sizes.get(f"fastigpt/data/{name}/model.safetensors", 0) for name in LARGEST}
     if missing or foreign or any(size > LARGEST[name] for name, size in models.items()):
         sys.exit(f"{path}: missing {missing}, foreign {foreign}, models of {models} bytes")
-    print(f"{path.rsplit('/', 1)[-1]}: {len(sizes)} files, {sum(sizes.values()) / 2**20:.1f} MiB, models {models} bytes")
+    total = sum(sizes.values()) / 2**20
+    print(f"{path.rsplit('/', 1)[-1]}: {len(sizes)} files, {total:.1f} MiB, models of {models} bytes")
 
 
 main(sys.argv[1])
