@@ -95,12 +95,13 @@ class VQCodec:
             return self._drawing.decoder(x)[0].float().cpu()
 
     def preview(self, tokens: torch.Tensor) -> np.ndarray:
-        """Unknown tokens are decoded as vectors of zeros, which say least to their neighbours, and greyed."""
+        """Unknown tokens are decoded as the nearest known ones of their column, so that the decoder's norms, which are
+        taken over the whole picture, leave known ones nearly the colours that they will have; and greyed."""
         known = tokens >= 0
         found = np.full((len(tokens), *self.size, 3), UNKNOWN, np.uint8)
         for image, row, seen in zip(found, tokens, known):
             if bool(seen.any()):
-                levels = self._levels(self._entries[row.clamp(min=0)] * seen[:, None])
+                levels = self._levels(self._entries[_continued(row.view(self.grid)).flatten()])
                 image[:] = np.where(pixels_of(self, seen[None])[0, ..., None], levels, np.uint8(UNKNOWN))
         return found
 
@@ -117,6 +118,16 @@ class VQCodec:
     def __repr__(self) -> str:
         side = patch(self)[0]
         return f"VQCodec({self.n_tokens} codes for {side}×{side} pixels, {self.size[0]}×{self.size[1]})"
+
+
+def _continued(tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens int64 [h, w], some of which are known, with −1 replaced: by what is above, else below, else beside."""
+    found = tokens.clone()
+    for lines in (found, found.T):
+        last = len(lines) - 1
+        for i, neighbour in [*((i, i - 1) for i in range(1, last + 1)), *((i, i + 1) for i in range(last - 1, -1, -1))]:
+            lines[i] = torch.where(lines[i] < 0, lines[neighbour], lines[i])
+    return found
 
 
 @torch.inference_mode()

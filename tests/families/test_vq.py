@@ -111,6 +111,20 @@ def test_previews_are_grey_where_nothing_is_known_and_finished_where_all_is():
     assert (seen[1, :4] != UNKNOWN).any() and np.array_equal(seen[2], codec.decode(tokens[2:])[0])
 
 
+def test_known_tokens_look_in_previews_as_if_the_picture_went_on_like_them():
+    codec = VQCodec(TINY, random_vq(), 4, 4)
+    columns = torch.randint(0, 20, (2, 1, 4), generator=torch.Generator().manual_seed(1)).expand(-1, 4, -1)
+    whole, known = codec.decode(columns.flatten(1)), columns.clone()
+    known[0, 2:], known[1, :3] = -1, -1
+    seen = codec.preview(known.flatten(1))
+    assert np.array_equal(seen[0, :4], whole[0, :4]) and np.array_equal(seen[1, 6:], whole[1, 6:])
+    assert (seen[0, 4:] == UNKNOWN).all() and (seen[1, :6] == UNKNOWN).all()
+    one = torch.full((1, 16), -1)
+    one[0, 6] = 7
+    corner = np.s_[0, 2:4, 4:6]
+    assert np.array_equal(codec.preview(one)[corner], codec.decode(torch.full((1, 16), 7))[corner])
+
+
 def test_codecs_are_equal_if_their_tokens_mean_the_same():
     codec, again = (VQCodec(TINY, random_vq(), 4, 4) for _ in range(2))
     assert codec == again == pickle.loads(pickle.dumps(codec)) and hash(codec) == hash(again)
