@@ -331,12 +331,12 @@ double SessionImpl::pass_of_turn(WindowTuner* tuner) {
   kept = 0;
   for (int i : turn) {
     Slot& slot = slots[i];
-    // Known tokens are certain, so they widen the window, but for passes that are timed.
+    // Known tokens are certain, so they widen the window.
     int sure = slot.position;
     while (sure < slot.limit && sure - slot.position < kKnownRun && known(i, sure)) ++sure;
-    const int certain = tuner && planned ? 0 : sure - slot.position;
     // A draft's guesses end with its window.
-    slot.width = std::min(draft ? std::max(width, certain + 1) : width + certain, slot.limit - slot.position);
+    slot.width = std::min(draft ? std::max(width, sure - slot.position + 1) : width + sure - slot.position,
+                          slot.limit - slot.position);
     if (!draft) {
       const size_t start = size_t(i) * n_positions;
       guesser.guess(guesses.data() + start, known_.data() + start, slot.position, slot.position + slot.width - 1,
@@ -358,8 +358,10 @@ double SessionImpl::pass_of_turn(WindowTuner* tuner) {
     rows += slot.sequences * slot.width;
   }
   pass(batch.data(), int(batch.size()), tuner);
-  // The end of the canvas changes widths: a pass of quite another width than planned says nothing about it.
-  const bool as_planned = 4 * std::abs(scored - planned * drawing) <= planned * drawing;
+  // Known tokens and the end of the canvas change widths: a pass of quite another width than planned says nothing about
+  // it, except that with so many known tokens it is the narrowest there is.
+  const bool narrow = 4 * scored < 3 * planned * drawing, wide = 4 * scored > 5 * planned * drawing;
+  const bool as_planned = !narrow && (!wide || (tuner && tuner->trying()));
   const double seconds = since(started);
   if (tuner && warm && (!planned || as_planned))
     tuner->passed(drawing, planned ? planned : double(scored) / drawing, double(kept) / drawing, seconds, planned > 0);
