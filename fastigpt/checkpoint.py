@@ -30,7 +30,7 @@ def locate(
     """
     text = _text(name_or_path)
     try:
-        path = Path(text).expanduser()
+        path = _place(text)
         if path.is_dir() or (path.suffix in families.FILES and path.is_file()):
             return path
         found = exists(path)
@@ -38,8 +38,6 @@ def locate(
         raise CheckpointError(f"no directory {short(text, 400)}: {error}") from None
     if found:
         raise CheckpointError(_advice(path))
-    if text in NAMED:
-        return NAMED[text]
     if path.suffix in families.FILES:
         raise CheckpointError(f"no file {short(text, 400)}")
     looks_local = path.is_absolute() or text.startswith((".", "~")) or text.count("/") > 1 or not text
@@ -70,6 +68,12 @@ def _text(name_or_path: str | os.PathLike[str]) -> str:
     return text
 
 
+def _place(text: str) -> Path:
+    """Where a local checkpoint of this name is or would be, or one that comes with the package, if nothing local is."""
+    path = Path(text).expanduser()
+    return NAMED[text] if text in NAMED and not exists(path) else path
+
+
 def _advice(path: Path) -> str:
     """What to load instead of a file."""
     start = f"{shown(path)} is a file; a checkpoint is a directory with {CONFIG}"
@@ -87,10 +91,7 @@ def _advice(path: Path) -> str:
 def stamp(name_or_path: str | os.PathLike[str]) -> Stamp | None:
     """Differs when the files of a local checkpoint have changed; None where there is no such directory."""
     try:
-        text = _text(name_or_path)
-        folder = Path(text).expanduser()
-        if text in NAMED and not exists(folder):
-            folder = NAMED[text]
+        folder = _place(_text(name_or_path))
         if folder.is_file() and folder.suffix in families.FILES:
             return CheckpointFiles(folder.parent, frozenset()).stamp([f"*{suffix}" for suffix in families.FILES])
         return CheckpointFiles(folder, frozenset()).stamp(families.wanted()) if folder.is_dir() else None

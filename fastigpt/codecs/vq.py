@@ -124,9 +124,10 @@ def _continued(tokens: torch.Tensor) -> torch.Tensor:
     """Tokens int64 [h, w], some of which are known, with −1 replaced: by what is above, else below, else beside."""
     found = tokens.clone()
     for lines in (found, found.T):
-        last = len(lines) - 1
-        for i, neighbour in [*((i, i - 1) for i in range(1, last + 1)), *((i, i + 1) for i in range(last - 1, -1, -1))]:
-            lines[i] = torch.where(lines[i] < 0, lines[neighbour], lines[i])
+        n = len(lines)
+        for order, back in ((range(1, n), -1), (range(n - 2, -1, -1), 1)):
+            for i in order:
+                lines[i] = torch.where(lines[i] < 0, lines[i + back], lines[i])
     return found
 
 

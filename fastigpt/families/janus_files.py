@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from fastigpt import save
 from fastigpt.codecs.vq_networks import VQConfig
 from fastigpt.families.chat import IMAGE, PAD, START
+from fastigpt.families.generation_config import GENERATION
 from fastigpt.families.janus import BELONGS, TOKENIZER, JanusConfig, their_vq_name
 from fastigpt.families.pretrained import CONFIG
 from fastigpt.tensor_files import SAFETENSORS
 
-GENERATION = "generation_config.json"
 USER, ASSISTANT = "<|User|>:", "<|Assistant|>:"
 AROUND = 4  # ids of a prefix beside those of the prompt's words
 _EYE = 8  # width of what stands in for the part that looks at images
@@ -43,22 +43,20 @@ def write(
     vq: VQConfig,
     vq_weights: dict[str, torch.Tensor],
     tokenizer: str,
-    generation: dict[str, Any],
 ) -> None:
-    """weights, vq_weights: as the configs' tensor_shapes() say; written in bfloat16. generation: further entries of
-    generation_config.json."""
+    """weights, vq_weights: as the configs' tensor_shapes() say; written in bfloat16."""
 
     def fill(target: Path) -> None:
         (target / CONFIG).write_text(json.dumps(_config(config, vq), indent=2) + "\n")
         (target / TOKENIZER).write_text(tokenizer)
-        (target / GENERATION).write_text(json.dumps(_generation(tokenizer) | generation, indent=2) + "\n")
+        (target / GENERATION).write_text(json.dumps(_generation(tokenizer), indent=2) + "\n")
         held = {f"model.{name}": tensor for name, tensor in weights.items()}
         held |= {f"model.vqmodel.{their_vq_name(name)}": tensor for name, tensor in vq_weights.items()}
         held |= _stand_in(config, vq)
         half = {name: tensor.to(torch.bfloat16).contiguous() for name, tensor in held.items()}
         save_file(half, target / SAFETENSORS, metadata={"format": "pt"})
 
-    save.replace(folder, fill, BELONGS | {GENERATION})
+    save.replace(folder, fill, BELONGS)
 
 
 def _config(config: JanusConfig, vq: VQConfig) -> dict[str, Any]:

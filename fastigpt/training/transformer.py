@@ -150,7 +150,7 @@ class TransformerStage(Stage):
         return {name: total / _HELD_OUT for name, total in sums.items()}
 
     def export(self) -> None:
-        janus_files.write(self.folder, self.config, self.janus.tensors(), self.vq, self.vq_weights, self.tokenizer, {})
+        janus_files.write(self.folder, self.config, self.janus.tensors(), self.vq, self.vq_weights, self.tokenizer)
 
     # --- scenes as codes -----------------------------------------------------------------------------------------
 
