@@ -31,6 +31,7 @@ BUGS = {
     "a barrier in a branch": ("lanes", 3, "races", LEFT_UNDEFINED),
     "a sum that is not atomic": ("lanes", 4, "races", RACE),
     "a vector that is not aligned": ("vectors", 1, "bounds", MISALIGNED),
+    "two blocks write the same places": ("vectors", 3, "races", RACE),
     "past a shared array": ("vectors", 2, "bounds", "out of bounds for type"),
 }
 

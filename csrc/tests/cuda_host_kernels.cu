@@ -125,7 +125,7 @@ __global__ void lanes(int* out, int* count, int bug) {
 
 // --- vectors: four floats at a time; the last threads of the block have nothing to do and leave before the barrier.
 
-enum VectorsBug { kMisaligned = 1, kPastTile };
+enum VectorsBug { kMisaligned = 1, kPastTile, kTwoBlocks };
 
 __global__ void vectors(const float* __restrict__ in, float* out, int quads, int bug) {
   FASTIGPT_SHARED(tile, float4[40]);
@@ -198,7 +198,7 @@ int run_vectors(int bug) {
   std::vector<float> in(4 * quads), out(4 * quads);
   for (int i = 0; i < 4 * quads; ++i) in[i] = float(i);
   cudaLaunchConfig_t config = {};
-  config.gridDim = 1;
+  config.gridDim = bug == kTwoBlocks ? 2 : 1;  // which write the same places
   config.blockDim = 40;
   if (cudaLaunchKernelEx(&config, vectors, in.data(), out.data(), quads, bug)) return 1;
   for (int i = 0; i < 4 * quads; ++i)

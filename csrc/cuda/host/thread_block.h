@@ -1,10 +1,12 @@
 // Blocks, clusters and grids as threads of the process: every CUDA thread is a std::thread.
 //
-// Two clusters (of one block, where a launch asks for none) run at a time, in a cooperative launch all. Neighbours
-// are never on one of the two runners, so that nothing orders them.
+// Two clusters (of one block, where a launch asks for none) run at a time, in a cooperative launch all. A cluster's
+// threads are joined only when the next one's exist: so nothing orders neighbours, and none of their threads gets the
+// number of one that has ended, which ThreadSanitizer would take for the same thread, however slowly the next starts.
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <list>
 #include <memory>
 #include <thread>
 #include <vector>
@@ -93,28 +95,38 @@ void run_thread(const LaunchShape& shape, const Position& position, unsigned blo
   if (here.block->running.fetch_sub(1) == 1) here.block->shared.end();
 }
 
+// The threads of one cluster, from their creation until they are joined.
+class RunningCluster {
+ public:
+  template <class Body>
+  RunningCluster(const LaunchShape& shape, unsigned number, Barrier* grid, const Body& body)
+      : cluster_(shape.cluster, volume(shape.block), shape.dynamic_bytes) {
+    for (unsigned b = 0; b < shape.cluster; ++b)
+      for (unsigned t = 0; t < volume(shape.block); ++t)
+        threads_.emplace_back([=, this, &shape, &body] {
+          run_thread(shape, {cluster_.blocks[b].get(), &cluster_, grid, b, t}, number * shape.cluster + b, body);
+        });
+  }
+  ~RunningCluster() {
+    for (std::thread& thread : threads_) thread.join();
+  }
+  RunningCluster(const RunningCluster&) = delete;
+
+ private:
+  ThreadCluster cluster_;
+  std::vector<std::thread> threads_;
+};
+
 // Calls body once on each thread of the grid.
 template <class Body>
 void run_grid(const LaunchShape& shape, const Body& body) {
-  const unsigned threads = volume(shape.block), clusters = volume(shape.grid) / shape.cluster;
-  const unsigned runners = shape.cooperative ? clusters : std::min(clusters, 2u);
-  Barrier grid(int(clusters * shape.cluster * threads));
-  std::vector<std::thread> running;
-  for (unsigned runner = 0; runner < runners; ++runner)
-    running.emplace_back([&, runner] {
-      for (unsigned c = runner; c < clusters; c += runners) {
-        ThreadCluster cluster(shape.cluster, threads, shape.dynamic_bytes);
-        std::vector<std::thread> all;
-        for (unsigned b = 0; b < shape.cluster; ++b)
-          for (unsigned t = 0; t < threads; ++t)
-            all.emplace_back([&, b, t] {
-              const Position position{cluster.blocks[b].get(), &cluster, shape.cooperative ? &grid : nullptr, b, t};
-              run_thread(shape, position, c * shape.cluster + b, body);
-            });
-        for (std::thread& thread : all) thread.join();
-      }
-    });
-  for (std::thread& thread : running) thread.join();
+  const unsigned clusters = volume(shape.grid) / shape.cluster, at_once = shape.cooperative ? clusters : 2;
+  Barrier grid(int(clusters * shape.cluster * volume(shape.block)));
+  std::list<RunningCluster> running;
+  for (unsigned c = 0; c < clusters; ++c) {
+    if (running.size() == at_once) running.pop_front();
+    running.emplace_back(shape, c, shape.cooperative ? &grid : nullptr, body);
+  }
 }
 
 }  // namespace cuda_host
