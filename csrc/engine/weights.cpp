@@ -8,53 +8,12 @@
 #include <stdexcept>
 
 #include "engine/model.h"
+#include "runtime/given.h"
 
 namespace fastigpt {
 namespace {
 
 constexpr float kSmallest = 1e-35f;  // of a row's largest weight, that int8 tells from 0: its inverse must be a number
-
-uint16_t round_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
-struct ReadFloat {
-  const uint8_t* data;
-  float operator()(size_t i) const {
-    float x;
-    std::memcpy(&x, data + i * 4, 4);
-    return x;
-  }
-};
-
-struct ReadBf16 {
-  const uint8_t* data;
-  float operator()(size_t i) const {
-    uint16_t half;
-    std::memcpy(&half, data + i * 2, 2);
-    const uint32_t bits = uint32_t(half) << 16;
-    float x;
-    std::memcpy(&x, &bits, 4);
-    return x;
-  }
-};
-
-// The numbers of a tensor as they were handed over, f32 or bf16.
-struct Given {
-  const void* data;
-  DType dtype;
-  size_t count;
-  template <class Body>
-  void read(Body&& body) const {
-    const auto bytes = static_cast<const uint8_t*>(data);
-    if (dtype == DType::bf16)
-      body(ReadBf16{bytes});
-    else
-      body(ReadFloat{bytes});
-  }
-};
 
 // One panel of a layer of `dtype` whose weights are [rows, in].
 template <DType dtype, class Read>

@@ -37,17 +37,36 @@ struct Linear {
   size_t panel_bytes() const { return size_t(groups) * 128; }
 };
 
-// Rows of activations in the format that the kernels for some weights read: float32, bfloat16 or bytes with a scale.
+// Rows of activations in the format that the kernels for some weights read: float32, bfloat16 or bytes with a scale. A
+// row may lie in `segments` pieces of one length, `jump` bytes from one to the next, and overlap its neighbours: so do
+// the places that a convolution sees.
 struct Rows {
   uint8_t* data = nullptr;
   size_t stride = 0;  // bytes
   float* scale = nullptr;
-  Rows from(int row) const { return {data + size_t(row) * stride, stride, scale ? scale + row : nullptr}; }
+  int segments = 1;
+  size_t jump = 0;
+  Rows from(int row) const {
+    return {data + size_t(row) * stride, stride, scale ? scale + row : nullptr, segments, jump};
+  }
 };
 
 // What becomes of the outputs y: out = y, out += y, or what goes through an activation. quick_gelu: y · sigmoid(1.702
 // y); gelu: the exact one; gated_silu: a panel holds 16 gates and then as many y, and gives 16 outputs silu(gate) · y.
-enum class Sink { store, add, quick_gelu, gelu, gated_silu };
+// picture: see Picture.
+enum class Sink { store, add, quick_gelu, gelu, gated_silu, picture };
+
+// Rows that are the places of a picture, `line` of them for each of its rows, of which the first `width` count.
+struct Picture {
+  int line, width;
+  DType dtype;       // f32 or bf16
+  void* out;         // [outputs rounded up to whole panels] for each place
+  const void* add;   // is added; lies like out, which it may be; or null
+  size_t step, row;  // numbers from place to place, from row to row
+  // [3][outputs rounded up], all 0 before the first rows: what the first place has, p, then the sums of y − p and of
+  // (y − p)² over all places. (Sums of y and y² would lose small variances beside large means.)
+  float* sums;
+};
 
 struct LinearOut {
   Sink sink;
@@ -55,6 +74,19 @@ struct LinearOut {
   size_t stride;     // floats between rows
   Rows rows;         // else activations for the next layer
   DType rows_dtype;  // weights of the next layer
+  const Picture* picture = nullptr;
+};
+
+// Places of a picture as activations: x · scale + shift, and if silu, of which this is asked for only after that, x ·
+// sigmoid(x) of it.
+struct Activate {
+  const void* x;  // [places][channels], channels a multiple of 32
+  DType stored;   // f32 or bf16
+  int places, channels;
+  const float *scale, *shift;  // [channels], or both null: as it is
+  bool silu;
+  DType dtype;  // of the weights, f32 or bf16
+  uint8_t* out;
 };
 
 // One head's cache in one sequence: [key blocks][groups of head_dim][16][k], [groups of keys][value_dim][k], and in
@@ -149,6 +181,10 @@ struct Kernels {
   // Panels [first, last) of a linear layer on `rows` rows. `next`: what the thread will read after, to be prefetched.
   void (*linear)(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out,
                  const uint8_t* next);
+  void (*activate)(const Activate& job);
+  // e^x over its sum, for each row of n numbers, as activations with zeros behind them up to a multiple of 32. x is
+  // [rows][n rounded up to a multiple of 32], and overwritten.
+  void (*softmax)(float* x, int rows, int n, DType dtype, Rows out);
   // Pairs of neighbours (a, b) among n numbers x become (a c − b s, b c + a s), (c, s) being those of `turns`.
   void (*rotate)(float* x, const float* turns, int n);
   // Dimensions [first, last) of a head's key or value into slot `at` of its cache; int8: all of them, for their scale.

@@ -4,6 +4,7 @@
 #include "operators/draw_impl.h"
 #include "operators/kernels.h"
 #include "operators/linear_impl.h"
+#include "operators/picture_impl.h"
 #include "operators/row_attention_impl.h"
 
 namespace fastigpt {
@@ -16,6 +17,8 @@ const Kernels kernels = {Isa::FASTIGPT_ISA,
                          norm_floats,
                          quantize_rows,
                          linear,
+                         activate,
+                         softmax,
                          rotate,
                          put_key,
                          put_value,

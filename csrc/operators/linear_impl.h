@@ -2,6 +2,7 @@
 // the promises.
 #pragma once
 #include "operators/kernels.h"
+#include "operators/picture_impl.h"
 #include "simd/functions.h"
 #include "simd/panels.h"
 #if defined(FASTIGPT_TILES)
@@ -18,27 +19,28 @@ constexpr int kTileRows = 12, kTileVectors = 2;  // 24 sums, 2 of the panel, 1 b
 constexpr int kTileRows = 6, kTileVectors = 1;  // AVX2: 12 of 16 registers hold sums
 #endif
 
-// Raw sums of R rows × kPanel outputs, tile[r][kPanel]; integers keep their bits. The panel's groups lie 128 bytes
-// apart.
+// Raw sums of R rows × kPanel outputs, tile[r][kPanel]; integers keep their bits. The panel's groups, `groups` for each
+// segment of a row, lie 128 bytes apart.
 template <class P, int R>
-void tile_rows(const uint8_t* in, size_t stride, const uint8_t* panel, int groups, float* tile, const uint8_t* next,
-               size_t next_step) {
+void tile_rows(const Rows& in, const uint8_t* panel, int groups, float* tile, const uint8_t* next, size_t next_step) {
   for (int part = 0; part < 2; part += kTileVectors) {
     typename P::Acc acc[R][kTileVectors];
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < kTileVectors; ++c) acc[r][c] = P::none();
-    const uint8_t* b = panel + part * 64;
-    for (int g = 0; g < groups; ++g, b += 128, next += next_step) {
-      I16 w[kTileVectors];
-      for (int c = 0; c < kTileVectors; ++c) w[c] = load(static_cast<const void*>(b + c * 64));
-      prefetch(next);
-      prefetch(next + 64);
+    const uint8_t *b = panel + part * 64, *piece = in.data;
+    for (int s = 0; s < in.segments; ++s, piece += in.jump)
+      for (int g = 0; g < groups; ++g, b += 128, next += next_step) {
+        I16 w[kTileVectors];
+        for (int c = 0; c < kTileVectors; ++c) w[c] = load(static_cast<const void*>(b + c * 64));
+        prefetch(next);
+        prefetch(next + 64);
 #pragma GCC unroll 12
-      for (int r = 0; r < R; ++r) {
-        const auto a = P::act(reinterpret_cast<const typename P::Elem*>(in + r * stride) + size_t(g) * P::kGroup);
-        for (int c = 0; c < kTileVectors; ++c) acc[r][c] = P::mac(acc[r][c], w[c], a);
+        for (int r = 0; r < R; ++r) {
+          const auto a =
+              P::act(reinterpret_cast<const typename P::Elem*>(piece + r * in.stride) + size_t(g) * P::kGroup);
+          for (int c = 0; c < kTileVectors; ++c) acc[r][c] = P::mac(acc[r][c], w[c], a);
+        }
       }
-    }
     for (int r = 0; r < R; ++r)
       for (int c = 0; c < kTileVectors; ++c) {
         if constexpr (P::kGroup == 4)
@@ -49,7 +51,7 @@ void tile_rows(const uint8_t* in, size_t stride, const uint8_t* panel, int group
   }
 }
 
-using TileFn = void (*)(const uint8_t*, size_t, const uint8_t*, int, float*, const uint8_t*, size_t);
+using TileFn = void (*)(const Rows&, const uint8_t*, int, float*, const uint8_t*, size_t);
 
 template <class P>
 TileFn tile_for(int rows) {
@@ -61,9 +63,6 @@ TileFn tile_for(int rows) {
   };
   return fns[rows - 1];
 }
-
-// x · sigmoid(slope · x)
-inline F16 gated(F16 x, float slope) { return div(x, add(set1(1.0f), exp16(mul(x, set1(-slope))))); }
 
 // Sixteen activations, from `column` on.
 inline void put_activations(const LinearOut& out, int row, int column, F16 y) {
@@ -78,6 +77,7 @@ inline void put_activations(const LinearOut& out, int row, int column, F16 y) {
 
 void finish_tile(const Linear& layer, Rows in, int rows, int row0, int panel, const float* tile, const LinearOut& out) {
   const int column = panel * kPanel;
+  if (out.sink == Sink::picture) return finish_picture(layer, *out.picture, rows, row0, column, tile);
   for (int r = 0; r < rows; ++r) {
     const int row = row0 + r;
     F16 y[2];
@@ -104,7 +104,8 @@ void finish_tile(const Linear& layer, Rows in, int rows, int row0, int panel, co
         case Sink::add: store(to, add(load(to), y[c])); break;
         case Sink::quick_gelu: put_activations(out, row, at, gated(y[c], 1.702f)); break;
         case Sink::gelu: put_activations(out, row, at, gelu16(y[c])); break;
-        case Sink::gated_silu: break;
+        case Sink::gated_silu:
+        case Sink::picture: break;
       }
     }
   }
@@ -113,7 +114,7 @@ void finish_tile(const Linear& layer, Rows in, int rows, int row0, int panel, co
 template <class P>
 void linear_as(const Linear& layer, Rows in, int rows, int first, int last, const LinearOut& out, const uint8_t* next) {
   alignas(64) float tile[kTileRows * kPanel];
-  const int tiles = (rows + kTileRows - 1) / kTileRows;
+  const int tiles = (rows + kTileRows - 1) / kTileRows, groups = layer.groups / in.segments;
   // Each tile prefetches its share of the panel after this one.
   const size_t step = tiles >= 128 ? 1 : size_t(128) / tiles;
   for (int panel = first; panel < last; ++panel) {
@@ -121,7 +122,7 @@ void linear_as(const Linear& layer, Rows in, int rows, int first, int last, cons
     const uint8_t* after = panel + 1 < last ? data + layer.panel_bytes() : next;
     for (int i = 0; i < tiles; ++i) {
       const int row0 = int(int64_t(rows) * i / tiles), row1 = int(int64_t(rows) * (i + 1) / tiles);
-      tile_for<P>(row1 - row0)(in.data + row0 * in.stride, in.stride, data, layer.groups, tile,
+      tile_for<P>(row1 - row0)(in.from(row0), data, groups, tile,
                                after ? after + size_t(i) * step * layer.groups : data, after ? step : 0);
       finish_tile(layer, in, row1 - row0, row0, panel, tile, out);
     }

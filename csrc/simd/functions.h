@@ -25,6 +25,9 @@ inline F16 exp16(F16 x) {
   return select_less(x, lowest, zero(), mul(p, power));
 }
 
+// x · sigmoid(slope · x)
+inline F16 gated(F16 x, float slope) { return div(x, add(set1(1.0f), exp16(mul(x, set1(-slope))))); }
+
 // x · Φ(x) = x/2 · erfc(−x/√2), relative error of some 2e-7 near 0 and 1e-5 where it underflows. The polynomial of erfc
 // is that of Press et al., "Numerical Recipes in C", 2nd edition, section 6.2.
 inline F16 gelu16(F16 x) {
