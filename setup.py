@@ -77,7 +77,7 @@ ISA_FLAGS = {
     "_amx": (VNNI_FLAGS, []),
 }
 # Folders of csrc that hold C++.
-ROOMS = ("runtime", "operators", "nearest", "engine", "bindings")
+ROOMS = ("runtime", "operators", "nearest", "codecs", "engine", "bindings")
 CUDA_TARGETS = ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_90,code=[sm_90,compute_90]"]
 
 

@@ -18,10 +18,11 @@ ROOMS = {
     "runtime": {"include"},
     "operators": {"include", "simd", "runtime"},
     "nearest": {"include", "runtime"},
+    "codecs": {"include", "runtime", "operators"},
     "engine": {"include", "runtime", "operators"},
     "cuda": {"include"},
     "bindings": {"include", "operators"},
-    "tests": {"include", "runtime", "operators", "engine", "cuda"},
+    "tests": {"include", "runtime", "operators", "codecs", "engine", "cuda"},
 }
 LONGEST_FILE = 400
 TYPE = re.compile(r"^(?:template <[^;{]*>\s*)?(?:struct|class|enum class|enum) ([\w:]+)[^;()\n]*\{", re.MULTILINE)

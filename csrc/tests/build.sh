@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds a program of this folder with the engine and the operators, without Python:  build.sh PROGRAM OUTPUT [FLAGS...]
+# Builds a program of this folder with the engine, the codecs and the operators, without Python:  build.sh PROGRAM OUTPUT [FLAGS...]
 # e.g. build.sh bench_pass /tmp/bench_pass -O3 -DFASTIGPT_PROFILE
 #      build.sh test_decode /tmp/test_decode -O1 -g -fsanitize=address,undefined
 set -e
@@ -15,7 +15,7 @@ amx=
 if [ -n "$x86" ] && [ "$(uname)" = Linux ] && echo '__asm__("tilerelease");' | "$cxx" -x c++ -c -o /dev/null - 2>/dev/null; then
   amx=-DFASTIGPT_WITH_AMX
 fi
-for source in "$here/$program.cpp" "$here"/../runtime/*.cpp "$here"/../operators/*.cpp "$here"/../engine/*.cpp; do
+for source in "$here/$program.cpp" "$here"/../runtime/*.cpp "$here"/../operators/*.cpp "$here"/../codecs/*.cpp "$here"/../engine/*.cpp; do
   name=$(basename "$source" .cpp)
   flags=
   case $name in

@@ -1,5 +1,6 @@
-// Runs every instruction set of the CPU engine on odd shapes, for the sanitizers to watch, and checks the promise that
-// batch, window, prefix sharing and threads change no bit. Built and run by tests/test_engine_cpu_sanitized.py.
+// Runs every instruction set of the CPU engine, and of the VQ's decoder, on odd shapes, for the sanitizers to watch,
+// and checks the promise that batch, window, prefix sharing and threads change no bit. Built and run by
+// tests/test_engine_cpu_sanitized.py.
 #undef NDEBUG
 #include <algorithm>
 #include <atomic>
@@ -21,6 +22,7 @@
 #include "operators/kernels.h"
 #include "runtime/helpers.h"
 #include "tests/check_turns.h"
+#include "tests/check_vq_decoder.h"
 #include "tests/check_windows.h"
 #include "tests/noise.h"
 #include "tests/random_model.h"
@@ -357,6 +359,7 @@ int main() {
       }
     }
     check_rows(isa);
+    check_vq_decoder(isa);
     std::printf("%s ok\n", isa_name(isa));
   }
 }

@@ -11,8 +11,9 @@ multiply it (DeepSeek's code does the same); they differ by a few levels of 255 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 
 from fastigpt import _C
 from fastigpt.codecs import UNKNOWN, patch, pixels_of
+from fastigpt.codecs.vq_decoder import CpuVQDecoder, draws
 from fastigpt.codecs.vq_networks import CODEBOOK, PlainVQ, VQConfig
 from fastigpt.nearest import NearestCentroid
 
@@ -61,7 +63,7 @@ class VQCodec:
     # --- what codecs do ------------------------------------------------------------------------------------------
 
     def encode(self, images: np.ndarray) -> torch.Tensor:
-        seeing = PlainVQ(self.config, {name: x.float() for name, x in self.weights.items() if not _draws(name)})
+        seeing = PlainVQ(self.config, {name: x.float() for name, x in self.weights.items() if not draws(name)})
         found = torch.empty(len(images), self.grid[0] * self.grid[1], dtype=torch.int64, device="cpu")
         for row, image in zip(found, images):
             row[:] = self._codebook.search(_latents(seeing, image))
@@ -83,16 +85,28 @@ class VQCodec:
         return levels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
     @cached_property
-    def _drawing(self) -> PlainVQ:
-        drawing = {name: x.to(self.device, self.dtype) for name, x in self.weights.items() if _draws(name)}
-        return PlainVQ(self.config, drawing)
+    def _decoder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        if self.device.type == "cpu":
+            decoder = CpuVQDecoder(self.config, self.weights, self.dtype)
+            return lambda entries: decoder(entries, *self.grid)
+        drawing = {name: x.to(self.device, self.dtype) for name, x in self.weights.items() if draws(name)}
+        networks = PlainVQ(self.config, drawing)
 
-    @torch.inference_mode()
+        @torch.inference_mode()
+        def decode(entries: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self.device.type, enabled=False):
+                x = entries.T.reshape(1, -1, *self.grid).to(self.device, self.dtype)
+                return networks.decoder(x)[0].float().cpu()
+
+        return decode
+
     def pixels(self, entries: torch.Tensor) -> torch.Tensor:
         """float32 [3, height, width], about −1 to 1, of entries of the codebook float32 [h·w, code_dim]."""
-        with torch.autocast(self.device.type, enabled=False):
-            x = entries.T.reshape(1, -1, *self.grid).to(self.device, self.dtype)
-            return self._drawing.decoder(x)[0].float().cpu()
+        return self._decoder(entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made of the weights when it is first needed."""
+        return {name: value for name, value in vars(self).items() if name not in ("_decoder", "_codebook")}
 
     def preview(self, tokens: torch.Tensor) -> np.ndarray:
         """Unknown tokens are decoded as the nearest known ones of their column, so that the decoder's norms, which are
@@ -144,10 +158,6 @@ def _as_stored(tensor: torch.Tensor) -> torch.Tensor:
     kept = tensor.detach()
     kept = kept if kept.dtype in (torch.bfloat16, torch.float16) else kept.float()
     return kept.contiguous(memory_format=torch.channels_last if kept.ndim == 4 else torch.contiguous_format)
-
-
-def _draws(name: str) -> bool:
-    return name.startswith(("decoder.", "post_quant_conv."))
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

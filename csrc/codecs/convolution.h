@@ -1,0 +1,64 @@
+// Convolutions as linear layers: a place of a padded picture, whose numbers lie side by side, is a row of inputs that
+// overlaps its neighbours (operators/kernels.h, Rows), so nothing is gathered first.
+#pragma once
+#include <cstring>
+#include <vector>
+
+#include "codecs/pictures.h"
+#include "runtime/given.h"
+
+namespace fastigpt {
+
+class Convolution {
+ public:
+  // weight: [out][in][size][size], f32 or bf16; size 1 or 3, of pictures that are padded to keep theirs. upsample: of
+  // pictures twice as large, each place repeated. Then places of four kinds, by whether their row and their column are
+  // even, see two by two of the small picture, and as many of the nine weights as fall on one are added up: 4/9 of the
+  // products.
+  Convolution(const void* weight, DType stored, int out, int in, int size, bool upsample, DType dtype, int threads);
+
+  int out() const { return out_; }
+
+  // bias: float32 [out rounded up to 32]. `to`, another picture than what is read, becomes what comes out, of stored
+  // dtype; if add, it is added to what is there. rooms: one for each thread, and one more, to work in.
+  void apply(const Kernels& kernels, const LayerInput& input, const float* bias, Plane& to, DType stored, bool add,
+             std::vector<Padded>& rooms) const;
+
+ private:
+  struct Phase {
+    int row, column;  // of the places in the large picture, and where their inputs begin
+    Linear layer;
+    Buffer data;
+  };
+  DType dtype_;
+  int out_, channels_, size_, scale_;  // channels: of what comes in, a multiple of 32
+  std::vector<Phase> phases_;
+};
+
+// A layer of these weights, f32 or bf16, in `data`: weight(o, i) is that of input i and output o.
+template <class Weight>
+Linear pack_layer(Buffer& data, int out, int in, DType dtype, int threads, const Weight& weight) {
+  Linear layer;
+  layer.dtype = dtype, layer.in = in, layer.out = out;
+  const int group = group_size(dtype), bytes = int(size_of(dtype));
+  layer.groups = (in + group - 1) / group;
+  data = Buffer(layer.panels() * layer.panel_bytes());
+  layer.data = data.as<>();
+  for_each_task(threads, layer.panels(), [&](int panel, int) {
+    uint8_t* const to = data.as<>() + panel * layer.panel_bytes();
+    for (int c = 0; c < kPanel && panel * kPanel + c < out; ++c)
+      for (int i = 0; i < in; ++i) {
+        const float w = weight(panel * kPanel + c, i);
+        uint8_t* at = to + (size_t(i / group) * kPanel + c) * 4 + i % group * bytes;
+        if (dtype == DType::f32) {
+          std::memcpy(at, &w, 4);
+        } else {
+          const uint16_t half = round_bf16(w);
+          std::memcpy(at, &half, 2);
+        }
+      }
+  });
+  return layer;
+}
+
+}  // namespace fastigpt
