@@ -21,7 +21,7 @@ import torch
 import fastigpt
 import fastigpt.ops as ops
 from fastigpt import _C, ImageGPT, ImageGPTConfig, Palette
-from fastigpt.codecs.vq_decoder import CpuVQDecoder
+from fastigpt.codecs.vq_cpu import CpuVQ
 from fastigpt.codecs.vq_networks import VQConfig
 from fastigpt.engine.cpu import CpuEngine
 from fastigpt.families import image_gpt
@@ -44,7 +44,7 @@ HIDDEN, GAIN, WEIGHT = (
 INDEX = torch.arange(40)
 VQ = VQConfig(base=32, multipliers=(1, 2), res_blocks=1, latent=32, n_codes=20, code_dim=4)
 ENTRIES = torch.randn(60, 4, generator=generator)
-decoder = CpuVQDecoder(
+networks = CpuVQ(
     VQ, {name: torch.randn(shape, generator=generator) / 9 for name, shape in VQ.tensor_shapes().items()}, torch.float32
 )
 
@@ -71,7 +71,7 @@ USES: dict[str, Callable[[], object]] = {
     "Palette.encode": lambda: palette.encode(PIXELS, threads=3).tolist(),
     "decode_attention": lambda: ops.decode_attention(Q, K, V, *CACHES, SLOTS).sum().item(),
     "sample_head": lambda: ops.sample_head(HIDDEN, GAIN, WEIGHT, INDEX, INDEX, 7).tolist(),
-    "CpuVQDecoder": lambda: decoder(ENTRIES, 10, 6, threads=3).tolist(),
+    "CpuVQ": lambda: networks.decode(ENTRIES, 10, 6, threads=3).tolist(),
     "read_bandwidth": lambda: len(_C.read_bandwidth(1 << 20, 3, 2)),
 }
 failures = 0

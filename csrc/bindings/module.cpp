@@ -38,5 +38,5 @@ PYBIND11_MODULE(_C, m) {
   fastigpt::bind_engine(m);
   fastigpt::bind_operators(m);
   fastigpt::bind_nearest_centroid(m);
-  fastigpt::bind_vq_decoder(m);
+  fastigpt::bind_vq_networks(m);
 }

@@ -24,11 +24,13 @@ void merged(int phase, int tap, int& first, int& end) {
 
 }  // namespace
 
-Convolution::Convolution(const void* weight, DType stored, int out, int in, int size, bool upsample, DType dtype,
+Convolution::Convolution(const void* weight, DType stored, int out, int in, int size, Sampling sampling, DType dtype,
                          int threads)
-    : dtype_(dtype), out_(out), channels_(int(round_up(in, kPanel))), size_(size), scale_(upsample ? 2 : 1) {
-  if (size != 1 && size != 3) throw std::invalid_argument("a convolution of size " + std::to_string(size));
-  const int taps = upsample ? 2 : size;  // along an axis
+    : dtype_(dtype), out_(out), channels_(int(round_up(in, kPanel))), size_(size),
+      scale_(sampling == Sampling::up ? 2 : 1), step_(sampling == Sampling::down ? 2 : 1) {
+  if (size != 3 && (size != 1 || sampling != Sampling::same))
+    throw std::invalid_argument("a convolution of size " + std::to_string(size));
+  const int taps = sampling == Sampling::up ? 2 : size;  // along an axis
   const Given given{weight, stored, size_t(out) * in * size * size};
   given.read([&](const auto& read) {
     for (int row = 0; row < scale_; ++row)
@@ -38,7 +40,7 @@ Convolution::Convolution(const void* weight, DType stored, int out, int in, int 
           const int tap = i / channels_, c = i % channels_;
           if (c >= in) return 0.0f;
           int y0 = tap / taps, y1 = y0 + 1, x0 = tap % taps, x1 = x0 + 1;
-          if (upsample) merged(row, tap / taps, y0, y1), merged(column, tap % taps, x0, x1);
+          if (sampling == Sampling::up) merged(row, tap / taps, y0, y1), merged(column, tap % taps, x0, x1);
           float sum = 0;
           for (int y = y0; y < y1; ++y)
             for (int x = x0; x < x1; ++x) sum += read(((size_t(o) * in + c) * size + y) * size + x);
@@ -52,14 +54,18 @@ Convolution::Convolution(const void* weight, DType stored, int out, int in, int 
 void Convolution::apply(const Kernels& kernels, const LayerInput& input, const float* bias, Plane& to, DType stored,
                         bool add, std::vector<Padded>& rooms) const {
   const Plane& from = input.plane;
-  const int out = int(round_up(out_, kPanel)), height = from.height * scale_, width = from.width * scale_;
+  const int out = int(round_up(out_, kPanel));
+  const int height = from.height * scale_ / step_, width = from.width * scale_ / step_;
+  if (from.height % step_ || from.width % step_) throw std::invalid_argument("a picture of odd size is halved");
   if (from.channels != channels_) throw std::invalid_argument("a tensor of another width");
   if (add && (to.height != height || to.width != width || to.channels != out || to.dtype != stored))
     throw std::invalid_argument("tensors of different widths are added");
   if (!add) to.become(height, width, out, stored);
 
   const int border = size_ / 2, line = from.width + 2 * border, threads = int(rooms.size()) - 1;
-  const int band = std::max(1, kPlaces / line), bands = (from.height + band - 1) / band;
+  // Rows that come in: those of a band go through at once, as one run of places; where every second one does, they are
+  // no run across rows.
+  const int band = step_ == 2 ? 2 : std::max(1, kPlaces / line), bands = (from.height + band - 1) / band;
   const int chunk = (kRows + band - 1) / band * band;  // rows
   const int wanted = std::clamp(from.height / (4 * threads), kLeastRows, kMostRows);
   const int strip_rows = (wanted + chunk - 1) / chunk * chunk, strips = (from.height + strip_rows - 1) / strip_rows;
@@ -67,17 +73,17 @@ void Convolution::apply(const Kernels& kernels, const LayerInput& input, const f
   to.places.clear();
   for (size_t p = 0; p < phases_.size(); ++p)
     for (int row = 0; row < from.height; row += band)
-      to.places.push_back(std::min(band, from.height - row) * from.width);
+      to.places.push_back(std::min(band, from.height - row) * from.width / (step_ * step_));
   to.sums.assign(to.places.size() * 3 * out, 0.0f);
 
-  // Places of the band at `row`, which `in` holds, of one phase, through some of the panels.
+  // Places of the band at `row`, whose lines `in` holds, of one phase, through some of the panels.
   const auto compute = [&](const Padded& in, int phase_number, int row, int first, int last, const uint8_t* next) {
     const Phase& phase = phases_[phase_number];
     const int rows = std::min(band, from.height - row);
     const size_t part = size_t(phase_number) * bands + row / band;
-    const size_t corner = ((size_t(row) * scale_ + phase.row) * width + phase.column) * out;
-    const Picture picture{line,
-                          from.width,
+    const size_t corner = ((size_t(row) * scale_ / step_ + phase.row) * width + phase.column) * out;
+    const Picture picture{step_ == 2 ? width : line,
+                          from.width / step_,
                           stored,
                           to.at(corner),
                           add ? to.at(corner) : nullptr,
@@ -85,15 +91,15 @@ void Convolution::apply(const Kernels& kernels, const LayerInput& input, const f
                           size_t(scale_) * width * out,
                           to.sums.data() + part * 3 * out};
     Rows places;
-    places.data = in.at(row + phase.row, phase.column);
-    places.stride = in.place_bytes();
+    places.data = in.at(row + phase.row + step_ - 1, phase.column + step_ - 1);
+    places.stride = in.place_bytes() * step_;
     places.segments = scale_ == 2 ? 2 : size_;
     places.jump = line * in.place_bytes();
     LinearOut sink{};
     sink.sink = Sink::picture, sink.picture = &picture;
     Linear layer = phase.layer;
     layer.bias = bias;
-    kernels.linear(layer, places, rows * line - 2 * border, first, last, sink, next);
+    kernels.linear(layer, places, step_ == 2 ? width : rows * line - 2 * border, first, last, sink, next);
   };
 
   const int phases = int(phases_.size());

@@ -9,13 +9,16 @@
 
 namespace fastigpt {
 
+// Where a convolution's places are: all of a picture; those of one twice as large, in which each place is repeated; or
+// every second one of every second row, the first being the corner, with zeros beyond the right and the lower end.
+enum class Sampling { same, up, down };
+
 class Convolution {
  public:
-  // weight: [out][in][size][size], f32 or bf16; size 1 or 3, of pictures that are padded to keep theirs. upsample: of
-  // pictures twice as large, each place repeated. Then places of four kinds, by whether their row and their column are
-  // even, see two by two of the small picture, and as many of the nine weights as fall on one are added up: 4/9 of the
-  // products.
-  Convolution(const void* weight, DType stored, int out, int in, int size, bool upsample, DType dtype, int threads);
+  // weight: [out][in][size][size], f32 or bf16; size 1 or 3, and 3 if places are not the same. In a picture that is
+  // twice as large, places are of four kinds, by whether their row and their column are even: they see two by two of
+  // the small one, and as many of the nine weights as fall on one of those are added up: 4/9 of the products.
+  Convolution(const void* weight, DType stored, int out, int in, int size, Sampling sampling, DType dtype, int threads);
 
   int out() const { return out_; }
 
@@ -31,7 +34,8 @@ class Convolution {
     Buffer data;
   };
   DType dtype_;
-  int out_, channels_, size_, scale_;  // channels: of what comes in, a multiple of 32
+  int out_, channels_, size_;  // channels: of what comes in, a multiple of 32
+  int scale_, step_;           // places for each that comes in, along an axis, and those that come in for each place
   std::vector<Phase> phases_;
 };
 

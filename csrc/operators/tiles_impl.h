@@ -121,7 +121,7 @@ void add_tiles(TileShapes shapes, const Rows& in, const uint8_t* panel, int grou
 
 // Three whole blocks of rows × one panel, for many rows. Then weights are in the second-level cache, and the way from
 // there to the first is what takes time: of each product, a third less goes along it than with two blocks, although two
-// tiles are left for all that is read (benchmarks/results/vq_decoder.md).
+// tiles are left for all that is read (benchmarks/results/vq.md).
 template <bool bytes>
 void add_three(const Rows& in, const uint8_t* panel, int groups, float* tile, const uint8_t* next, size_t next_step) {
   zero_tile<0>(), zero_tile<1>(), zero_tile<2>(), zero_tile<3>(), zero_tile<4>(), zero_tile<5>();

@@ -1,4 +1,4 @@
-// Runs every instruction set of the CPU engine, and of the VQ's decoder, on odd shapes, for the sanitizers to watch,
+// Runs every instruction set of the CPU engine, and of a VQ's networks, on odd shapes, for the sanitizers to watch,
 // and checks the promise that batch, window, prefix sharing and threads change no bit. Built and run by
 // tests/test_engine_cpu_sanitized.py.
 #undef NDEBUG
@@ -22,7 +22,7 @@
 #include "operators/kernels.h"
 #include "runtime/helpers.h"
 #include "tests/check_turns.h"
-#include "tests/check_vq_decoder.h"
+#include "tests/check_vq_networks.h"
 #include "tests/check_windows.h"
 #include "tests/noise.h"
 #include "tests/random_model.h"
@@ -359,7 +359,7 @@ int main() {
       }
     }
     check_rows(isa);
-    check_vq_decoder(isa);
+    check_vq_networks(isa);
     std::printf("%s ok\n", isa_name(isa));
   }
 }

@@ -6,7 +6,8 @@ what an image looks like does not depend on its company.
 
 Tokens are looked for in float32 on the CPU, always: whatever computes, a picture has the same ones. Pixels are made
 where the model computes, in bfloat16 if it does, which halves the bytes and is several times as fast on processors that
-multiply it (DeepSeek's code does the same); they differ by a few levels of 255 from those in float32.
+multiply it (DeepSeek's code does the same); they differ by a few levels of 255 from those in float32. On
+CPUs both networks are kernels of our own (vq_cpu.py); on GPUs pixels are PyTorch's.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ import torch.nn.functional as F
 
 from fastigpt import _C
 from fastigpt.codecs import UNKNOWN, patch, pixels_of
-from fastigpt.codecs.vq_decoder import CpuVQDecoder, draws
-from fastigpt.codecs.vq_networks import CODEBOOK, PlainVQ, VQConfig
+from fastigpt.codecs.vq_cpu import CpuVQ
+from fastigpt.codecs.vq_networks import CODEBOOK, PlainVQ, VQConfig, draws
 from fastigpt.nearest import NearestCentroid
 
 
@@ -63,11 +64,16 @@ class VQCodec:
     # --- what codecs do ------------------------------------------------------------------------------------------
 
     def encode(self, images: np.ndarray) -> torch.Tensor:
-        seeing = PlainVQ(self.config, {name: x.float() for name, x in self.weights.items() if not draws(name)})
         found = torch.empty(len(images), self.grid[0] * self.grid[1], dtype=torch.int64, device="cpu")
         for row, image in zip(found, images):
-            row[:] = self._codebook.search(_latents(seeing, image))
+            pixels = torch.from_numpy(np.array(image)).float() / 127.5 - 1
+            row[:] = self._codebook.search(self._encoder.encode(pixels))
         return found
+
+    @cached_property
+    def _encoder(self) -> CpuVQ:
+        seeing = {name: x for name, x in self.weights.items() if not draws(name)}
+        return CpuVQ(self.config, seeing, torch.float32)
 
     @cached_property
     def _codebook(self) -> NearestCentroid:
@@ -82,31 +88,39 @@ class VQCodec:
     def _levels(self, entries: torch.Tensor) -> np.ndarray:
         """uint8 [height, width, 3] of entries as for `pixels`."""
         levels = (self.pixels(entries) + 1) * 127.5 + self.half
-        return levels.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+        return levels.clamp(0, 255).to(torch.uint8).numpy()
 
     @cached_property
     def _decoder(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """pixels."""
+        drawing = {name: x for name, x in self.weights.items() if draws(name)}
         if self.device.type == "cpu":
-            decoder = CpuVQDecoder(self.config, self.weights, self.dtype)
-            return lambda entries: decoder(entries, *self.grid)
-        drawing = {name: x.to(self.device, self.dtype) for name, x in self.weights.items() if draws(name)}
-        networks = PlainVQ(self.config, drawing)
+            ours = CpuVQ(self.config, drawing, self.dtype)
+            return lambda entries: ours.decode(entries, *self.grid)
+        layout = {4: torch.channels_last}  # in which convolutions are fastest
+        networks = PlainVQ(
+            self.config,
+            {
+                name: x.to(self.device, self.dtype, memory_format=layout.get(x.ndim, torch.preserve_format))
+                for name, x in drawing.items()
+            },
+        )
 
         @torch.inference_mode()
         def decode(entries: torch.Tensor) -> torch.Tensor:
             with torch.autocast(self.device.type, enabled=False):
                 x = entries.T.reshape(1, -1, *self.grid).to(self.device, self.dtype)
-                return networks.decoder(x)[0].float().cpu()
+                return networks.decoder(x)[0].float().cpu().permute(1, 2, 0)
 
         return decode
 
     def pixels(self, entries: torch.Tensor) -> torch.Tensor:
-        """float32 [3, height, width], about −1 to 1, of entries of the codebook float32 [h·w, code_dim]."""
+        """float32 [height, width, 3], about −1 to 1, of entries of the codebook float32 [h·w, code_dim]."""
         return self._decoder(entries)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made of the weights when it is first needed."""
-        return {name: value for name, value in vars(self).items() if name not in ("_decoder", "_codebook")}
+        return {name: value for name, value in vars(self).items() if name not in ("_encoder", "_decoder", "_codebook")}
 
     def preview(self, tokens: torch.Tensor) -> np.ndarray:
         """Unknown tokens are decoded as the nearest known ones of their column, so that the decoder's norms, which are
@@ -145,19 +159,10 @@ def _continued(tokens: torch.Tensor) -> torch.Tensor:
     return found
 
 
-@torch.inference_mode()
-def _latents(seeing: PlainVQ, image: np.ndarray) -> torch.Tensor:
-    """float32 [h·w, code_dim] of an image uint8 [height, width, 3]: what the nearest entries are looked for of."""
-    with torch.autocast("cpu", enabled=False):
-        x = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-        return seeing.encoder(x)[0].flatten(1).T.contiguous()
-
-
 def _as_stored(tensor: torch.Tensor) -> torch.Tensor:
-    """But never larger than float32, and the numbers of a place side by side, as convolutions are fastest."""
+    """But never larger than float32."""
     kept = tensor.detach()
-    kept = kept if kept.dtype in (torch.bfloat16, torch.float16) else kept.float()
-    return kept.contiguous(memory_format=torch.channels_last if kept.ndim == 4 else torch.contiguous_format)
+    return (kept if kept.dtype in (torch.bfloat16, torch.float16) else kept.float()).contiguous()
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -54,7 +54,11 @@ class VQConfig:
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name, as LlamaGen has it, and shape of every tensor."""
-        shapes: dict[str, tuple[int, ...]] = {CODEBOOK: (self.n_codes, self.code_dim)}
+        return {CODEBOOK: (self.n_codes, self.code_dim), **self.layer_shapes()}
+
+    def layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Those of the two networks."""
+        shapes: dict[str, tuple[int, ...]] = {}
 
         def conv(name: str, into: int, out: int, size: int = 3) -> None:
             shapes[name + ".weight"], shapes[name + ".bias"] = (out, into, size, size), (out,)
@@ -112,6 +116,11 @@ class VQConfig:
         norm("decoder.norm_out", into)
         conv("decoder.conv_out", into, 3)
         return shapes
+
+
+def draws(name: str) -> bool:
+    """Whether a tensor of a VQ is one of its decoder's, which turns entries into pixels."""
+    return name.startswith(("decoder.", "post_quant_conv."))
 
 
 class VQNetworks:

@@ -59,7 +59,7 @@ def test_decodes_and_encodes_as_llamagen_does():
     figures, codec = np.load(GOLDEN / "vq_tiny_ds8.npz"), golden_codec()
     codes = torch.from_numpy(figures["codes"])
     for row, expected in zip(codes, figures["pixels"]):
-        assert np.abs(codec.pixels(codec._entries[row]).numpy() - expected).max() <= 1e-4
+        assert np.abs(codec.pixels(codec._entries[row]).permute(2, 0, 1).numpy() - expected).max() <= 1e-4
     levels = np.clip(127.5 * figures["pixels"] + 128, 0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
     assert (np.abs(codec.decode(codes).astype(int) - levels.astype(int)) <= 1).all()
     assert (codec.decode(codes) == levels).mean() > 0.999
@@ -83,7 +83,7 @@ def test_decodes_and_encodes_as_transformers_do(multipliers):
         latents = torch.nn.functional.normalize(latents, dim=1)
         codes = theirs.quantize(latents)[2].view(2, -1)
     for row, expected in zip(tokens, pixels):
-        assert (codec.pixels(codec._entries[row]) - expected).abs().max() <= 1e-4
+        assert (codec.pixels(codec._entries[row]).permute(2, 0, 1) - expected).abs().max() <= 1e-4
     assert torch.equal(codec.encode(images), codes) and len(codes.unique()) > 3
     truncated = ((pixels + 1) / 2 * 255).clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert (codec.decode(tokens) == truncated).mean() > 0.99

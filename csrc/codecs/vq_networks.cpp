@@ -1,5 +1,5 @@
-// The decoder, layer by layer: a picture that ResNet blocks add to, and what is computed beside it.
-#include "fastigpt/vq_decoder.h"
+// The networks, layer by layer: a picture that ResNet blocks add to, and what is computed beside it.
+#include "fastigpt/vq_networks.h"
 
 #include <algorithm>
 #include <atomic>
@@ -39,6 +39,13 @@ struct VqWeights {
   std::atomic<Workplace*> idle{nullptr};  // of the last image
 
   ~VqWeights() { delete idle.load(); }
+  template <class Body>
+  void in_a_workplace(const Body& body) {
+    std::unique_ptr<Workplace> place(idle.exchange(nullptr));
+    if (!place) place = std::make_unique<Workplace>();
+    body(*place);
+    place.reset(idle.exchange(place.release()));
+  }
 
   bool has(const std::string& name) const { return convolutions.count(name) != 0; }
   const Convolution& convolution(const std::string& name) const {
@@ -100,42 +107,75 @@ class Norm {
 };
 
 // One image on its way.
-class Decoding {
+class Run {
  public:
-  Decoding(const VqWeights& weights, Workplace& place, int threads)
+  Run(const VqWeights& weights, Workplace& place, int threads)
       : w_(weights), threads_(threads), x_(place.x), h_(place.h), shortcut_(place.shortcut), rooms_(place.rooms) {
     rooms_.resize(threads + 1);
   }
 
-  void run(const float* entries, int height, int width, int dim, float* pixels) {
-    const int padded = int(round_up(dim, kPanel));
-    x_.become(height, width, padded, DType::f32);
-    for (int i = 0; i < height * width; ++i) {
-      float* const to = x_.data.as<float>() + size_t(i) * padded;
-      std::fill(std::copy_n(entries + size_t(i) * dim, dim, to), to + padded, 0.0f);
-    }
+  void decode(const float* entries, int height, int width, int dim, float* pixels) {
+    take(entries, height, width, dim);
     convolve("post_quant_conv");
     convolve("decoder.conv_in");
-    res("decoder.mid.0");
-    attention("decoder.mid.1");
-    res("decoder.mid.2");
-    for (int level = 0; w_.has(level_name(level) + "res.0.conv1"); ++level) {
-      for (int j = 0; w_.has(level_name(level) + "res." + std::to_string(j) + ".conv1"); ++j) {
-        res(level_name(level) + "res." + std::to_string(j));
-        const std::string attn = level_name(level) + "attn." + std::to_string(j);
-        if (w_.has(attn + ".q")) attention(attn);
-      }
-      if (w_.has(level_name(level) + "upsample.conv")) convolve(level_name(level) + "upsample.conv");
-    }
-    const Norm norm(w_, x_, "decoder.norm_out");
-    apply(norm.activated(), "decoder.conv_out", h_, DType::f32, false);
-    if (w_.convolution("decoder.conv_out").out() != 3) throw std::invalid_argument("decoder.conv_out is not of pixels");
-    for (size_t i = 0, n = size_t(h_.height) * h_.width; i < n; ++i)
-      std::copy_n(h_.data.as<float>() + i * h_.channels, 3, pixels + i * 3);
+    middle("decoder.mid");
+    levels("decoder.conv_blocks.");
+    leave("decoder.norm_out", "decoder.conv_out");
+    give(pixels, 3, "decoder.conv_out");
+  }
+
+  void encode(const float* pixels, int height, int width, int dim, float* latents) {
+    take(pixels, height, width, 3);
+    convolve("encoder.conv_in");
+    levels("encoder.conv_blocks.");
+    middle("encoder.mid");
+    leave("encoder.norm_out", "encoder.conv_out");
+    convolve("quant_conv", DType::f32);
+    give(latents, dim, "quant_conv");
   }
 
  private:
-  static std::string level_name(int level) { return "decoder.conv_blocks." + std::to_string(level) + "."; }
+  // x from numbers [height][width][count], and to them.
+  void take(const float* numbers, int height, int width, int count) {
+    const int padded = int(round_up(count, kPanel));
+    x_.become(height, width, padded, DType::f32);
+    for (size_t i = 0, n = size_t(height) * width; i < n; ++i) {
+      float* const to = x_.data.as<float>() + i * padded;
+      std::fill(std::copy_n(numbers + i * count, count, to), to + padded, 0.0f);
+    }
+  }
+  void give(float* numbers, int count, const std::string& name) const {
+    if (w_.convolution(name).out() != count) throw std::invalid_argument(name + " is of another width");
+    for (size_t i = 0, n = size_t(x_.height) * x_.width; i < n; ++i)
+      std::copy_n(x_.data.as<float>() + i * x_.channels, count, numbers + i * count);
+  }
+
+  // All levels, finest first or last, up to the first that there is not.
+  void levels(const std::string& name) {
+    for (int level = 0;; ++level) {
+      const std::string here = name + std::to_string(level);
+      if (!w_.has(here + ".res.0.conv1")) return;
+      for (int j = 0; w_.has(here + ".res." + std::to_string(j) + ".conv1"); ++j) {
+        res(here + ".res." + std::to_string(j));
+        const std::string attn = here + ".attn." + std::to_string(j);
+        if (w_.has(attn + ".q")) attention(attn);
+      }
+      for (const char* other : {".upsample.conv", ".downsample.conv"})
+        if (w_.has(here + other)) convolve(here + other);
+    }
+  }
+
+  void middle(const std::string& name) {
+    res(name + ".0");
+    attention(name + ".1");
+    res(name + ".2");
+  }
+
+  void leave(const std::string& norm_name, const std::string& name) {
+    const Norm norm(w_, x_, norm_name);
+    apply(norm.activated(), name, h_, DType::f32, false);
+    std::swap(x_, h_);
+  }
 
   void apply(const LayerInput& input, const std::string& name, Plane& to, DType stored, bool add) {
     const Convolution& c = w_.convolution(name);
@@ -143,8 +183,9 @@ class Decoding {
   }
 
   // x through a convolution of its own.
-  void convolve(const std::string& name) {
-    apply({x_}, name, shortcut_, w_.dtype, false);
+  void convolve(const std::string& name) { convolve(name, w_.dtype); }
+  void convolve(const std::string& name, DType stored) {
+    apply({x_}, name, shortcut_, stored, false);
     std::swap(x_, shortcut_);
   }
 
@@ -202,20 +243,23 @@ class Decoding {
 
 }  // namespace
 
-VqDecoder::VqDecoder(DType dtype, Isa isa) {
+VqNetworks::VqNetworks(DType dtype, Isa isa) {
   check_dtype("dtype", dtype, {DType::f32, DType::bf16});
   weights_.reset(new VqWeights{dtype, kernels_for(isa)});
 }
-VqDecoder::~VqDecoder() = default;
+VqNetworks::~VqNetworks() = default;
 
-void VqDecoder::load(const std::string& name, const void* data, DType dtype, const std::vector<int64_t>& shape,
-                     int threads) {
+void VqNetworks::load(const std::string& name, const void* data, DType dtype, const std::vector<int64_t>& shape,
+                      int threads) {
   check_dtype(name.c_str(), dtype, {DType::f32, DType::bf16});
   if (shape.size() == 4) {
     const std::string layer = name.substr(0, name.rfind(".weight"));
-    const bool upsample = layer.size() > 14 && layer.compare(layer.size() - 14, 14, ".upsample.conv") == 0;
+    const auto holds = [&](const char* part) { return layer.find(part) != std::string::npos; };
+    const Sampling sampling = holds(".upsample.")     ? Sampling::up
+                              : holds(".downsample.") ? Sampling::down
+                                                      : Sampling::same;
     weights_->convolutions.insert_or_assign(layer, Convolution(data, dtype, int(shape[0]), int(shape[1]), int(shape[2]),
-                                                               upsample, weights_->dtype, threads));
+                                                               sampling, weights_->dtype, threads));
     return;
   }
   if (shape.size() != 1) throw std::invalid_argument(name + " is neither a vector nor of a convolution");
@@ -226,11 +270,14 @@ void VqDecoder::load(const std::string& name, const void* data, DType dtype, con
   weights_->vectors.insert_or_assign(name, std::move(v));
 }
 
-void VqDecoder::decode(const float* entries, int height, int width, int dim, float* pixels, int threads) const {
-  std::unique_ptr<Workplace> place(weights_->idle.exchange(nullptr));
-  if (!place) place = std::make_unique<Workplace>();
-  Decoding(*weights_, *place, threads).run(entries, height, width, dim, pixels);
-  place.reset(weights_->idle.exchange(place.release()));
+void VqNetworks::decode(const float* entries, int height, int width, int dim, float* pixels, int threads) const {
+  weights_->in_a_workplace(
+      [&](Workplace& place) { Run(*weights_, place, threads).decode(entries, height, width, dim, pixels); });
+}
+
+void VqNetworks::encode(const float* pixels, int height, int width, int dim, float* latents, int threads) const {
+  weights_->in_a_workplace(
+      [&](Workplace& place) { Run(*weights_, place, threads).encode(pixels, height, width, dim, latents); });
 }
 
 }  // namespace fastigpt
