@@ -31,6 +31,7 @@ void bind_vq_networks(py::module_& m) {
                         threads);
           },
           "entries float32 [height * width, dim] to pixels float32 [height * patch, width * patch, 3].")
+      .def("rest", &VqNetworks::rest, "Gives working memory back.")
       .def(
           "encode",
           [](const VqNetworks& self, uintptr_t pixels, int height, int width, int dim, uintptr_t latents, int threads) {

@@ -280,4 +280,6 @@ void VqNetworks::encode(const float* pixels, int height, int width, int dim, flo
       [&](Workplace& place) { Run(*weights_, place, threads).encode(pixels, height, width, dim, latents); });
 }
 
+void VqNetworks::rest() const { delete weights_->idle.exchange(nullptr); }
+
 }  // namespace fastigpt

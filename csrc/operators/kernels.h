@@ -77,8 +77,8 @@ struct LinearOut {
   const Picture* picture = nullptr;
 };
 
-// Places of a picture as activations: x · scale + shift, and if silu, of which this is asked for only after that, x ·
-// sigmoid(x) of it.
+// Places of a picture as activations: x · scale + shift by channel; silu, for which there must be both: then x ·
+// sigmoid(x).
 struct Activate {
   const void* x;  // [places][channels], channels a multiple of 32
   DType stored;   // f32 or bf16

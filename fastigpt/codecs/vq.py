@@ -68,6 +68,7 @@ class VQCodec:
         for row, image in zip(found, images):
             pixels = torch.from_numpy(np.array(image)).float() / 127.5 - 1
             row[:] = self._codebook.search(self._encoder.encode(pixels))
+        self._encoder.rest()  # pictures are read now and then, and in float32
         return found
 
     @cached_property

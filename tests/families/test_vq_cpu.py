@@ -103,6 +103,7 @@ def test_neither_threads_nor_other_pictures_change_a_bit(isa: str, dtype: torch.
     for threads in (1, 2, 3, 7):
         for i in (1, 0, 3, 2, 0):
             assert torch.equal(both(i, threads), alone[i])
+        networks.rest()
     # What a picture was worked out in is poison for the next one.
     networks.decode(torch.full((450, 4), torch.nan), 50, 9)
     networks.encode(torch.full((100, 18, 3), torch.nan))

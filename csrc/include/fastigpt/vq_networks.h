@@ -30,6 +30,8 @@ class VqNetworks {
   // pixels: [height][width][3], both multiples of the patch; latents: [height / patch · width / patch][dim].
   void encode(const float* pixels, int height, int width, int dim, float* latents, int threads) const;
 
+  void rest() const;  // gives back the memory that calls work in, which otherwise stays for the next one
+
  private:
   std::unique_ptr<VqWeights> weights_;
 };
