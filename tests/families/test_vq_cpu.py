@@ -23,6 +23,7 @@ CASES = {
     "tiny": (TINY, [(3, 5), (1, 2), (45, 7), (2, 230)]),
     "three levels": (VQConfig(32, (1, 1, 2), 2, 40, 16, 3), [(4, 3), (1, 9)]),
     "wide": (VQConfig(64, (2, 3), 1, 24, 16, 8), [(7, 6)]),
+    "panels and strips": (VQConfig(64, (1, 1), 1, 32, 16, 4), [(33, 52)]),
     "as published": (VQConfig(32, (1, 1, 2, 2, 4), 2, 64, 16, 8), [(2, 3)]),
 }
 
@@ -59,6 +60,11 @@ def test_equals_its_twin(name: str, isa: str) -> None:
     half = CpuVQ(config, weights, torch.bfloat16, isa=isa)
     for height, width in sizes:
         entries, pixels = entries_of(config, height, width), pixels_of(config, height, width)
+        for threads in (1, 5):
+            assert torch.equal(
+                exact.decode(entries, height, width, threads=threads), exact.decode(entries, height, width)
+            )
+            assert torch.equal(half.encode(pixels, threads=threads), half.encode(pixels))
         for expected, found, rounded in (
             (decoded(config, weights, entries, height), *(of.decode(entries, height, width) for of in (exact, half))),
             (encoded(config, weights, pixels), *(of.encode(pixels) for of in (exact, half))),
