@@ -31,7 +31,6 @@ void bind_vq_networks(py::module_& m) {
                         threads);
           },
           "entries float32 [height * width, dim] to pixels float32 [height * patch, width * patch, 3].")
-      .def("rest", &VqNetworks::rest, "Gives working memory back.")
       .def(
           "encode",
           [](const VqNetworks& self, uintptr_t pixels, int height, int width, int dim, uintptr_t latents, int threads) {
@@ -39,7 +38,8 @@ void bind_vq_networks(py::module_& m) {
             self.encode(reinterpret_cast<const float*>(pixels), height, width, dim, reinterpret_cast<float*>(latents),
                         threads);
           },
-          "pixels float32 [height, width, 3] to latents float32 [height / patch * width / patch, dim].");
+          "pixels float32 [height, width, 3] to latents float32 [height / patch * width / patch, dim].")
+      .def("rest", &VqNetworks::rest, "Gives working memory back.");
 }
 
 }  // namespace fastigpt

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <stdexcept>
+#include <string>
 
 namespace fastigpt {
 namespace {
@@ -12,7 +13,7 @@ constexpr int kPlaces = 400;
 // more.
 constexpr int kRows = 4;
 // Threads take strips of so many rows, more where there are enough for each: two rows of a strip's activations are made
-// twice. Less strips than kTasks, of a small picture, share its activations, and panels are shared out as well.
+// twice. Fewer strips than kTasks, of a small picture, share its activations, and panels are shared out as well.
 constexpr int kLeastRows = 8, kMostRows = 32, kTasks = 8;
 
 // Of the 3 weights along an axis, the first and one past the last that fall on place `tap` of two, for rows (columns)

@@ -1,11 +1,10 @@
 // Convolutions as linear layers: a place of a padded picture, whose numbers lie side by side, is a row of inputs that
 // overlaps its neighbours (operators/kernels.h, Rows), so nothing is gathered first.
 #pragma once
-#include <cstring>
 #include <vector>
 
 #include "codecs/pictures.h"
-#include "runtime/given.h"
+#include "operators/packing.h"
 
 namespace fastigpt {
 
@@ -44,8 +43,7 @@ template <class Weight>
 Linear pack_layer(Buffer& data, int out, int in, DType dtype, int threads, const Weight& weight) {
   Linear layer;
   layer.dtype = dtype, layer.in = in, layer.out = out;
-  const int group = group_size(dtype), bytes = int(size_of(dtype));
-  layer.groups = (in + group - 1) / group;
+  layer.groups = (in + group_size(dtype) - 1) / group_size(dtype);
   data = Buffer(layer.panels() * layer.panel_bytes());
   layer.data = data.as<>();
   for_each_task(threads, layer.panels(), [&](int panel, int) {
@@ -53,13 +51,7 @@ Linear pack_layer(Buffer& data, int out, int in, DType dtype, int threads, const
     for (int c = 0; c < kPanel && panel * kPanel + c < out; ++c)
       for (int i = 0; i < in; ++i) {
         const float w = weight(panel * kPanel + c, i);
-        uint8_t* at = to + (size_t(i / group) * kPanel + c) * 4 + i % group * bytes;
-        if (dtype == DType::f32) {
-          std::memcpy(at, &w, 4);
-        } else {
-          const uint16_t half = round_bf16(w);
-          std::memcpy(at, &half, 2);
-        }
+        dtype == DType::f32 ? put_weight<DType::f32>(to, c, i, w) : put_weight<DType::bf16>(to, c, i, w);
       }
   });
   return layer;

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "engine/model.h"
+#include "operators/packing.h"
 #include "runtime/given.h"
 
 namespace fastigpt {
@@ -18,7 +19,6 @@ constexpr float kSmallest = 1e-35f;  // of a row's largest weight, that int8 tel
 // One panel of a layer of `dtype` whose weights are [rows, in].
 template <DType dtype, class Read>
 void pack_panel(PackedLinear& p, const Read& weight, int panel) {
-  constexpr int group = group_size(dtype), bytes = 4 / group;
   const int in = p.view.in;
   const int columns = std::min(kPanel, p.view.out - panel * kPanel);
   uint8_t* to = p.data + panel * p.view.panel_bytes();
@@ -44,16 +44,12 @@ void pack_panel(PackedLinear& p, const Read& weight, int panel) {
       if (!there[c]) continue;
       for (int i = first; i < std::min(first + kPiece, in); ++i) {
         const float w = weight(row[c] + i);
-        uint8_t* at = to + (size_t(i / group) * kPanel + c) * 4 + (i % group) * bytes;
-        if constexpr (dtype == DType::f32) {
-          std::memcpy(at, &w, 4);
-        } else if constexpr (dtype == DType::bf16) {
-          const uint16_t half = round_bf16(w);
-          std::memcpy(at, &half, 2);
-        } else {
+        if constexpr (dtype == DType::i8) {
           const int8_t q = int8_t(std::nearbyint(w * inverse[c]));
-          std::memcpy(at, &q, 1);
+          std::memcpy(place_of_weight<dtype>(to, c, i), &q, 1);
           sum[c] += q;
+        } else {
+          put_weight<dtype>(to, c, i, w);
         }
       }
     }
